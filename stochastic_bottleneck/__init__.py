@@ -1,0 +1,26 @@
+"""Stochastic latents for contrastive learning (StochCon, arXiv 2110.00552)."""
+
+from stochastic_bottleneck import codes, functional
+from stochastic_bottleneck._version import __version__
+from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
+from stochastic_bottleneck.encoders import Encoder, as_encoder
+from stochastic_bottleneck.losses import InfoNCELoss
+from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
+from stochastic_bottleneck.schedules import TemperatureSchedule
+from stochastic_bottleneck.wrapper import StochConOutput, StochConWrapper
+
+__all__ = [
+    "BernoulliPosterior",
+    "BottleneckOutput",
+    "Encoder",
+    "GaussianPosterior",
+    "InfoNCELoss",
+    "StochConOutput",
+    "StochConWrapper",
+    "StochasticBottleneck",
+    "TemperatureSchedule",
+    "__version__",
+    "as_encoder",
+    "codes",
+    "functional",
+]

@@ -1,0 +1,61 @@
+"""The linear map and the MLP that projector, upsampler and head are made of; widths may be learned late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+
+class LazyLinear(LazyModuleMixin, nn.Linear):
+    """`nn.Linear` whose input or output width is learned with the first batch.
+
+    torch's own LazyLinear learns the input width only; an upsampler back to an unknown feature width needs the
+    output too. Parameters are placeholders until then and keep their identity, so an optimizer or a
+    `state_dict` made before the first batch stays right.
+    """
+
+    cls_to_become = nn.Linear  # type: ignore[assignment]
+
+    def __init__(self, in_features: int | None, out_features: int | None, bias: bool = True) -> None:
+        super().__init__(0, 0, False)
+        self.in_features, self.out_features = in_features or 0, out_features or 0
+        self.weight = UninitializedParameter()
+        if bias:
+            self.bias = UninitializedParameter()  # type: ignore[assignment]
+
+    def reset_parameters(self) -> None:
+        """Initialise once the shape is known."""
+        if not is_lazy(self.weight) and self.weight.numel():
+            super().reset_parameters()
+
+    def initialize_parameters(self, input: Tensor) -> None:  # type: ignore[override]
+        """Take the widths that are still open: inputs from the batch, outputs equal to them."""
+        if is_lazy(self.weight):
+            with torch.no_grad():
+                self.in_features = input.shape[-1]
+                self.out_features = self.out_features or self.in_features
+                self.weight.materialize((self.out_features, self.in_features))  # type: ignore[attr-defined]
+                if self.bias is not None:
+                    self.bias.materialize((self.out_features,))  # type: ignore[attr-defined]
+                self.reset_parameters()
+        else:  # a state_dict was loaded before the first batch
+            self.out_features, self.in_features = self.weight.shape
+
+
+def linear(in_features: int | None, out_features: int | None, bias: bool = True) -> nn.Linear:
+    """Linear map; a width of None is learned with the first batch (an output width becomes the input's)."""
+    if in_features and out_features:
+        return nn.Linear(in_features, out_features, bias)
+    return LazyLinear(in_features, out_features, bias)
+
+
+def mlp(in_features: int | None, hidden: int | None, out_features: int | None) -> nn.Sequential:
+    """Linear, BatchNorm, ReLU, linear: SimCLR's head (arXiv 2002.05709, section 4.2), widths as `linear`."""
+    norm: Any = nn.BatchNorm1d(hidden) if hidden else nn.LazyBatchNorm1d()
+    return nn.Sequential(
+        linear(in_features, hidden, bias=False), norm, nn.ReLU(inplace=True), linear(hidden, out_features)
+    )

@@ -1,0 +1,37 @@
+"""Where a kernel leaves and re-enters the caller's precision.
+
+Statistics are computed in float32 or better whatever the inputs are; these helpers are the two borders.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _SaturatingUpcast(torch.autograd.Function):
+    """Upcast whose gradient saturates at the narrow type's range instead of overflowing to infinity.
+
+    The gradient of a normalised row grows as 1 / norm; float16 ends at 65504. A row of norm 1e-6 would
+    otherwise send infinity into the encoder.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.dtype = x.dtype
+        return x.float()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        limit = torch.finfo(ctx.dtype).max
+        return grad_outputs[0].clamp(-limit, limit).to(ctx.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is where it is float32 or float64."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        upcast: Tensor = _SaturatingUpcast.apply(x)  # type: ignore[no-untyped-call]
+        return upcast
+    return x

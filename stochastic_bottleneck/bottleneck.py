@@ -1,0 +1,279 @@
+"""The stochastic bottleneck: projector pi, latent, upsampler rho."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from stochastic_bottleneck import functional
+from stochastic_bottleneck._layers import linear, mlp
+from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
+
+__all__ = ["BottleneckOutput", "StochasticBottleneck"]
+
+Map = Literal["linear", "mlp", "identity"] | nn.Module
+MAX_LOG_STD = 10.0
+"""Bound of a Gaussian's log standard deviation: std within e^-10..e^10, so that a KL stays finite in float32."""
+
+
+class BottleneckOutput(NamedTuple):
+    """What the bottleneck returns, whatever its kind.
+
+    Args:
+        features: features after the upsampler rho. Shape: (N, out_features)
+        z: latent, sampled or the mode. Shape: (N, D)
+        posterior: what `z` was drawn from.
+    """
+
+    features: Tensor
+    z: Tensor
+    posterior: Posterior
+
+
+class StochasticBottleneck(nn.Module):
+    r"""Stochastic latent between features and whatever follows them.
+
+    .. math::
+        \phi = \pi(h), \qquad z \sim q(z \mid \phi), \qquad h'' = \rho(z)
+
+    `train()` draws a sample, differentiable in the parameters; `eval()` takes the mode (exact 0/1 for "bern",
+    the mean for "gauss"). `sample=` overrides either.
+
+    Args:
+        kind: "bern" for bits, "gauss" for Gaussians.
+        dim: number of latent dimensions D; for "bern", of bits.
+        in_features: width F of the features; None to learn it from the first batch.
+        out_features: width of the upsampler's output; None for `in_features`, so that the result fits wherever
+            the features did.
+        temperature: bern: Concrete temperature of the relaxed samples. Change it with `set_temperature`, or
+            anneal it with `TemperatureSchedule`; it is part of the `state_dict`.
+        hard: bern: exact bits in training too, with the relaxed gradient (straight-through).
+        variance: gauss: "diagonal" for one variance a dimension (what the paper calls Iso-Gauss has a diagonal
+            covariance in the author's public code), "isotropic" for one a sample.
+        projector: pi: "linear", "mlp" (linear, BatchNorm, ReLU, linear), "identity" (the features are the
+            latent's parameters), or a module of your own that maps (N, F) to (N, parameters): D logits for
+            "bern", D means and then D ("diagonal") or 1 ("isotropic") log standard deviations for "gauss".
+        upsampler: rho: the same choices; a module of your own maps (N, D) to (N, out_features).
+        location_std: standard deviation over the batch to which logits or means are normalised (BatchNorm
+            without affine parameters, then this factor), so that the noise, of standard deviation 1.8 for a
+            bit and 1 for a Gaussian, does not drown them. None leaves the projector's output as it is, which
+            is the paper's formula to the letter.
+
+    Raises:
+        ValueError: for a value outside its range, or features of another width.
+        TypeError: for a projector or upsampler that is neither a name nor a module.
+
+    Example:
+        >>> import torch
+        >>> bottleneck = StochasticBottleneck("bern", dim=16, in_features=32)
+        >>> features, z, posterior = bottleneck(torch.randn(8, 32))
+        >>> features.shape, z.shape, posterior.kl().shape
+        (torch.Size([8, 32]), torch.Size([8, 16]), torch.Size([8]))
+        >>> bottleneck.eval()(torch.randn(8, 32)).z.unique()
+        tensor([0., 1.], grad_fn=<Unique2Backward0>)
+
+    Source:
+        StochCon (arXiv 2110.00552), Algorithm 1, steps 3 to 5. Widths, depths and the normalisation of the
+        location are not in the poster; they are our choices.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        kind: Literal["bern", "gauss"] = "bern",
+        dim: int = 128,
+        *,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        temperature: float = 1.0,
+        hard: bool = False,
+        variance: Literal["diagonal", "isotropic"] = "diagonal",
+        projector: Map = "linear",
+        upsampler: Map = "linear",
+        location_std: float | None = 2.0,
+    ) -> None:
+        super().__init__()
+        _check_choice("kind", kind, ("bern", "gauss"))
+        _check_choice("variance", variance, ("diagonal", "isotropic"))
+        _check_width("dim", dim)
+        for name, width in (("in_features", in_features), ("out_features", out_features)):
+            if width is not None:
+                _check_width(name, width)
+        functional.check_temperature(temperature)
+        if location_std is not None and not 0 < location_std < math.inf:
+            raise ValueError(f"location_std must be a finite number above 0 or None, got {location_std!r}")
+        if hard and kind != "bern":
+            raise ValueError('hard=True needs bits, got kind="gauss"; leave hard=False')
+        self.kind, self.dim, self.hard, self.variance = kind, dim, hard, variance
+        self.in_features, self.out_features = in_features, out_features or in_features
+        self.location_std = location_std
+        self.projector = _build("projector", projector, in_features, in_features, self.parameter_width)
+        self.location_norm = nn.BatchNorm1d(dim, affine=False) if location_std is not None else nn.Identity()
+        self.upsampler = _build("upsampler", upsampler, dim, self.out_features, self.out_features)
+        # A buffer, so that it follows the module's device, is saved with it, and can change without recompiling.
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        _check_identity_widths(self, projector, upsampler)
+
+    @property
+    def parameter_width(self) -> int:
+        """Number of latent parameters an image, which the projector must give."""
+        if self.kind == "bern":
+            return self.dim
+        return 2 * self.dim if self.variance == "diagonal" else self.dim + 1
+
+    def set_temperature(self, temperature: float) -> None:
+        """Change the Concrete temperature, in place.
+
+        Args:
+            temperature: new temperature, above 0.
+
+        Raises:
+            ValueError: for a temperature that is not positive and finite.
+        """
+        functional.check_temperature(temperature)
+        self.temperature.fill_(temperature)
+
+    def posterior(self, features: Tensor, opposing: Tensor | None = None) -> Posterior:
+        """Latent distribution of each image.
+
+        Args:
+            features: Shape: (N, F)
+            opposing: the other view's features, whose variance is used with this view's mean (gauss; ignored
+                for bern, which has no variance of its own). Shape: (N, F)
+
+        Returns:
+            `BernoulliPosterior` or `GaussianPosterior`, the parameters in the features' precision.
+        """
+        self._check_features(features, "features")
+        parameters = self._project(features)
+        location = self.location_norm(parameters[:, : self.dim])
+        if self.location_std is not None:
+            location = location * self.location_std
+        if self.kind == "bern":
+            return BernoulliPosterior(location, self.temperature)
+        if opposing is not None:
+            self._check_features(opposing, "opposing")
+            if opposing.shape != features.shape:
+                raise ValueError(
+                    f"opposing must have the shape of features, {tuple(features.shape)}, got {tuple(opposing.shape)}"
+                )
+            parameters = self._project(opposing)
+        raw = parameters[:, self.dim :]
+        return GaussianPosterior(location, MAX_LOG_STD * torch.tanh(raw / MAX_LOG_STD))
+
+    def forward(
+        self,
+        features: Tensor,
+        opposing: Tensor | None = None,
+        *,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+    ) -> BottleneckOutput:
+        """Pass features through the latent.
+
+        Args:
+            features: Shape: (N, F)
+            opposing: the other view's features (gauss: gives the variance). Shape: (N, F)
+            sample: draw (True) or take the mode (False); None follows `training`.
+            generator: source of the noise; None for the global one.
+
+        Returns:
+            Upsampled features, latent and posterior.
+        """
+        posterior = self.posterior(features, opposing)
+        if not (self.training if sample is None else sample):
+            z = posterior.mode()
+        elif isinstance(posterior, BernoulliPosterior):
+            z = posterior.rsample(hard=self.hard, generator=generator)
+        else:
+            z = posterior.rsample(generator=generator)
+        return BottleneckOutput(self.upsampler(z), z, posterior)
+
+    def _project(self, features: Tensor) -> Tensor:
+        parameters: Tensor = self.projector(features)
+        if parameters.shape[-1] != self.parameter_width:
+            raise ValueError(
+                f'projector must give {self.parameter_width} parameters an image for kind="{self.kind}" and '
+                f"dim={self.dim}, got {parameters.shape[-1]}"
+            )
+        return parameters
+
+    def _check_features(self, features: Tensor, name: str) -> None:
+        if features.ndim != 2:
+            raise ValueError(
+                f"{name} must have shape (N, F), got {tuple(features.shape)}; pool or flatten to one row an image"
+            )
+        if not features.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {features.dtype}")
+        if features.shape[0] == 0:
+            raise ValueError(f"{name} is empty, shape {tuple(features.shape)}; skip empty batches")
+        if self.in_features is None:
+            self._adopt_width(features)
+        if features.shape[1] != self.in_features:
+            raise ValueError(f"{name} must be {self.in_features} wide (in_features), got {features.shape[1]}")
+        if self.training and self.location_std is not None and features.shape[0] == 1:
+            raise ValueError(
+                "a training batch of one image cannot be normalised; use a larger batch, or location_std=None"
+            )
+
+    def _adopt_width(self, features: Tensor) -> None:
+        """Take the feature width from the first batch and give the open layers their shapes."""
+        self.in_features = features.shape[1]
+        self.out_features = self.out_features or self.in_features
+        last = self.upsampler[-1] if isinstance(self.upsampler, nn.Sequential) else self.upsampler
+        if is_lazy(getattr(last, "weight", None)) and not last.out_features:
+            last.out_features = self.out_features
+        # A row of zeros in evaluation mode shapes the placeholders and leaves statistics and noise alone.
+        for module, width in ((self.projector, self.in_features), (self.upsampler, self.dim)):
+            if any(is_lazy(p) for p in module.parameters()):
+                training = module.training
+                with torch.no_grad():
+                    module.eval()(features.new_zeros(1, width))
+                module.train(training)
+
+    def extra_repr(self) -> str:
+        """Options that differ between bottlenecks."""
+        options = f"kind={self.kind!r}, dim={self.dim}, in_features={self.in_features}"
+        return options + (f", hard={self.hard}" if self.kind == "bern" else f", variance={self.variance!r}")
+
+
+def _build(name: str, choice: Map, in_features: int | None, hidden: int | None, out_features: int | None) -> nn.Module:
+    if isinstance(choice, nn.Module):
+        return choice
+    if choice == "linear":
+        return linear(in_features, out_features)
+    if choice == "mlp":
+        return mlp(in_features, hidden, out_features)
+    if choice == "identity":
+        return nn.Identity()
+    message = f'{name} must be "linear", "mlp", "identity" or a module, got {choice!r}'
+    raise ValueError(message) if isinstance(choice, str) else TypeError(message)
+
+
+def _check_identity_widths(bottleneck: StochasticBottleneck, projector: Map, upsampler: Map) -> None:
+    width, out = bottleneck.in_features, bottleneck.out_features
+    if projector == "identity" and width is not None and width != bottleneck.parameter_width:
+        raise ValueError(
+            f'projector="identity" needs in_features={bottleneck.parameter_width} (the latent\'s parameters), '
+            f'got {width}; use projector="linear"'
+        )
+    if upsampler == "identity" and out is not None and out != bottleneck.dim:
+        raise ValueError(
+            f'upsampler="identity" gives dim={bottleneck.dim} features, but out_features is {out}; '
+            f'set out_features={bottleneck.dim} or use upsampler="linear"'
+        )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_width(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive int, got {value!r}")

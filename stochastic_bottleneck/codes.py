@@ -1,0 +1,274 @@
+"""Binary codes: packing, distance, and what can be counted on them. numpy arrays and torch tensors alike.
+
+Packed codes hold eight bits a byte, the first bit highest (as `numpy.packbits`), padded with zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = [
+    "bit_class_information",
+    "bit_correlation",
+    "bit_entropy",
+    "compression_ratio",
+    "distinct_codes",
+    "hamming_distance",
+    "pack_bits",
+    "share_of_ones",
+    "unpack_bits",
+]
+
+Array = NDArray[Any]
+ArrayT = TypeVar("ArrayT", Tensor, NDArray[Any])
+
+
+def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
+    """Pack bits into bytes.
+
+    Args:
+        z: bits: booleans, or numbers that are exactly 0 or 1. Shape: (..., D)
+        validate: read the values and refuse others; False skips that (no host sync on an accelerator).
+
+    Returns:
+        Codes, uint8, in the kind and on the device of `z`. Shape: (..., ceil(D / 8))
+
+    Raises:
+        ValueError: for values other than 0 and 1, or no bits.
+        TypeError: for anything but an array or a tensor.
+
+    Example:
+        >>> import numpy as np
+        >>> pack_bits(np.array([[1, 0, 0, 0, 0, 0, 0, 1, 1]]))
+        array([[129, 128]], dtype=uint8)
+    """
+    _check_array(z, "z")
+    if z.ndim == 0 or z.shape[-1] == 0:
+        raise ValueError(f"z must have at least one bit in its last dimension, got shape {tuple(z.shape)}")
+    if validate and not bool(((z == 0) | (z == 1)).all()):
+        raise ValueError("z must hold only 0 and 1; take the mode, or threshold it first, as in z > 0.5")
+    if isinstance(z, np.ndarray):
+        return np.packbits(z.astype(bool), axis=-1)
+    padding = -z.shape[-1] % 8
+    bits = torch.nn.functional.pad(z.to(torch.uint8), (0, padding)).unflatten(-1, (-1, 8))
+    return (bits * _weights(z.device)).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack_bits(codes: ArrayT, dim: int) -> ArrayT:
+    """Undo `pack_bits`.
+
+    Args:
+        codes: packed codes, uint8. Shape: (..., ceil(dim / 8))
+        dim: number of bits.
+
+    Returns:
+        Bits, uint8. Shape: (..., dim)
+
+    Raises:
+        ValueError: for codes whose width does not fit `dim`.
+        TypeError: for codes that are not uint8.
+
+    Example:
+        >>> import torch
+        >>> unpack_bits(torch.tensor([129, 128], dtype=torch.uint8), dim=9)
+        tensor([1, 0, 0, 0, 0, 0, 0, 1, 1], dtype=torch.uint8)
+    """
+    _check_codes(codes, "codes")
+    if dim < 1 or codes.shape[-1] != math.ceil(dim / 8):
+        raise ValueError(
+            f"dim={dim} needs codes {math.ceil(max(dim, 1) / 8)} bytes wide and dim >= 1, got shape {tuple(codes.shape)}"
+        )
+    if isinstance(codes, np.ndarray):
+        return np.unpackbits(codes, axis=-1, count=dim)
+    bits = codes.unsqueeze(-1).bitwise_and(_weights(codes.device)).ne(0)
+    return bits.flatten(-2)[..., :dim].to(torch.uint8)
+
+
+def hamming_distance(a: ArrayT, b: ArrayT) -> ArrayT:
+    """Number of differing bits between packed codes, broadcast over leading dimensions.
+
+    `hamming_distance(a[:, None], b[None])` gives all pairs.
+
+    Args:
+        a: packed codes, uint8. Shape: (..., B)
+        b: packed codes, uint8. Shape: (..., B)
+
+    Returns:
+        Distances in bits, int64. Shape: (...)
+
+    Raises:
+        ValueError: for codes of different widths.
+        TypeError: for codes that are not uint8, or of two kinds.
+
+    Example:
+        >>> import numpy as np
+        >>> hamming_distance(np.array([3], dtype=np.uint8), np.array([5], dtype=np.uint8)).item()
+        2
+    """
+    _check_codes(a, "a")
+    _check_codes(b, "b")
+    if isinstance(a, np.ndarray) is not isinstance(b, np.ndarray):
+        raise TypeError(f"a and b must both be numpy arrays or both tensors, got {_kind(a)} and {_kind(b)}")
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"a and b must be equally wide, got {a.shape[-1]} and {b.shape[-1]} bytes")
+    if isinstance(a, np.ndarray):
+        return _POPCOUNT[a ^ b].sum(axis=-1, dtype=np.int64)
+    return torch.from_numpy(_POPCOUNT).to(a.device)[(a ^ b).int()].sum(dim=-1)
+
+
+def compression_ratio(image_shape: Sequence[int], bits: int, bits_per_channel: int = 8) -> float:
+    """Bits of a raw image over the bits of its code.
+
+    Args:
+        image_shape: such as (height, width, channels).
+        bits: bits of the code.
+        bits_per_channel: bits of one raw value.
+
+    Returns:
+        The ratio.
+
+    Raises:
+        ValueError: for a shape or counts that are not positive.
+
+    Example:
+        >>> compression_ratio((224, 224, 3), 2048)
+        588.0
+
+    Source:
+        StochCon (arXiv 2110.00552), claim of 588x.
+    """
+    if not image_shape or min(image_shape) < 1 or bits < 1 or bits_per_channel < 1:
+        raise ValueError(
+            f"image_shape, bits and bits_per_channel must be positive, got {tuple(image_shape)}, {bits} and {bits_per_channel}"
+        )
+    return math.prod(image_shape) * bits_per_channel / bits
+
+
+def share_of_ones(bits: Tensor | Array) -> Array:
+    """Share of ones of each bit over the images; 0.5 everywhere is a balanced code.
+
+    Args:
+        bits: 0/1 values. Shape: (N, D)
+
+    Returns:
+        Shares, float64. Shape: (D,)
+    """
+    return _bit_matrix(bits).mean(axis=0)
+
+
+def bit_entropy(bits: Tensor | Array) -> Array:
+    """Entropy of each bit over the images, in bits: 1 for a balanced bit, 0 for a constant one.
+
+    Args:
+        bits: 0/1 values. Shape: (N, D)
+
+    Returns:
+        Entropies, float64. Shape: (D,)
+    """
+    p = _bit_matrix(bits).mean(axis=0)
+    return -_xlog2(p) - _xlog2(1 - p)
+
+
+def bit_correlation(bits: Tensor | Array) -> float:
+    """Mean absolute correlation between pairs of bits: 0 for independent bits, 1 for copies of one bit.
+
+    Balanced bits alone prove no use of capacity; copies of one bit are balanced too. Constant bits are left
+    out.
+
+    Args:
+        bits: 0/1 values. Shape: (N, D)
+
+    Returns:
+        Mean over pairs; nan with fewer than two bits that vary.
+    """
+    x = _bit_matrix(bits)
+    x = x[:, x.std(axis=0) > 0]
+    if x.shape[1] < 2:
+        return float("nan")
+    correlation = np.abs(np.corrcoef(x, rowvar=False))
+    return float(correlation[np.triu_indices_from(correlation, k=1)].mean())
+
+
+def distinct_codes(bits: Tensor | Array) -> int:
+    """Number of different codes among the images.
+
+    Args:
+        bits: 0/1 values. Shape: (N, D)
+
+    Returns:
+        Count, at most N.
+    """
+    packed = np.packbits(_bit_matrix(bits).astype(bool), axis=-1)
+    return int(np.unique(packed, axis=0).shape[0])
+
+
+def bit_class_information(bits: Tensor | Array, labels: Tensor | Array) -> Array:
+    """Mutual information of each bit and the class, in bits.
+
+    The plug-in estimate from counts, biased upward by about (classes - 1) / (2 N ln 2).
+
+    Args:
+        bits: 0/1 values. Shape: (N, D)
+        labels: integer classes. Shape: (N,)
+
+    Returns:
+        Information of each bit, between 0 and 1, float64. Shape: (D,)
+
+    Raises:
+        ValueError: for labels of another length.
+    """
+    x = _bit_matrix(bits)
+    y = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if y.shape != (x.shape[0],):
+        raise ValueError(f"labels must have shape ({x.shape[0]},), one an image, got {y.shape}")
+    information = bit_entropy(x)
+    for label in np.unique(y):
+        of_class = y == label
+        information = information - of_class.mean() * bit_entropy(x[of_class])
+    return np.maximum(information, 0.0)
+
+
+_POPCOUNT: NDArray[np.uint8] = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+
+
+def _weights(device: torch.device) -> Tensor:
+    """Values of a byte's bits, the first highest."""
+    return torch.bitwise_left_shift(torch.ones((), dtype=torch.uint8, device=device), torch.arange(7, -1, -1, device=device)).to(torch.uint8)
+
+
+def _xlog2(p: Array) -> Array:
+    return p * np.log2(np.where(p > 0, p, 1.0))
+
+
+def _bit_matrix(bits: Tensor | Array) -> Array:
+    _check_array(bits, "bits")
+    x = np.asarray(bits.detach().cpu().float() if isinstance(bits, Tensor) else bits, dtype=np.float64)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"bits must have shape (N, D) with N and D at least 1, got {x.shape}; unpack codes first")
+    if not np.isin(x, (0.0, 1.0)).all():
+        raise ValueError("bits must hold only 0 and 1; unpack codes with unpack_bits, or threshold first")
+    return x
+
+
+def _kind(x: object) -> str:
+    return type(x).__name__
+
+
+def _check_array(x: object, name: str) -> None:
+    if not isinstance(x, (Tensor, np.ndarray)):
+        raise TypeError(f"{name} must be a numpy array or a tensor, got {_kind(x)}")
+
+
+def _check_codes(x: Tensor | Array, name: str) -> None:
+    _check_array(x, name)
+    if x.dtype not in (torch.uint8, np.dtype(np.uint8)):
+        raise TypeError(f"{name} must be packed codes of dtype uint8, got {x.dtype}; pack bits with pack_bits")
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one byte in its last dimension, got shape {tuple(x.shape)}")

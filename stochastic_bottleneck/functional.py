@@ -1,0 +1,340 @@
+"""Stateless functions behind every module: arguments checked here, arithmetic done in the kernels.
+
+Statistics are computed in float32 (float64 for float64 inputs) whatever autocast says; samples come back in
+the dtype of their parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stochastic_bottleneck._ops import bernoulli, gaussian
+from stochastic_bottleneck._ops import info_nce as _info_nce
+
+__all__ = [
+    "bernoulli_entropy",
+    "bernoulli_kl",
+    "bernoulli_log_prob",
+    "gaussian_entropy",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "gaussian_rsample",
+    "info_nce",
+    "logistic_noise",
+    "relaxed_bernoulli_log_prob",
+    "relaxed_bernoulli_rsample",
+]
+
+MIN_TEMPERATURE = 0.01
+"""The lowest InfoNCE temperature for which finite results are promised."""
+
+
+def info_nce(
+    v: Tensor,
+    v_prime: Tensor,
+    temperature: float = 0.5,
+    *,
+    columns: tuple[Tensor, Tensor] | None = None,
+    offset: int = 0,
+    reduction: Literal["mean", "none"] = "mean",
+    block_size: int | None = None,
+) -> Tensor:
+    r"""NT-Xent over 2N views, the self pair masked.
+
+    .. math::
+        \ell_i = -\log \frac{\exp(\mathrm{sim}(v_i, v_{p(i)}) / \tau)}
+        {\sum_{k \neq i} \exp(\mathrm{sim}(v_i, v_k) / \tau)}
+
+    where `sim` is the cosine similarity and :math:`p(i)` the same image's other view. Rows need not be
+    normalised. A zero row has similarity 0 with every row, and a finite gradient.
+
+    Args:
+        v: first views. Shape: (N, D), or (K, N, D) for K independent losses over the same images.
+        v_prime: second views, the same shape, dtype and device as `v`.
+        temperature: tau, at least 0.01.
+        columns: both views of the whole global batch, when `v` and `v_prime` are this process's part of it.
+            Two tensors of Shape: (M, D) or (K, M, D), M >= N
+        offset: place of `v`'s first row among `columns`.
+        reduction: "mean" over all rows, or "none".
+        block_size: rows handled at a time; memory then grows with block_size x 2M instead of 2N x 2M, at
+            the price of one recomputation. None handles all rows at once.
+
+    Returns:
+        Loss in nats, float32 or float64. Shape: () for "mean"; (2N,) or (K, 2N) for "none", the rows of `v`
+        first.
+
+    Raises:
+        ValueError: for shapes that differ or are empty, a temperature below 0.01, an unknown reduction.
+        TypeError: for dtypes that differ or are not floating point.
+
+    Example:
+        >>> import math, torch
+        >>> parallel = torch.ones(4, 8)
+        >>> loss = info_nce(parallel, parallel)      # every view alike: log(2N - 1)
+        >>> math.isclose(loss.item(), math.log(7), rel_tol=1e-6)
+        True
+
+    Source:
+        SimCLR (arXiv 2002.05709), equation 1; StochCon (arXiv 2110.00552) minimises it unchanged.
+    """
+    check_views(v, v_prime)
+    check_info_nce_options(temperature, reduction, block_size)
+    if columns is not None:
+        _check_columns(v, columns, offset)
+    # A product of half-precision rows would lose the small differences that the loss lives on.
+    with torch.autocast(device_type=v.device.type, enabled=False):
+        c, c_prime = (None, None) if columns is None else columns
+        losses = _info_nce.info_nce(v, v_prime, c, c_prime, offset, float(temperature), block_size)
+    return losses.mean() if reduction == "mean" else losses
+
+
+def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard logistic noise in `like`'s shape and device, float32 (float64 for a float64 `like`).
+
+    Args:
+        like: gives shape, device and dtype. Shape: (...)
+        generator: source of randomness; None for the global one.
+
+    Returns:
+        Noise of mean 0 and standard deviation pi / sqrt(3). Shape: (...)
+
+    Example:
+        >>> import torch
+        >>> noise = logistic_noise(torch.empty(2, 3), torch.Generator().manual_seed(0))
+        >>> noise.shape
+        torch.Size([2, 3])
+    """
+    return bernoulli.logistic_noise(torch.rand(like.shape, **_noise_options(like, generator)))
+
+
+def normal_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise in `like`'s shape and device, float32 (float64 for a float64 `like`)."""
+    return torch.randn(like.shape, **_noise_options(like, generator))
+
+
+def relaxed_bernoulli_rsample(
+    logits: Tensor, temperature: Tensor | float, hard: bool = False, noise: Tensor | None = None
+) -> Tensor:
+    """Binary Concrete sample, differentiable in the logits: `sigmoid((logits + noise) / temperature)`.
+
+    Args:
+        logits: log odds of a one. Shape: (...)
+        temperature: Concrete temperature, above 0. Lower is closer to bits, with a noisier gradient.
+        hard: return exact bits in the forward pass and use the relaxed gradient (straight-through).
+        noise: standard logistic noise; drawn here when None. Shape: (...)
+
+    Returns:
+        Samples in [0, 1], in the dtype of `logits`. Shape: (...)
+
+    Raises:
+        ValueError: for a temperature that is not positive, or noise of another shape.
+        TypeError: for logits that are not floating point.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([-2.0, 0.0, 2.0])
+        >>> relaxed_bernoulli_rsample(logits, 1.0, noise=torch.zeros(3))
+        tensor([0.1192, 0.5000, 0.8808])
+        >>> relaxed_bernoulli_rsample(logits, 1.0, hard=True, noise=torch.zeros(3))
+        tensor([0., 0., 1.])
+
+    Source:
+        Maddison et al., The Concrete Distribution (arXiv 1611.00712), equation 4.
+    """
+    _check_floating(logits, "logits")
+    check_temperature(temperature)
+    noise = _check_noise(logits, noise, "logits") if noise is not None else logistic_noise(logits)
+    return bernoulli.relaxed_rsample(logits, temperature, hard, noise)
+
+
+def relaxed_bernoulli_log_prob(logits: Tensor, temperature: Tensor | float, z: Tensor) -> Tensor:
+    """Log density of relaxed samples under the Binary Concrete distribution.
+
+    Args:
+        logits: log odds of a one. Shape: (...)
+        temperature: Concrete temperature, above 0.
+        z: relaxed samples, strictly between 0 and 1. Shape: (...)
+
+    Returns:
+        Log densities in nats. Shape: (...)
+
+    Source:
+        Maddison et al. (arXiv 1611.00712), appendix C.3.2.
+    """
+    _check_floating(logits, "logits")
+    check_temperature(temperature)
+    return bernoulli.relaxed_log_prob(logits, temperature, z)
+
+
+def bernoulli_kl(logits: Tensor) -> Tensor:
+    """Divergence of each bit from a fair coin, `KL(Bernoulli(sigmoid(logits)) || Bernoulli(0.5))`.
+
+    Args:
+        logits: log odds of a one. Shape: (...)
+
+    Returns:
+        Divergence in nats, between 0 and log 2, exact to rounding for logits of any size. Shape: (...)
+
+    Example:
+        >>> import torch
+        >>> bernoulli_kl(torch.tensor([0.0, -1e4, 1e4]))
+        tensor([0.0000, 0.6931, 0.6931])
+    """
+    _check_floating(logits, "logits")
+    return bernoulli.kl(logits)
+
+
+def bernoulli_entropy(logits: Tensor) -> Tensor:
+    """Entropy of each bit in nats, between 0 and log 2. Shapes as in `bernoulli_kl`."""
+    _check_floating(logits, "logits")
+    return bernoulli.entropy(logits)
+
+
+def bernoulli_log_prob(logits: Tensor, z: Tensor) -> Tensor:
+    """Log mass of bits in nats; linear in `z` between 0 and 1. Shape: (...) for all."""
+    _check_floating(logits, "logits")
+    return bernoulli.log_prob(logits, z)
+
+
+def gaussian_rsample(mean: Tensor, log_std: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Reparameterised Gaussian sample, `mean + exp(log_std) * noise`.
+
+    Args:
+        mean: Shape: (..., D)
+        log_std: log standard deviation. Shape: (..., D), or (..., 1) for one a sample
+        noise: standard normal noise; drawn here when None. Shape: (..., D)
+
+    Returns:
+        Samples in the dtype of `mean`. Shape: (..., D)
+
+    Raises:
+        ValueError: for shapes that do not fit.
+        TypeError: for a mean that is not floating point.
+
+    Source:
+        Kingma and Welling (arXiv 1312.6114), section 2.4.
+    """
+    _check_gaussian(mean, log_std)
+    noise = _check_noise(mean, noise, "mean") if noise is not None else normal_noise(mean)
+    return gaussian.rsample(mean, log_std, noise)
+
+
+def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
+    """Divergence of each dimension from the standard normal, `KL(N(mean, std^2) || N(0, 1))`.
+
+    Args:
+        mean: Shape: (..., D)
+        log_std: log standard deviation. Shape: (..., D) or (..., 1)
+
+    Returns:
+        Divergence in nats, 0 at the prior. Shape: (..., D)
+
+    Example:
+        >>> import torch
+        >>> gaussian_kl(torch.tensor([0.0, 1.0]), torch.zeros(2))
+        tensor([0.0000, 0.5000])
+    """
+    _check_gaussian(mean, log_std)
+    return gaussian.kl(mean, log_std)
+
+
+def gaussian_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
+    """Differential entropy of each dimension in nats. Shapes as in `gaussian_kl`."""
+    _check_gaussian(mean, log_std)
+    return gaussian.entropy(mean, log_std)
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
+    """Log density of each dimension of `z` in nats. Shapes as in `gaussian_kl`."""
+    _check_gaussian(mean, log_std)
+    return gaussian.log_prob(mean, log_std, z)
+
+
+def check_temperature(temperature: Tensor | float) -> None:
+    """Refuse a Concrete temperature that is not positive; a tensor's value is not read (no host sync)."""
+    if not isinstance(temperature, Tensor) and not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}; 0.5 to 1 is usual")
+
+
+def check_info_nce_options(temperature: float, reduction: str, block_size: int | None) -> None:
+    """Refuse options of the loss that lie outside their range."""
+    if not isinstance(temperature, (int, float)) or not MIN_TEMPERATURE <= temperature < float("inf"):
+        raise ValueError(
+            f"temperature must be a finite number of at least {MIN_TEMPERATURE}, got {temperature!r}; 0.1 to 0.5 is usual"
+        )
+    if reduction not in ("mean", "none"):
+        raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}')
+    if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+        raise ValueError(f"block_size must be a positive int or None, got {block_size!r}")
+
+
+def _noise_options(like: Tensor, generator: torch.Generator | None) -> dict[str, object]:
+    _check_floating(like, "like")
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    options: dict[str, object] = {"dtype": dtype, "device": like.device}
+    if generator is not None:
+        options["generator"] = generator
+    return options
+
+
+def _check_floating(x: Tensor, name: str) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()")
+
+
+def _check_noise(parameter: Tensor, noise: Tensor, name: str) -> Tensor:
+    if noise.shape != parameter.shape:
+        raise ValueError(
+            f"noise must have the shape of {name}, {tuple(parameter.shape)}, got {tuple(noise.shape)}"
+        )
+    return noise
+
+
+def _check_gaussian(mean: Tensor, log_std: Tensor) -> None:
+    _check_floating(mean, "mean")
+    one_a_sample = (*mean.shape[:-1], 1)
+    if log_std.shape != mean.shape and tuple(log_std.shape) != one_a_sample:
+        raise ValueError(
+            f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_a_sample}, got {tuple(log_std.shape)}"
+        )
+
+
+def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "v_prime") -> None:
+    """Refuse views that do not pair up row by row."""
+    for x, x_name in ((v, name), (v_prime, name_prime)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{x_name} must be a tensor, got {type(x).__name__}")
+        _check_floating(x, x_name)
+    if v.ndim not in (2, 3):
+        raise ValueError(
+            f"{name} must have shape (N, D) or (K, N, D), got {tuple(v.shape)}; flatten features to one row an image"
+        )
+    if v.shape != v_prime.shape:
+        raise ValueError(
+            f"{name} and {name_prime} must have one shape, got {tuple(v.shape)} and {tuple(v_prime.shape)}; "
+            "row i of both must come from image i"
+        )
+    if 0 in v.shape:
+        raise ValueError(
+            f"{name} is empty, shape {tuple(v.shape)}; skip empty batches (drop_last=True in the data loader does)"
+        )
+    if v.dtype != v_prime.dtype:
+        raise TypeError(f"{name} and {name_prime} must have one dtype, got {v.dtype} and {v_prime.dtype}")
+    if v.device != v_prime.device:
+        raise ValueError(
+            f"{name} and {name_prime} must be on one device, got {v.device} and {v_prime.device}; move one with .to()"
+        )
+
+
+def _check_columns(v: Tensor, columns: tuple[Tensor, Tensor], offset: int) -> None:
+    check_views(*columns, "columns[0]", "columns[1]")
+    c = columns[0]
+    if c.ndim != v.ndim or c.shape[-1] != v.shape[-1] or c.shape[:-2] != v.shape[:-2]:
+        raise ValueError(f"columns must match v in all but the rows, got {tuple(c.shape)} for v {tuple(v.shape)}")
+    if not 0 <= offset <= c.shape[-2] - v.shape[-2]:
+        raise ValueError(
+            f"offset must place v's {v.shape[-2]} rows inside the {c.shape[-2]} columns, got {offset}"
+        )

@@ -1,0 +1,123 @@
+"""What the bottleneck believes about each image: small tuples of tensors that can sample and measure.
+
+Both kinds offer `rsample`, `mode`, `kl`, `entropy` and `log_prob`. Per-dimension terms are summed, so `kl`,
+`entropy` and `log_prob` give one number an image, in nats.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stochastic_bottleneck import functional
+
+__all__ = ["BernoulliPosterior", "GaussianPosterior", "Posterior"]
+
+
+class BernoulliPosterior(NamedTuple):
+    """Independent bits, relaxed for the gradient.
+
+    Args:
+        logits: log odds of a one. Shape: (..., D)
+        temperature: Concrete temperature of the relaxed samples. Shape: ()
+
+    Example:
+        >>> import torch
+        >>> posterior = BernoulliPosterior(torch.tensor([[4.0, -4.0]]), torch.tensor(1.0))
+        >>> posterior.mode()
+        tensor([[1., 0.]])
+        >>> posterior.entropy().shape
+        torch.Size([1])
+
+    Source:
+        StochCon (arXiv 2110.00552), StochCon Bern; relaxation by arXiv 1611.00712.
+    """
+
+    logits: Tensor
+    temperature: Tensor | float = 1.0
+
+    @property
+    def probs(self) -> Tensor:
+        """Probability of a one. Shape: (..., D)."""
+        return torch.sigmoid(self.logits)
+
+    def rsample(
+        self, *, hard: bool = False, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Differentiable sample; see `functional.relaxed_bernoulli_rsample`. Shape: (..., D)."""
+        if noise is None:
+            noise = functional.logistic_noise(self.logits, generator)
+        return functional.relaxed_bernoulli_rsample(self.logits, self.temperature, hard, noise)
+
+    def mode(self) -> Tensor:
+        """Most probable bits, exactly 0 or 1 (0 at a logit of 0). Shape: (..., D)."""
+        return (self.logits > 0).to(self.logits.dtype)
+
+    def kl(self) -> Tensor:
+        """Divergence from fair coins, in nats. Shape: (...)."""
+        return functional.bernoulli_kl(self.logits).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy of the bits, in nats. Shape: (...)."""
+        return functional.bernoulli_entropy(self.logits).sum(dim=-1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log mass of bits `z` of Shape: (..., D), in nats. Shape: (...)."""
+        return functional.bernoulli_log_prob(self.logits, z).sum(dim=-1)
+
+    def relaxed_log_prob(self, z: Tensor) -> Tensor:
+        """Log density of relaxed samples `z` strictly inside (0, 1), in nats. Shape: (...)."""
+        return functional.relaxed_bernoulli_log_prob(self.logits, self.temperature, z).sum(dim=-1)
+
+
+class GaussianPosterior(NamedTuple):
+    """Independent Gaussians, with a variance a dimension or one a sample.
+
+    Args:
+        mean: Shape: (..., D)
+        log_std: log standard deviation. Shape: (..., D), or (..., 1) for the isotropic variance
+
+    Example:
+        >>> import torch
+        >>> posterior = GaussianPosterior(torch.zeros(2, 3), torch.zeros(2, 1))
+        >>> posterior.kl()
+        tensor([0., 0.])
+
+    Source:
+        StochCon (arXiv 2110.00552), StochCon Iso-Gauss.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, in the shape of `log_std`."""
+        return self.log_std.exp()
+
+    def rsample(self, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Differentiable sample; see `functional.gaussian_rsample`. Shape: (..., D)."""
+        if noise is None:
+            noise = functional.normal_noise(self.mean, generator)
+        return functional.gaussian_rsample(self.mean, self.log_std, noise)
+
+    def mode(self) -> Tensor:
+        """The mean. Shape: (..., D)."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """Divergence from N(0, I), in nats. Shape: (...)."""
+        return functional.gaussian_kl(self.mean, self.log_std).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy, in nats. Shape: (...)."""
+        return functional.gaussian_entropy(self.mean, self.log_std).sum(dim=-1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of `z` of Shape: (..., D), in nats. Shape: (...)."""
+        return functional.gaussian_log_prob(self.mean, self.log_std, z).sum(dim=-1)
+
+
+Posterior = BernoulliPosterior | GaussianPosterior

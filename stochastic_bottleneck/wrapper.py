@@ -1,0 +1,285 @@
+"""Algorithm 1: an encoder, a stochastic bottleneck and one head, wired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stochastic_bottleneck._layers import mlp
+from stochastic_bottleneck.bottleneck import StochasticBottleneck
+from stochastic_bottleneck.codes import pack_bits
+from stochastic_bottleneck.encoders import Encoder, as_encoder, simclr_parts
+from stochastic_bottleneck.posteriors import Posterior
+
+__all__ = ["Representation", "StochConOutput", "StochConWrapper"]
+
+Representation = Literal["h", "z", "upsampled", "bits"]
+
+
+class StochConOutput(NamedTuple):
+    """What the wrapper returns in training; the first two go to `InfoNCELoss`.
+
+    With `symmetric=True` everything but `h` and `h_prime` has a leading dimension of 2, one for each way round.
+
+    Args:
+        v: head's output for the deterministic branch. Shape: (N, P), or (2, N, P)
+        v_prime: head's output for the stochastic branch. Shape: (N, P), or (2, N, P)
+        h: encoder's features of the first view. Shape: (N, F)
+        h_prime: encoder's features of the second view. Shape: (N, F)
+        z: latent of the stochastic branch. Shape: (N, D), or (2, N, D)
+        posterior: distribution of `z`.
+    """
+
+    v: Tensor
+    v_prime: Tensor
+    h: Tensor
+    h_prime: Tensor
+    z: Tensor
+    posterior: Posterior
+
+
+class StochConWrapper(nn.Module):
+    r"""Stochastic contrastive learning around any image encoder.
+
+    .. math::
+        h = f(x), \quad h' = f(x'), \quad z' \sim q(z \mid \pi(h')), \quad
+        v = g(h), \quad v' = g(\rho(z'))
+
+    One head g serves both branches and only the second is stochastic. The encoder is taken over: a recognised
+    classifier is removed from it in place, and its weights are shared, not copied.
+
+    Args:
+        encoder: torchvision classification model, timm model, or any module that maps images to features.
+        kind: "bern" or "gauss"; ignored when `bottleneck` is given.
+        dim: latent dimensions; ignored when `bottleneck` is given.
+        bottleneck: a `StochasticBottleneck` with options of your own.
+        head: head g, mapping features to (N, P); None for SimCLR's MLP.
+        projection_dim: output width P of the default head.
+        variance_from: gauss: take the variance from the "opposing" view, which keeps it from collapsing, or
+            from the "own" view.
+        symmetric: run the algorithm both ways round on one encoder pass, each view stochastic once.
+        feature_dim: width F of the encoder's features; None to read it from the encoder's structure, or from
+            the first batch.
+        checkpoint_encoder: recompute the encoder's activations in the backward pass to save memory.
+
+    Raises:
+        ValueError: for a value outside its range, or views of different shapes.
+        TypeError: for an encoder, bottleneck or head that is not a module.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> model = StochConWrapper(encoder, kind="bern", dim=16)
+        >>> view, view_prime = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+        >>> output = model(view, view_prime)
+        >>> output.v.shape, output.z.shape
+        (torch.Size([4, 128]), torch.Size([4, 16]))
+        >>> model.encode(view, "bits").shape
+        torch.Size([4, 2])
+
+    Source:
+        StochCon (arXiv 2110.00552), Algorithm 1. The default head is SimCLR's (arXiv 2002.05709).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        kind: Literal["bern", "gauss"] = "bern",
+        dim: int = 128,
+        bottleneck: StochasticBottleneck | None = None,
+        head: nn.Module | None = None,
+        projection_dim: int = 128,
+        variance_from: Literal["opposing", "own"] = "opposing",
+        symmetric: bool = False,
+        feature_dim: int | None = None,
+        checkpoint_encoder: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, module in (("encoder", encoder), ("bottleneck", bottleneck), ("head", head)):
+            if not isinstance(module, nn.Module) and (module is not None or name == "encoder"):
+                raise TypeError(f"{name} must be a module, got {type(module).__name__}")
+        if variance_from not in ("opposing", "own"):
+            raise ValueError(f'variance_from must be "opposing" or "own", got {variance_from!r}')
+        if projection_dim < 1:
+            raise ValueError(f"projection_dim must be a positive int, got {projection_dim!r}")
+        self.encoder = encoder if isinstance(encoder, Encoder) else as_encoder(encoder, feature_dim)
+        width = self.encoder.feature_dim
+        if bottleneck is None:
+            bottleneck = StochasticBottleneck(kind, dim, in_features=width)
+        elif width is not None and bottleneck.in_features not in (None, width):
+            raise ValueError(
+                f"bottleneck takes {bottleneck.in_features} features (in_features), but the encoder gives {width}"
+            )
+        self.bottleneck = bottleneck
+        self.head = mlp(width, width, projection_dim) if head is None else head
+        self.variance_from = variance_from
+        self.symmetric = symmetric
+        self.checkpoint_encoder = checkpoint_encoder
+
+    @classmethod
+    def from_simclr(
+        cls,
+        model: nn.Module,
+        *,
+        kind: Literal["bern", "gauss"] = "bern",
+        dim: int = 128,
+        encoder: str | nn.Module | None = None,
+        head: str | nn.Module | None = None,
+        **options: Any,
+    ) -> StochConWrapper:
+        """Wrap an existing SimCLR model; its encoder and head are used as they are, weights and all.
+
+        Args:
+            model: model with an encoder and a projection head, such as lightly's (`backbone`,
+                `projection_head`), solo-learn's (`backbone`, `projector`) or your own (`encoder`, `head`).
+            kind: "bern" or "gauss".
+            dim: latent dimensions.
+            encoder: the encoder, as a module or an attribute's name, where it is not found.
+            head: the projection head, likewise.
+            **options: further options of `StochConWrapper`.
+
+        Returns:
+            The wrapped model, whose `encode(x)` equals the model's own features.
+
+        Raises:
+            ValueError: when a part is not found; the message says what was there and how to name it.
+        """
+        found, projection = simclr_parts(model, encoder, head)
+        return cls(found, kind=kind, dim=dim, head=projection, **options)
+
+    def forward(
+        self,
+        x: Tensor,
+        x_prime: Tensor,
+        *,
+        sample: bool | None = None,
+        generator: torch.Generator | None = None,
+    ) -> StochConOutput:
+        """Run both views through Algorithm 1.
+
+        Args:
+            x: first views. Shape: (N, C, H, W)
+            x_prime: second views, row i from the same image as `x`'s row i. Shape: (N, C, H, W)
+            sample: draw the latent (True) or take its mode (False); None follows `training`.
+            generator: source of the noise; None for the global one.
+
+        Returns:
+            Outputs of both branches, features, latent and posterior.
+        """
+        if x.shape[0] != x_prime.shape[0]:
+            raise ValueError(
+                f"x and x_prime must hold one view each of the same images, got {x.shape[0]} and {x_prime.shape[0]}"
+            )
+        h, h_prime = self._features(x), self._features(x_prime)
+        second = self._stochastic_branch(h_prime, h, sample, generator)
+        if not self.symmetric:
+            v_prime, z, posterior = second
+            return StochConOutput(self.head(h), v_prime, h, h_prime, z, posterior)
+        first = self._stochastic_branch(h, h_prime, sample, generator)
+        v = torch.stack((self.head(h), self.head(h_prime)))
+        v_prime, z = torch.stack((second[0], first[0])), torch.stack((second[1], first[1]))
+        posterior = _stack(second[2], first[2])
+        return StochConOutput(v, v_prime, h, h_prime, z, posterior)
+
+    def encode(self, x: Tensor, representation: Representation = "h") -> Tensor:
+        """Representation of images, deterministic and without a gradient, whatever the training flag says.
+
+        For a part of the model that can be trained on, compiled or exported, see `feature_extractor`.
+
+        Args:
+            x: images. Shape: (N, C, H, W)
+            representation: "h" for the encoder's features, "z" for the latent's mode, "upsampled" for rho(z),
+                "bits" for z packed eight to a byte (bern only).
+
+        Returns:
+            Shape: (N, F) for "h" and "upsampled"; (N, D) for "z"; (N, ceil(D / 8)) uint8 for "bits"
+
+        Raises:
+            ValueError: for an unknown representation, or bits of a Gaussian.
+        """
+        extractor = self.feature_extractor(representation)
+        with _evaluation(self), torch.no_grad():
+            features: Tensor = extractor(x)
+        return features
+
+    def feature_extractor(self, representation: Representation = "h") -> nn.Module:
+        """The path from images to a representation as a module that shares this model's weights.
+
+        Args:
+            representation: as in `encode`.
+
+        Returns:
+            Module that maps images to the representation; the latent is always its mode. `torch.export` takes
+            it in evaluation mode.
+        """
+        if representation not in get_args(Representation):
+            choices = ", ".join(map(repr, get_args(Representation)))
+            raise ValueError(f"representation must be one of {choices}, got {representation!r}")
+        if representation == "bits" and self.bottleneck.kind != "bern":
+            raise ValueError(
+                'representation "bits" needs a bottleneck of kind "bern", got "gauss"; use "z", or pack the signs '
+                "with codes.pack_bits(z > 0)"
+            )
+        return _FeatureExtractor(self, representation)
+
+    def _features(self, x: Tensor) -> Tensor:
+        if self.checkpoint_encoder and self.training and torch.is_grad_enabled():
+            features: Tensor = checkpoint(self.encoder, x, use_reentrant=False)
+        else:
+            features = self.encoder(x)
+        return features
+
+    def _stochastic_branch(
+        self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Posterior]:
+        other = opposing if self.variance_from == "opposing" else None
+        upsampled, z, posterior = self.bottleneck(own, other, sample=sample, generator=generator)
+        return self.head(upsampled), z, posterior
+
+    def extra_repr(self) -> str:
+        """Options of the wiring."""
+        return f"variance_from={self.variance_from!r}, symmetric={self.symmetric}"
+
+
+class _FeatureExtractor(nn.Module):
+    """Images to one representation."""
+
+    def __init__(self, model: StochConWrapper, representation: Representation) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.bottleneck = model.bottleneck if representation != "h" else None
+        self.representation = representation
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.encoder(x)
+        if self.bottleneck is None:
+            return h
+        if self.representation == "upsampled":
+            return self.bottleneck(h, sample=False).features
+        z = self.bottleneck.posterior(h).mode()
+        return pack_bits(z, validate=False) if self.representation == "bits" else z
+
+
+@contextmanager
+def _evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own flag back afterwards."""
+    flags = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in flags.items():
+            m.training = training
+
+
+def _stack(a: Posterior, b: Posterior) -> Posterior:
+    """Two posteriors as one with a leading dimension of 2; a 0-d temperature is shared."""
+    return type(a)(*(x if x.ndim == 0 else torch.stack((x, y)) for x, y in zip(a, b, strict=True)))

@@ -1,0 +1,1 @@
+"""What the full runs share: data, augmentation, models, training, evaluation, report."""

@@ -1,0 +1,85 @@
+"""How few bits carry the classes: a random forest against the number of bits kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, sklearn
+
+__all__ = ["ForestCurve", "forest_curve"]
+
+
+class ForestCurve(NamedTuple):
+    """A forest's score against the number of features it sees.
+
+    Args:
+        counts: numbers of features kept, ascending.
+        f1: mean over classes of the F1 score on the test set, one for each count, between 0 and 1.
+        ranking: all features, the most important first.
+    """
+
+    counts: tuple[int, ...]
+    f1: tuple[float, ...]
+    ranking: tuple[int, ...]
+
+
+def forest_curve(
+    train_features: Features,
+    train_labels: Labels,
+    test_features: Features,
+    test_labels: Labels,
+    *,
+    counts: Sequence[int] = (1, 2, 5, 11, 25, 50),
+    trees: int = 200,
+    seed: int = 0,
+    jobs: int = -1,
+) -> ForestCurve:
+    """F1 of a random forest on the most important features, for several numbers of them.
+
+    Features are ranked by a forest's importances on the training set alone; each count, and all features, then
+    gets a forest of its own.
+
+    Args:
+        train_features: bits or other features. Shape: (N, D)
+        train_labels: integer classes. Shape: (N,)
+        test_features: Shape: (M, D)
+        test_labels: Shape: (M,)
+        counts: numbers of features to keep; those of D and above become "all".
+        trees: trees of each forest.
+        seed: of the forests.
+        jobs: processes for fitting; -1 for all cores.
+
+    Returns:
+        Counts, scores and the ranking.
+
+    Raises:
+        ValueError: for features and labels that do not fit together, or a count below 1.
+        ModuleNotFoundError: without scikit-learn.
+
+    Example:
+        >>> import numpy as np
+        >>> bits = np.random.default_rng(0).integers(0, 2, (200, 8))
+        >>> curve = forest_curve(bits, bits[:, 3], bits, bits[:, 3], counts=(1,), trees=10, jobs=1)
+        >>> curve.counts, curve.f1[0], curve.ranking[0]
+        ((1, 8), 1.0, 3)
+
+    Source:
+        StochCon (arXiv 2110.00552), multi-class random forest against the number of bits.
+    """
+    x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
+    if any(count < 1 for count in counts):
+        raise ValueError(f"counts must be at least 1, got {tuple(counts)}")
+    forest = sklearn("ensemble").RandomForestClassifier(trees, random_state=seed, n_jobs=jobs)
+    f1_score = sklearn("metrics").f1_score
+    ranking = forest.fit(x, y).feature_importances_.argsort()[::-1]
+    kept = sorted({min(count, x.shape[1]) for count in (*counts, x.shape[1])})
+    scores = []
+    for count in kept:
+        if count < x.shape[1]:
+            forest.fit(x[:, ranking[:count]], y)
+            predicted = forest.predict(x_test[:, ranking[:count]])
+        else:
+            predicted = forest.fit(x, y).predict(x_test)
+        scores.append(float(f1_score(y_test, predicted, average="macro")))
+    return ForestCurve(tuple(kept), tuple(scores), tuple(int(i) for i in ranking))

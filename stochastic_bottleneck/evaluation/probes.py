@@ -1,0 +1,143 @@
+"""Frozen linear probe and nearest neighbours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, sklearn
+
+__all__ = ["ProbeResult", "knn_accuracy", "linear_probe"]
+
+
+class ProbeResult(NamedTuple):
+    """Outcome of a linear probe.
+
+    Args:
+        accuracy: top-1 on the test set, between 0 and 1.
+        f1: mean over classes of the F1 score on the test set, between 0 and 1.
+        regularisation: inverse strength C that was chosen.
+    """
+
+    accuracy: float
+    f1: float
+    regularisation: float
+
+
+def linear_probe(
+    train_features: Features,
+    train_labels: Labels,
+    test_features: Features,
+    test_labels: Labels,
+    *,
+    regularisations: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    validation_share: float = 0.2,
+    max_iter: int = 200,
+    seed: int = 0,
+) -> ProbeResult:
+    """Multinomial logistic regression on frozen, standardised features.
+
+    The strength of the L2 penalty is chosen on a part of the training set, from strong to weak until accuracy
+    there falls; the probe is then fitted on the whole training set. The test set only gives the score.
+
+    Args:
+        train_features: Shape: (N, F)
+        train_labels: integer classes. Shape: (N,)
+        test_features: Shape: (M, F)
+        test_labels: Shape: (M,)
+        regularisations: inverse strengths C to choose from.
+        validation_share: part of the training set to choose on.
+        max_iter: iterations of L-BFGS for one fit.
+        seed: of the split.
+
+    Returns:
+        Accuracy, F1 and the strength chosen.
+
+    Raises:
+        ValueError: for features and labels that do not fit together.
+        ModuleNotFoundError: without scikit-learn.
+
+    Example:
+        >>> import numpy as np
+        >>> features = np.repeat(np.eye(3), 20, axis=0)
+        >>> labels = np.arange(3).repeat(20)
+        >>> linear_probe(features, labels, features, labels).accuracy
+        1.0
+
+    Source:
+        The linear evaluation protocol of SimCLR (arXiv 2002.05709), appendix B.6, by L-BFGS.
+    """
+    x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
+    scaler = sklearn("preprocessing").StandardScaler().fit(x)
+    x, x_test = scaler.transform(x), scaler.transform(x_test)
+    model = sklearn("linear_model").LogisticRegression(max_iter=max_iter)
+    with warnings.catch_warnings():
+        # A probe stopped at max_iter is a probe all the same.
+        warnings.simplefilter("ignore", sklearn("exceptions").ConvergenceWarning)
+        chosen = regularisations[0]
+        if len(regularisations) > 1:
+            x_fit, x_held, y_fit, y_held = sklearn("model_selection").train_test_split(
+                x, y, test_size=validation_share, random_state=seed, stratify=y
+            )
+            best = -1.0
+            for c in sorted(regularisations):
+                score = model.set_params(C=c).fit(x_fit, y_fit).score(x_held, y_held)
+                if score < best:
+                    break
+                best, chosen = score, c
+        predicted = model.set_params(C=chosen).fit(x, y).predict(x_test)
+    f1 = sklearn("metrics").f1_score(y_test, predicted, average="macro")
+    return ProbeResult(float(np.mean(predicted == y_test)), float(f1), chosen)
+
+
+def knn_accuracy(
+    train_features: Features,
+    train_labels: Labels,
+    test_features: Features,
+    test_labels: Labels,
+    *,
+    k: int = 20,
+    temperature: float = 0.1,
+    metric: str = "cosine",
+) -> float:
+    """Top-1 accuracy of nearest neighbours.
+
+    Args:
+        train_features: Shape: (N, F)
+        train_labels: integer classes. Shape: (N,)
+        test_features: Shape: (M, F)
+        test_labels: Shape: (M,)
+        k: neighbours that vote.
+        temperature: with "cosine", a neighbour of similarity s votes with weight exp(s / temperature).
+        metric: "cosine" for features, "hamming" for 0/1 bits (equal votes).
+
+    Returns:
+        Accuracy, between 0 and 1.
+
+    Raises:
+        ValueError: for features and labels that do not fit together, k above N, or an unknown metric.
+
+    Source:
+        Wu et al. (arXiv 1805.01978), section 3.4, gives the weighted vote.
+    """
+    x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
+    if not 1 <= k <= len(x):
+        raise ValueError(f"k must be between 1 and the number of training images, {len(x)}, got {k}")
+    if metric not in ("cosine", "hamming"):
+        raise ValueError(f'metric must be "cosine" or "hamming", got {metric!r}')
+    classes, place = np.unique(y, return_inverse=True)
+    if metric == "hamming":  # with entries of -1 and 1, the product orders as the Hamming distance does
+        x, x_test = 2 * x - 1, 2 * x_test - 1
+    train, test = torch.from_numpy(x), torch.from_numpy(x_test)
+    train = torch.nn.functional.normalize(train, dim=1)
+    votes_for = torch.nn.functional.one_hot(torch.from_numpy(place), len(classes)).float()
+    predicted = []
+    for rows in torch.nn.functional.normalize(test, dim=1).split(1000):
+        similarity, neighbour = (rows @ train.T).topk(k, dim=1)
+        weight = (similarity / temperature).exp() if metric == "cosine" else torch.ones_like(similarity)
+        predicted.append((weight.unsqueeze(-1) * votes_for[neighbour]).sum(dim=1).argmax(dim=1))
+    return float(np.mean(classes[torch.cat(predicted).numpy()] == y_test))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 
 class LazyLinear(LazyModuleMixin, nn.Linear):
@@ -46,6 +46,21 @@ class LazyLinear(LazyModuleMixin, nn.Linear):
             self.out_features, self.in_features = self.weight.shape
 
 
+class _OpenBuffer(UninitializedBuffer):
+    """Placeholder of a buffer that `copy.deepcopy` takes; torch copies placeholders of parameters only."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OpenBuffer:
+        return memo.setdefault(id(self), type(self)(False, self.data.device, self.data.dtype))
+
+
+class LazyBatchNorm(nn.LazyBatchNorm1d):
+    """`nn.LazyBatchNorm1d` that can be copied before its first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running_mean, self.running_var = _OpenBuffer(), _OpenBuffer()
+
+
 def linear(in_features: int | None, out_features: int | None, bias: bool = True) -> nn.Linear:
     """Linear map; a width of None is learned with the first batch (an output width becomes the input's)."""
     if in_features and out_features:
@@ -55,7 +70,7 @@ def linear(in_features: int | None, out_features: int | None, bias: bool = True)
 
 def mlp(in_features: int | None, hidden: int | None, out_features: int | None) -> nn.Sequential:
     """Linear, BatchNorm, ReLU, linear: SimCLR's head (arXiv 2002.05709, section 4.2), widths as `linear`."""
-    norm: Any = nn.BatchNorm1d(hidden) if hidden else nn.LazyBatchNorm1d()
+    norm: Any = nn.BatchNorm1d(hidden) if hidden else LazyBatchNorm()
     return nn.Sequential(
         linear(in_features, hidden, bias=False), norm, nn.ReLU(inplace=True), linear(hidden, out_features)
     )

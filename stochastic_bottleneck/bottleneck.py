@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from stochastic_bottleneck import functional
-from stochastic_bottleneck._layers import linear, mlp
+from stochastic_bottleneck._layers import LazyLinear, linear, mlp
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
 
 __all__ = ["BottleneckOutput", "StochasticBottleneck"]
@@ -74,7 +74,7 @@ class StochasticBottleneck(nn.Module):
         >>> features.shape, z.shape, posterior.kl().shape
         (torch.Size([8, 32]), torch.Size([8, 16]), torch.Size([8]))
         >>> bottleneck.eval()(torch.randn(8, 32)).z.unique()
-        tensor([0., 1.], grad_fn=<Unique2Backward0>)
+        tensor([0., 1.])
 
     Source:
         StochCon (arXiv 2110.00552), Algorithm 1, steps 3 to 5. Widths, depths and the normalisation of the
@@ -117,7 +117,7 @@ class StochasticBottleneck(nn.Module):
         self.upsampler = _build("upsampler", upsampler, dim, self.out_features, self.out_features)
         # A buffer, so that it follows the module's device, is saved with it, and can change without recompiling.
         self.register_buffer("temperature", torch.tensor(float(temperature)))
-        _check_identity_widths(self, projector, upsampler)
+        self._check_identity_widths(self.in_features, self.out_features)
 
     @property
     def parameter_width(self) -> int:
@@ -223,18 +223,34 @@ class StochasticBottleneck(nn.Module):
 
     def _adopt_width(self, features: Tensor) -> None:
         """Take the feature width from the first batch and give the open layers their shapes."""
-        self.in_features = features.shape[1]
-        self.out_features = self.out_features or self.in_features
-        last = self.upsampler[-1] if isinstance(self.upsampler, nn.Sequential) else self.upsampler
-        if is_lazy(getattr(last, "weight", None)) and not last.out_features:
-            last.out_features = self.out_features
+        opened = [m for m in self.projector.modules() if isinstance(m, LazyLinear)]
+        loaded = bool(opened) and not is_lazy(opened[0].weight)  # a state_dict came before the first batch
+        width = opened[0].weight.shape[1] if loaded else features.shape[1]
+        self._check_identity_widths(width, self.out_features or width)
+        self.in_features, self.out_features = width, self.out_features or width
+        for layer in self.upsampler.modules():
+            if isinstance(layer, LazyLinear) and not layer.out_features:
+                layer.out_features = self.out_features
         # A row of zeros in evaluation mode shapes the placeholders and leaves statistics and noise alone.
         for module, width in ((self.projector, self.in_features), (self.upsampler, self.dim)):
             if any(is_lazy(p) for p in module.parameters()):
-                training = module.training
+                flags = {m: m.training for m in module.modules()}
                 with torch.no_grad():
                     module.eval()(features.new_zeros(1, width))
-                module.train(training)
+                for m, training in flags.items():
+                    m.training = training
+
+    def _check_identity_widths(self, width: int | None, out: int | None) -> None:
+        if type(self.projector) is nn.Identity and width not in (None, self.parameter_width):
+            raise ValueError(
+                f'projector="identity" needs in_features={self.parameter_width} (the latent\'s parameters), '
+                f'got {width}; use projector="linear"'
+            )
+        if type(self.upsampler) is nn.Identity and out not in (None, self.dim):
+            raise ValueError(
+                f'upsampler="identity" gives dim={self.dim} features, but out_features is {out}; '
+                f'set out_features={self.dim} or use upsampler="linear"'
+            )
 
     def extra_repr(self) -> str:
         """Options that differ between bottlenecks."""
@@ -253,20 +269,6 @@ def _build(name: str, choice: Map, in_features: int | None, hidden: int | None, 
         return nn.Identity()
     message = f'{name} must be "linear", "mlp", "identity" or a module, got {choice!r}'
     raise ValueError(message) if isinstance(choice, str) else TypeError(message)
-
-
-def _check_identity_widths(bottleneck: StochasticBottleneck, projector: Map, upsampler: Map) -> None:
-    width, out = bottleneck.in_features, bottleneck.out_features
-    if projector == "identity" and width is not None and width != bottleneck.parameter_width:
-        raise ValueError(
-            f'projector="identity" needs in_features={bottleneck.parameter_width} (the latent\'s parameters), '
-            f'got {width}; use projector="linear"'
-        )
-    if upsampler == "identity" and out is not None and out != bottleneck.dim:
-        raise ValueError(
-            f'upsampler="identity" gives dim={bottleneck.dim} features, but out_features is {out}; '
-            f'set out_features={bottleneck.dim} or use upsampler="linear"'
-        )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -332,6 +332,10 @@ def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "
 def _check_columns(v: Tensor, columns: tuple[Tensor, Tensor], offset: int) -> None:
     check_views(*columns, "columns[0]", "columns[1]")
     c = columns[0]
+    if c.dtype != v.dtype or c.device != v.device:
+        raise ValueError(
+            f"columns must have v's dtype and device, {v.dtype} on {v.device}, got {c.dtype} on {c.device}"
+        )
     if c.ndim != v.ndim or c.shape[-1] != v.shape[-1] or c.shape[:-2] != v.shape[:-2]:
         raise ValueError(f"columns must match v in all but the rows, got {tuple(c.shape)} for v {tuple(v.shape)}")
     if not 0 <= offset <= c.shape[-2] - v.shape[-2]:

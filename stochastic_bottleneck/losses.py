@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stochastic_bottleneck import functional
-from stochastic_bottleneck.distributed import gather_rows
+from stochastic_bottleneck.distributed import check_equal_shapes, gather_rows
 
 __all__ = ["InfoNCELoss"]
 
@@ -26,7 +26,8 @@ class InfoNCELoss(nn.Module):
         block_size: rows handled at a time to bound memory; None for all at once.
 
     Raises:
-        ValueError: for a value outside its range, when built or when called.
+        ValueError: for a value outside its range, when built or when called; on every process, when their
+            batches differ in shape.
         TypeError: for views that differ in dtype or are not floating point.
 
     Example:
@@ -66,6 +67,7 @@ class InfoNCELoss(nn.Module):
         """
         columns, offset = None, 0
         if self.gather_distributed:
+            check_equal_shapes(v, v_prime)  # first: a process that stops alone leaves the others waiting
             functional.check_views(v, v_prime)
             (c, c_prime), offset = gather_rows(v, v_prime)
             columns = (c, c_prime)

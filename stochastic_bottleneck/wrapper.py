@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -231,10 +231,15 @@ class StochConWrapper(nn.Module):
 
     def _features(self, x: Tensor) -> Tensor:
         if self.checkpoint_encoder and self.training and torch.is_grad_enabled():
-            features: Tensor = checkpoint(self.encoder, x, use_reentrant=False)
+            # Compiled code mutates each statistic once by itself, and takes no context.
+            contexts = {} if torch.compiler.is_compiling() else {"context_fn": self._checkpoint_contexts}
+            features: Tensor = checkpoint(self.encoder, x, use_reentrant=False, **contexts)
         else:
             features = self.encoder(x)
         return features
+
+    def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _kept_statistics(self.encoder)
 
     def _stochastic_branch(
         self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None
@@ -278,6 +283,20 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in flags.items():
             m.training = training
+
+
+@contextmanager
+def _kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms leave their running statistics alone inside; the first pass has counted the batch already."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    kept = [(m, m.momentum, m.num_batches_tracked) for m in norms]
+    for m in norms:
+        m.momentum, m.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for m, momentum, count in kept:
+            m.momentum, m.num_batches_tracked = momentum, count
 
 
 def _stack(a: Posterior, b: Posterior) -> Posterior:

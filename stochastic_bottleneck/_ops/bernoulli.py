@@ -76,4 +76,5 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, z: Tensor) -> 
     tau = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device)
     log_z, log_rest = z.log(), torch.log1p(-z)
     shifted = logits - tau * (log_z - log_rest)
-    return tau.log() + shifted - log_z - log_rest - 2 * F.softplus(shifted)
+    # softplus(x) = -logsigmoid(-x); torch's softplus drops the exponential above 20, 2e-9 off.
+    return tau.log() + shifted - log_z - log_rest + 2 * F.logsigmoid(-shifted)

@@ -31,14 +31,16 @@ def unit_rows(x: Tensor) -> Tensor:
     return x * x.square().sum(dim=-1, keepdim=True).clamp_min(1.0).rsqrt()
 
 
-def row_losses(rows: Tensor, columns: Tensor, positives: Tensor, self_index: Tensor, temperature: float) -> Tensor:
+def row_losses(
+    rows: Tensor, columns: Tensor, self_index: Tensor, positive_index: Tensor, temperature: float
+) -> Tensor:
     """Loss of each row against all columns but itself.
 
     Args:
         rows: unit rows. Shape: (..., R, D)
         columns: unit rows of every view. Shape: (..., C, D)
-        positives: each row's other view. Shape: (..., R, D)
         self_index: each row's place among the columns. Shape: (R,)
+        positive_index: the place of each row's other view. Shape: (R,)
         temperature: tau.
 
     Returns:
@@ -46,7 +48,8 @@ def row_losses(rows: Tensor, columns: Tensor, positives: Tensor, self_index: Ten
     """
     logits = rows @ columns.transpose(-1, -2) / temperature
     itself = self_index[:, None] == torch.arange(columns.shape[-2], device=rows.device)
-    positive = (rows * positives).sum(dim=-1) / temperature
+    # The very number that the sum holds too: a loss is then never below 0, and exactly 0 for N = 1.
+    positive = logits.gather(-1, positive_index[:, None].expand(*logits.shape[:-1], 1)).squeeze(-1)
     return logits.masked_fill(itself, float("-inf")).logsumexp(dim=-1) - positive
 
 
@@ -76,18 +79,18 @@ def info_nce(
     u, u_prime = unit_rows(v), unit_rows(v_prime)
     c = u if columns is None else unit_rows(columns)
     c_prime = u_prime if columns_prime is None else unit_rows(columns_prime)
-    rows, positives = torch.cat((u, u_prime), dim=-2), torch.cat((u_prime, u), dim=-2)
-    everything = torch.cat((c, c_prime), dim=-2)
+    rows, everything = torch.cat((u, u_prime), dim=-2), torch.cat((c, c_prime), dim=-2)
     place = torch.arange(offset, offset + u.shape[-2], device=u.device)
     self_index = torch.cat((place, place + c.shape[-2]))
+    positive_index = torch.cat((place + c.shape[-2], place))
     if block_size is None:
-        return row_losses(rows, everything, positives, self_index, temperature)
+        return row_losses(rows, everything, self_index, positive_index, temperature)
     blocks = [
-        checkpoint(row_losses, r, everything, p, i, temperature, use_reentrant=False, preserve_rng_state=False)
-        for r, p, i in zip(
+        checkpoint(row_losses, r, everything, i, p, temperature, use_reentrant=False, preserve_rng_state=False)
+        for r, i, p in zip(
             rows.split(block_size, dim=-2),
-            positives.split(block_size, dim=-2),
             self_index.split(block_size),
+            positive_index.split(block_size),
             strict=True,
         )
     ]

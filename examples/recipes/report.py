@@ -1,0 +1,168 @@
+"""What a run leaves for its reader: one table, three figures, and the conditions it was measured under."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from recipes.pretrain import write_atomically
+
+matplotlib.use("Agg")
+
+LABELS = {
+    "pixels": "raw pixels",
+    "untrained": "untrained encoder",
+    "simclr": "SimCLR",
+    "bern": "StochCon Bern",
+    "gauss": "StochCon Gauss",
+}
+# Okabe and Ito's palette, told apart by colour-blind readers, with a line style each for print.
+STYLES = {"simclr": ("#000000", "--"), "bern": ("#0072B2", "-"), "gauss": ("#D55E00", "-.")}
+COLUMNS = (
+    "representation",
+    "width",
+    "linear probe",
+    "kNN",
+    "forest F1",
+    "ones",
+    "compression",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Hardware and versions that the numbers depend on."""
+    packages = ("stochastic-bottleneck", "torch", "torchvision", "timm", "lightning", "kornia", "scikit-learn", "numpy")
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: metadata.version(name) for name in packages},
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's cells, one row for each representation: its model, then `COLUMNS`."""
+    table = []
+    for name, result in {**results["baselines"], **results["models"]}.items():
+        for key, representation in (("h", "features h"), ("z", "bits z" if name == "bern" else "mean z")):
+            if key not in result:
+                continue
+            scores = result[key]
+            latent = key == "z"
+            bits = result.get("bits") if latent else None
+            table.append(
+                (
+                    LABELS[name],
+                    representation if name != "pixels" else "pixels",
+                    f"{scores['dim']}",
+                    f"{100 * scores['probe']:.1f} %",
+                    f"{100 * scores['knn']:.1f} %" if "knn" in scores else "-",
+                    f"{100 * result['forest']['f1'][-1]:.1f} %" if latent else "-",
+                    f"{100 * bits['share_of_ones']:.1f} %" if bits else "-",
+                    f"{bits['compression_ratio']:g}x" if bits else "-",
+                )
+            )
+    return table
+
+
+def terminal_table(results: dict[str, Any]) -> Table:
+    """The table for a terminal."""
+    table = Table(title=f"{results['data']['name']}, evaluated on {results['data']['test']:,} images")
+    table.add_column("model")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "representation" else "right")
+    for row in rows(results):
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(results: dict[str, Any]) -> str:
+    """The table for the README and the documentation."""
+    header = ("model", *COLUMNS)
+    lines = [header, tuple("---" for _ in header), *rows(results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def figures(results: dict[str, Any], losses: dict[str, list[float]], folder: Path) -> list[Path]:
+    """Draw the loss curve, F1 against bits and bit usage; those that the models of this run allow."""
+    drawn = {"loss.png": loss_figure(losses, results)}
+    if any("forest" in model for model in results["models"].values()):
+        drawn["f1_against_bits.png"] = forest_figure(results)
+    if "bits" in results["models"].get("bern", {}):
+        drawn["bit_usage.png"] = usage_figure(results["models"]["bern"]["bits"])
+    for name, figure in drawn.items():
+        content = BytesIO()
+        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+        write_atomically(folder / name, content.getvalue())
+        plt.close(figure)
+    return [folder / name for name in drawn]
+
+
+def loss_figure(losses: dict[str, list[float]], results: dict[str, Any]) -> Figure:
+    """InfoNCE by step, averaged over an epoch."""
+    figure, axes = _axes("step", "InfoNCE (nats), mean over an epoch")
+    for name, values in losses.items():
+        steps = max(1, len(values) // results["config"]["epochs"])
+        means = [sum(values[i : i + steps]) / steps for i in range(0, len(values) - steps + 1, steps)]
+        colour, style = STYLES[name]
+        axes.plot([(i + 1) * steps for i in range(len(means))], means, style, color=colour, label=LABELS[name])
+    axes.legend(frameon=False)
+    return figure
+
+
+def forest_figure(results: dict[str, Any]) -> Figure:
+    """A random forest's F1 against the number of latent dimensions it sees, the most important first."""
+    figure, axes = _axes("latent dimensions kept, the most important first", "random forest, mean F1 (%)")
+    chance = 100 / results["data"]["classes"]
+    for name, model in results["models"].items():
+        if "forest" in model:
+            colour, style = STYLES[name]
+            f1 = [100 * value for value in model["forest"]["f1"]]
+            label = f"{LABELS[name]} ({'bits' if name == 'bern' else 'real numbers'})"
+            axes.plot(model["forest"]["counts"], f1, style, color=colour, marker="o", label=label)
+            ticks = model["forest"]["counts"]
+    axes.axhline(chance, color="grey", linestyle=":", linewidth=1)
+    axes.annotate("chance", (ticks[-1], chance), ha="right", va="bottom", color="grey")
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def usage_figure(bits: dict[str, Any]) -> Figure:
+    """Share of ones of each bit, sorted: flat at a half when every bit is used."""
+    figure, axes = _axes("bits, sorted by their share of ones", "share of ones over the test images (%)")
+    shares = sorted(100 * share for share in bits["share_of_ones_by_bit"])
+    axes.bar(range(1, len(shares) + 1), shares, width=1.0, color=STYLES["bern"][0])
+    axes.axhline(50, color="black", linestyle=":", linewidth=1)
+    axes.set_ylim(0, 100)
+    axes.set_title(
+        f"mean {100 * bits['share_of_ones']:.1f} % ones, {bits['entropy']:.3f} bits of entropy a bit, "
+        f"mean |correlation| {bits['correlation']:.2f}",
+        fontsize=9,
+    )
+    return figure
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

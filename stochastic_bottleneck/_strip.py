@@ -1,0 +1,299 @@
+"""What the structure of a model tells without running it: its classifier, and the width of its features.
+
+torchvision and timm are recognised by their classes' modules and methods, so neither has to be installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+from torch import nn
+
+HEADS = ("fc", "classifier", "head", "heads")
+"""Attributes that hold the classifier: all of torchvision's models use one of these."""
+WIDTHS = (
+    "feature_dim",
+    "features_dim",
+    "output_dim",
+    "out_dim",
+    "out_features",
+    "num_features",
+    "embed_dim",
+    "hidden_size",
+    "out_channels",
+)
+"""Attributes in which models state the width of their features; those that name an output come first."""
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
+"""GoogLeNet's and Inception v3's auxiliary classifiers, which make the output in training a tuple."""
+CONCATENATED = {"GoogLeNet": 1024, "Inception3": 2048, "SqueezeNet": 512}
+"""Widths of torchvision models that end in parallel convolutions, whose number is only in their forward."""
+SHORTCUTS = ("downsample", "shortcut", "skip", "proj")
+"""Names of a residual block's second path, which ends at the width of the first."""
+OTHER_TASKS = {
+    "torchvision.models.detection": "pass its backbone's body (model.backbone.body)",
+    "torchvision.models.segmentation": "pass the classification model it was built on",
+    "torchvision.models.optical_flow": "pass a classification model",
+    "torchvision.models._utils": "pass the model its layers were taken from",
+    "timm.models._features": "build the model without features_only=True",
+}
+
+_KEEPS_WIDTH = tuple(
+    f"torch.nn.modules.{stem}" for stem in ("activation", "dropout", "linear", "padding", "upsampling")
+)
+
+
+_State = tuple[int | None, int | None]
+"""Width and number of positions of the maps at one point of a model; None for what is not certain."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Model inside a compiled, DataParallel or DistributedDataParallel module."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def refuse_other_tasks(model: nn.Module) -> None:
+    """Refuse models whose output is no feature: detection, segmentation, optical flow, lists of maps."""
+    for base in type(model).__mro__:
+        for origin, advice in OTHER_TASKS.items():
+            if base.__module__.startswith(origin):
+                raise ValueError(
+                    f"model must give one output that can become features, got {type(model).__name__} of "
+                    f"{origin}; {advice}"
+                )
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """Number of class, distillation and register tokens ahead of a token sequence, as timm states it."""
+    number = getattr(model, "num_prefix_tokens", None)
+    if isinstance(number, int):
+        return number
+    # timm's VOLO has a class token but does not count it.
+    return int(_is_from(model, "timm.") and isinstance(getattr(model, "cls_token", None), nn.Parameter))
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    """Whether feature maps are (N, H, W, C), as timm states it."""
+    return getattr(model, "output_fmt", None) == "NHWC"
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether a model is a classification model of timm's or torchvision's."""
+    return _is_timm(model) or _is_torchvision(model)
+
+
+def strip_classifier(model: nn.Module, *, insist: bool) -> int | None:
+    """Remove the last layer of a classification model, in place; nothing happens to one without.
+
+    Args:
+        model: model to change.
+        insist: refuse a model in which no classifier, nor the gap one has left, is found.
+
+    Returns:
+        Width of the removed layer's input where that is the width of the features.
+    """
+    if _is_timm(model):
+        _strip_timm(model)
+        return None
+    for name in AUXILIARY:
+        if isinstance(getattr(model, name, None), nn.Module) and hasattr(model, "aux_logits"):
+            setattr(model, name, None)
+            model.aux_logits = False  # type: ignore[assignment]
+    place = _find_classifier(model)
+    if place is None:
+        if insist:
+            children = ", ".join(name for name, _ in model.named_children()) or "none"
+            raise ValueError(
+                "strip=True needs a model that ends in a classifier: a last Linear in a Sequential, or in one of "
+                f"the attributes {', '.join(HEADS)}; {type(model).__name__} has the children {children}. Replace "
+                "its classifier by nn.Identity() yourself and leave strip=None"
+            )
+        return None
+    parent, names = place
+    last = parent.get_submodule(names[0])
+    for name in names:
+        setattr(parent, name, nn.Identity().train(last.training))
+    ends = _ends(last)
+    return ends[0] if ends else None
+
+
+def input_width(head: nn.Module) -> int | None:
+    """Width of the rows that a head takes; None for lazy layers or one without layers."""
+    for layer in head.modules():
+        ends = _ends(layer)
+        if ends is None:
+            continue
+        if hasattr(layer, "kernel_size"):
+            raise ValueError(
+                f"head must take rows of features (N, F), but begins with {type(layer).__name__}; "
+                "name the part that follows the pooling"
+            )
+        return ends[0] or None
+    return None
+
+
+def is_pool(module: nn.Module | None) -> bool:
+    """Whether a module is a pooling layer over space."""
+    return _is_from(module, nn.AvgPool2d.__module__)
+
+
+def feature_width(model: nn.Module) -> int | None:
+    """Width of a model's features from its structure; None where that does not tell for certain."""
+    if _is_timm(model):
+        if not _timm_classifier_is_gone(model):
+            return _int(model, "num_classes")
+        return _int(model, "head_hidden_size") or _int(model, "num_features")
+    if _is_torchvision(model):
+        return _torchvision_width(model)
+    stated = next((width for name in WIDTHS if (width := _int(model, name))), None)
+    if stated is None and isinstance(model, nn.Sequential):
+        stated, _ = _walk(model.children(), None, None)
+    return stated
+
+
+def _is_from(model: object, package: str) -> bool:
+    return any(base.__module__.startswith(package) for base in type(model).__mro__)
+
+
+def _is_timm(model: nn.Module) -> bool:
+    return callable(getattr(model, "reset_classifier", None)) and _int(model, "num_features") is not None
+
+
+def _is_torchvision(model: nn.Module) -> bool:
+    return _is_from(model, "torchvision.models.") and any(name in model._modules for name in HEADS)
+
+
+def _int(model: nn.Module, name: str) -> int | None:
+    value = getattr(model, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _timm_classifier_is_gone(model: Any) -> bool:
+    try:
+        classifier = model.get_classifier()
+    except AttributeError:  # the user has replaced the head that held it
+        return True
+    return isinstance(classifier, nn.Identity)
+
+
+def _strip_timm(model: Any) -> None:
+    if _timm_classifier_is_gone(model):
+        return
+    before = set(model.modules())
+    model.reset_classifier(0)
+    # Some versions of timm leave the layers they put in place in training mode.
+    for module in set(model.modules()) - before:
+        module.training = model.training
+
+
+def _find_classifier(model: nn.Module) -> tuple[nn.Module, list[str]] | None:
+    """Parent and names of the last layer and of what only serves it; an Identity is the gap one has left."""
+    name = next((name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)), None)
+    head = model if name is None else getattr(model, name)
+    if isinstance(head, nn.Sequential):
+        return _find_last_layer(head)
+    return (model, [name]) if name is not None and isinstance(head, nn.Linear | nn.Identity) else None
+
+
+def _find_last_layer(sequence: nn.Sequential) -> tuple[nn.Module, list[str]] | None:
+    names: list[str] = []
+    pooled = False
+    for name, layer in reversed(sequence._modules.items()):  # named_children() would leave out repeated ones
+        if isinstance(layer, nn.Sequential):
+            return _find_last_layer(layer)
+        pointwise = set(getattr(layer, "kernel_size", (0,))) == {1} if _ends(layer) else False
+        if isinstance(layer, nn.Linear | nn.Identity) or pointwise:
+            return sequence, [name, *names]
+        if isinstance(layer, nn.Flatten) or is_pool(layer):
+            pooled = pooled or is_pool(layer)
+        elif isinstance(layer, nn.Softmax | nn.LogSoftmax) or (pooled and isinstance(layer, nn.ReLU)):
+            names.append(name)  # SqueezeNet's scores are convolution, ReLU, pooling
+        else:  # such as the ReLU or dropout after a hidden layer: the classifier has been cut off
+            return None
+    return None
+
+
+def _torchvision_width(model: nn.Module) -> int | None:
+    width: int | None = None
+    cells: int | None = None
+    for name, child in model.named_children():
+        if name in AUXILIARY:
+            continue
+        if name in HEADS and cells is not None:  # the model's forward flattens here
+            width, cells = width and width * cells, 1
+        width, cells = _step(child, width, cells)
+    if width is None and cells == 1:
+        known = [CONCATENATED[base.__name__] for base in type(model).__mro__ if base.__name__ in CONCATENATED]
+        width = known[0] if known else None
+    return width
+
+
+def _walk(modules: Iterable[nn.Module], width: int | None, cells: int | None) -> _State:
+    for module in modules:
+        width, cells = _step(module, width, cells)
+    return width, cells
+
+
+def _step(module: nn.Module, width: int | None, cells: int | None) -> _State:
+    """State after a module."""
+    if isinstance(module, nn.Sequential):
+        return _walk(module.children(), width, cells)
+    if is_classifier(module):
+        return feature_width(module), None
+    ends = _ends(module)
+    if ends is not None:
+        return ends[1] or width, None if hasattr(module, "kernel_size") else cells
+    if isinstance(module, nn.Flatten):
+        whole = (module.start_dim, module.end_dim) == (1, -1)
+        return (width * cells if whole and width and cells else None), 1 if whole else None
+    if is_pool(module):
+        return width, _pooled_cells(module, cells)
+    if next(module.children(), None) is None:
+        keeps = type(module).__module__ in _KEEPS_WIDTH and not isinstance(module, nn.GLU)
+        return (width, cells) if keeps else (None, None)
+    return _block_width(module, width), None
+
+
+def _pooled_cells(pool: nn.Module, cells: int | None) -> int | None:
+    size = getattr(pool, "output_size", None)
+    if size is None:
+        return 1 if cells == 1 else None
+    sizes = size if isinstance(size, tuple) else (size,) * (2 if "2d" in type(pool).__name__ else 1)
+    return None if None in sizes else prod(sizes)
+
+
+def _block_width(block: nn.Module, width: int | None) -> int | None:
+    """Output width of a block: certain where its layers form one chain, apart from a shortcut."""
+    if isinstance(last := list(block.children())[-1], nn.LayerNorm):
+        return _ends(last)[1]  # type: ignore[index]
+    found = False
+    for name, layer in block.named_modules():
+        ends = _ends(layer)
+        if ends is None or any(part in SHORTCUTS for part in name.split(".")):
+            continue
+        if ends[0] != width:  # parallel paths, which the forward may join in any way
+            return None
+        width, found = ends[1], True
+    return width if found else None
+
+
+def _ends(layer: nn.Module) -> tuple[int, int] | None:
+    """Input and output width of a layer; 0 for those a lazy layer does not know yet."""
+    if next(layer.children(), None) is not None:
+        return None
+    for start, end in (("in_features", "out_features"), ("in_channels", "out_channels")):
+        if isinstance(getattr(layer, start, None), int) and isinstance(getattr(layer, end, None), int):
+            return getattr(layer, start), getattr(layer, end)
+    for name in ("num_features", "num_channels", "normalized_shape"):
+        width = getattr(layer, name, None)
+        width = width[-1] if isinstance(width, tuple) else width
+        if isinstance(width, int):
+            return width, width
+    return None

@@ -1,0 +1,283 @@
+"""Encoders: any image model as a map from images to one row of features each."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stochastic_bottleneck import _strip
+
+__all__ = ["Encoder", "as_encoder", "simclr_parts"]
+
+ENCODER_NAMES = (
+    "backbone",  # lightly, solo-learn
+    "encoder",  # SupContrast, lightning-bolts
+    "online_encoder",
+    "base_encoder",
+    "feature_extractor",
+    "trunk",
+    "convnet",
+    "resnet",
+    "model",
+    "network",
+    "net",
+    "f",
+)
+HEAD_NAMES = (
+    "projection_head",  # lightly
+    "projector",  # solo-learn
+    "projection",  # lightning-bolts
+    "projection_mlp",
+    "proj_head",
+    "contrastive_head",
+    "proj",
+    "head",  # SupContrast
+    "mlp",
+    "g",
+)
+
+
+class Encoder(nn.Module):
+    """Backbone whose output is brought to one row of features an image.
+
+    Feature maps are averaged over space and token sequences over their tokens, class and register tokens
+    (timm's `num_prefix_tokens`) left out; either is flattened instead where `feature_dim` says so; rows pass
+    unchanged. Training and evaluation mode differ only in the backbone.
+
+    Args:
+        backbone: maps images to feature maps (N, F, H, W) or (N, H, W, F), tokens (N, T, F) or rows (N, F).
+        feature_dim: width F of the features; None leaves it unchecked, with channels first.
+
+    Raises:
+        ValueError: for a width that is not a positive int, or a backbone's output of another width.
+        TypeError: for a backbone that is not a module, or that does not return a single tensor.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> images = torch.randn(4, 3, 8, 8)
+        >>> Encoder(nn.Conv2d(3, 16, 3), feature_dim=16)(images).shape
+        torch.Size([4, 16])
+        >>> Encoder(nn.Conv2d(3, 16, 3), feature_dim=16 * 6 * 6)(images).shape
+        torch.Size([4, 576])
+    """
+
+    def __init__(self, backbone: nn.Module, feature_dim: int | None = None) -> None:
+        super().__init__()
+        _check_module("backbone", backbone)
+        _check_width(feature_dim)
+        self.backbone = backbone
+        self.feature_dim = feature_dim
+        self.training = backbone.training
+        self._prefix_tokens = _strip.prefix_tokens(backbone)
+        self._channels_last = _strip.is_channels_last(backbone)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of images.
+
+        Args:
+            x: images. Shape: (N, C, H, W)
+
+        Returns:
+            Shape: (N, F)
+        """
+        output = self.backbone(x)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"backbone must return one tensor, got {type(output).__name__}; wrap it in a module that "
+                "picks the features (such as output[0] or output.pooler_output), or remove auxiliary heads"
+            )
+        features = self._pool(output)
+        if features.ndim != 2:
+            raise ValueError(
+                f"backbone must give features of shape (N, F) or maps, got an output of shape {tuple(output.shape)}"
+            )
+        if self.feature_dim is not None and features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"backbone must give {self.feature_dim} features an image (feature_dim), got {features.shape[1]} "
+                f"from an output of shape {tuple(output.shape)}; pass the feature_dim that fits"
+            )
+        return features
+
+    def _pool(self, output: Tensor) -> Tensor:
+        if output.ndim < 3:
+            return output
+        width, shape = self.feature_dim, output.shape
+        last = output.ndim == 3 or self._channels_last
+        if width is not None and shape[-1 if last else 1] != width:
+            if shape[1:].numel() == width:
+                return output.flatten(1)
+            last ^= shape[1 if last else -1] == width
+        if output.ndim == 3 and last:
+            output = output[:, self._prefix_tokens :]
+        first = 1 if last else 2
+        return output.mean(tuple(range(first, first + output.ndim - 2)))
+
+    def extra_repr(self) -> str:
+        """Width of the features."""
+        return f"feature_dim={self.feature_dim}"
+
+
+def as_encoder(model: nn.Module, feature_dim: int | None = None, strip: bool | None = None) -> Encoder:
+    """Make an encoder of an image model, without running it.
+
+    The classifier is removed in place: from a timm model by its own `reset_classifier`, from any other the
+    last layer alone, so that dropout and hidden layers before it stay. Weights are shared; training flags,
+    BatchNorm statistics and the random state are left alone.
+
+    Args:
+        model: torchvision or timm classification model, or any module that maps images to features. A compiled
+            or data-parallel module around it is taken off; an `Encoder` is returned itself.
+        feature_dim: width F of the features; None to read it from the model's structure or its attributes
+            (`feature_dim`, `num_features`, `embed_dim`, ...).
+        strip: remove the classifier. None removes it from models of torchvision and timm; True also from
+            others, where it must end a Sequential, or be (the end of) `fc`, `classifier`, `head` or `heads`;
+            False keeps it.
+
+    Returns:
+        The encoder. Its `feature_dim` is None where the structure does not tell for certain.
+
+    Raises:
+        ValueError: for strip=True and no classifier found, a detection or segmentation model, or a width that
+            is not a positive int or not that of the `Encoder` given.
+        TypeError: for a model that is not a module, or a strip that is not a bool or None.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+        >>> as_encoder(net).feature_dim, as_encoder(net, strip=True).feature_dim
+        (10, 16)
+    """
+    _check_module("model", model)
+    _check_width(feature_dim)
+    if strip is not None and not isinstance(strip, bool):
+        raise TypeError(f"strip must be True, False or None, got {strip!r}")
+    model = _strip.unwrap(model)
+    backbone = model.backbone if isinstance(model, Encoder) else model
+    _strip.refuse_other_tasks(backbone)
+    width = None
+    if strip or (strip is None and not isinstance(model, Encoder) and _strip.is_classifier(backbone)):
+        width = _strip.strip_classifier(backbone, insist=bool(strip))
+    if not isinstance(model, Encoder):
+        return Encoder(backbone, feature_dim or width or _strip.feature_width(backbone))
+    width = width or model.feature_dim or feature_dim
+    if feature_dim not in (None, width):
+        raise ValueError(f"feature_dim must be the Encoder's own, {width}, or None, got {feature_dim}")
+    model.feature_dim = width
+    return model
+
+
+def simclr_parts(
+    model: nn.Module, encoder: str | nn.Module | None = None, head: str | nn.Module | None = None
+) -> tuple[Encoder, nn.Module]:
+    """Find the encoder and the projection head of an existing SimCLR model.
+
+    Nothing is stripped, and both parts are the model's own. Between them the model is taken to flatten or to
+    average over space or tokens, as `Encoder` does; where it does otherwise (takes the class token, say), pass
+    as `encoder` a module that does the same. Pooling layers that a Sequential head begins with go to the
+    encoder, and a head named inside the encoder (`head="backbone.fc"`) is moved out, an Identity in its place.
+
+    Args:
+        model: model with the two parts in attributes such as `backbone` and `projection_head` (lightly),
+            `backbone` and `projector` (solo-learn), `encoder` and `head`.
+        encoder: the encoder, as a module or the attribute's name, with dots for nested ones; None to find it.
+        head: the projection head, likewise. It takes rows of features (N, F).
+
+    Returns:
+        Encoder and head. The encoder's `feature_dim` is the input width of the head's first layer.
+
+    Raises:
+        ValueError: for a part that is not found or found more than once, and a head that takes feature maps.
+        TypeError: for a model or part that is not a module, or a name.
+
+    Example:
+        >>> from torch import nn
+        >>> class SimCLR(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.backbone = nn.Conv2d(3, 16, 3)
+        ...         self.projection_head = nn.Linear(16, 8)
+        >>> encoder, head = simclr_parts(SimCLR())
+        >>> encoder.feature_dim, head
+        (16, Linear(in_features=16, out_features=8, bias=True))
+    """
+    _check_module("model", model)
+    model = _strip.unwrap(model)
+    _strip.refuse_other_tasks(model)
+    found, projection = _find_parts(model, encoder, head)
+    if found in projection.modules():
+        raise ValueError("encoder must lie outside the head, got a part of it; name what the head is fed by")
+    inside = next((name for name, module in found.named_modules() if module is projection), None)
+    if inside is not None:
+        parent, _, name = inside.rpartition(".")
+        setattr(found.get_submodule(parent), name, nn.Identity().train(projection.training))
+    pools = _count_leading_pools(projection)
+    if pools:
+        layers = list(projection.children())
+        found = _chain([found, *layers[:pools]], found.training)
+        projection = _chain(layers[pools:], projection.training)
+    width = _strip.input_width(projection)
+    return as_encoder(found, width, strip=False), projection
+
+
+def _find_parts(
+    model: nn.Module, encoder: str | nn.Module | None, head: str | nn.Module | None
+) -> tuple[nn.Module, nn.Module]:
+    parts, missing = [], []
+    for role, given, names in (("encoder", encoder, ENCODER_NAMES), ("head", head, HEAD_NAMES)):
+        if isinstance(given, nn.Module):
+            parts.append(given)
+            continue
+        if given is not None and not isinstance(given, str):
+            raise TypeError(f"{role} must be a module or an attribute's name, got {type(given).__name__}")
+        wanted = names if given is None else (given,)
+        found = {name: part for name in wanted if isinstance(part := _attribute(model, name), nn.Module)}
+        if len(set(found.values())) > 1:
+            raise ValueError(
+                f"model has more than one part that may be its {role}: {', '.join(found)}; "
+                f'name the right one ({role}="{next(iter(found))}")'
+            )
+        parts.extend(list(found.values())[:1])
+        if not found:
+            missing.append(role if given is None else f'{role}="{given}"')
+    if missing:
+        children = ", ".join(name for name, _ in model.named_children()) or "none"
+        raise ValueError(
+            f"{' and '.join(missing)} not found in {type(model).__name__}, whose children are {children}; name "
+            'both by attribute, nested ones with dots (encoder="net.trunk", head="net.trunk.fc"), or pass modules'
+        )
+    return parts[0], parts[1]
+
+
+def _attribute(model: nn.Module, path: str) -> object:
+    part: object = model
+    for name in path.split("."):
+        part = getattr(part, name, None)
+    return part
+
+
+def _count_leading_pools(head: nn.Module) -> int:
+    """Number of layers up to the last pooling layer, where a Sequential begins with pooling."""
+    count = 0
+    if isinstance(head, nn.Sequential):
+        for i, layer in enumerate(head, 1):
+            if _strip.is_pool(layer):
+                count = i
+            elif not isinstance(layer, nn.Flatten | nn.Identity):
+                break
+    return count
+
+
+def _chain(layers: list[nn.Module], training: bool) -> nn.Sequential:
+    chain = nn.Sequential(*layers)
+    chain.training = training  # train() would reach into the layers
+    return chain
+
+
+def _check_module(name: str, module: object) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a module, got {type(module).__name__}")
+
+
+def _check_width(width: object) -> None:
+    if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
+        raise ValueError(f"feature_dim must be a positive int or None, got {width!r}")

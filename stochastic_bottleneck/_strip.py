@@ -7,23 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
 HEADS = ("fc", "classifier", "head", "heads")
 """Attributes that hold the classifier: all of torchvision's models use one of these."""
-WIDTHS = (
-    "feature_dim",
-    "features_dim",
-    "output_dim",
-    "out_dim",
-    "out_features",
-    "num_features",
-    "embed_dim",
-    "hidden_size",
-    "out_channels",
-)
+WIDTHS = ("feature_dim", "output_dim", "out_features", "num_features", "embed_dim", "hidden_size")
 """Attributes in which models state the width of their features; those that name an output come first."""
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
 """GoogLeNet's and Inception v3's auxiliary classifiers, which make the output in training a tuple."""
@@ -39,10 +29,11 @@ OTHER_TASKS = {
     "timm.models._features": "build the model without features_only=True",
 }
 
-_KEEPS_WIDTH = tuple(
-    f"torch.nn.modules.{stem}" for stem in ("activation", "dropout", "linear", "padding", "upsampling")
+_KEEPS_WIDTH = (
+    *(f"torch.nn.modules.{stem}" for stem in ("activation", "dropout", "linear", "padding")),
+    "torchvision.ops.misc",
 )
-
+"""Files whose layers, where they have no width of their own, keep it."""
 
 _State = tuple[int | None, int | None]
 """Width and number of positions of the maps at one point of a model; None for what is not certain."""
@@ -111,9 +102,9 @@ def strip_classifier(model: nn.Module, *, insist: bool) -> int | None:
         if insist:
             children = ", ".join(name for name, _ in model.named_children()) or "none"
             raise ValueError(
-                "strip=True needs a model that ends in a classifier: a last Linear in a Sequential, or in one of "
-                f"the attributes {', '.join(HEADS)}; {type(model).__name__} has the children {children}. Replace "
-                "its classifier by nn.Identity() yourself and leave strip=None"
+                "strip=True needs a model that ends in a classifier: a last Linear in a Sequential, or in "
+                f"one of the attributes {', '.join(HEADS)}; {type(model).__name__} has the children "
+                f"{children}. Replace its classifier by nn.Identity() yourself and leave strip=None"
             )
         return None
     parent, names = place
@@ -139,26 +130,32 @@ def input_width(head: nn.Module) -> int | None:
     return None
 
 
-def is_pool(module: nn.Module | None) -> bool:
+def is_pool(module: nn.Module) -> bool:
     """Whether a module is a pooling layer over space."""
     return _is_from(module, nn.AvgPool2d.__module__)
+
+
+def is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether a module runs its children in order; a Sequential's subclass may do otherwise."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def feature_width(model: nn.Module) -> int | None:
     """Width of a model's features from its structure; None where that does not tell for certain."""
     if _is_timm(model):
-        if not _timm_classifier_is_gone(model):
-            return _int(model, "num_classes")
+        layers = _timm_classifier(model)
+        if layers:
+            return _int(layers[0], "out_features") or _int(model, "num_classes")
         return _int(model, "head_hidden_size") or _int(model, "num_features")
     if _is_torchvision(model):
         return _torchvision_width(model)
     stated = next((width for name in WIDTHS if (width := _int(model, name))), None)
-    if stated is None and isinstance(model, nn.Sequential):
-        stated, _ = _walk(model.children(), None, None)
+    if stated is None and (is_chain(model) or _ends(model)):
+        stated, _ = _step(model, None, None)
     return stated
 
 
-def _is_from(model: object, package: str) -> bool:
+def _is_from(model: nn.Module, package: str) -> bool:
     return any(base.__module__.startswith(package) for base in type(model).__mro__)
 
 
@@ -175,16 +172,18 @@ def _int(model: nn.Module, name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _timm_classifier_is_gone(model: Any) -> bool:
+def _timm_classifier(model: Any) -> list[nn.Module]:
     try:
-        classifier = model.get_classifier()
+        found = model.get_classifier()
     except AttributeError:  # the user has replaced the head that held it
-        return True
-    return isinstance(classifier, nn.Identity)
+        return []
+    heads = found if isinstance(found, tuple | list) else [found]  # two of distilled models
+    modules = [module for head in heads if isinstance(head, nn.Module) for module in head.modules()]
+    return [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
 
 
 def _strip_timm(model: Any) -> None:
-    if _timm_classifier_is_gone(model):
+    if not _timm_classifier(model):
         return
     before = set(model.modules())
     model.reset_classifier(0)
@@ -197,7 +196,7 @@ def _find_classifier(model: nn.Module) -> tuple[nn.Module, list[str]] | None:
     """Parent and names of the last layer and of what only serves it; an Identity is the gap one has left."""
     name = next((name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)), None)
     head = model if name is None else getattr(model, name)
-    if isinstance(head, nn.Sequential):
+    if is_chain(head):
         return _find_last_layer(head)
     return (model, [name]) if name is not None and isinstance(head, nn.Linear | nn.Identity) else None
 
@@ -205,8 +204,8 @@ def _find_classifier(model: nn.Module) -> tuple[nn.Module, list[str]] | None:
 def _find_last_layer(sequence: nn.Sequential) -> tuple[nn.Module, list[str]] | None:
     names: list[str] = []
     pooled = False
-    for name, layer in reversed(sequence._modules.items()):  # named_children() would leave out repeated ones
-        if isinstance(layer, nn.Sequential):
+    for name, layer in reversed(sequence._modules.items()):
+        if is_chain(layer):
             return _find_last_layer(layer)
         pointwise = set(getattr(layer, "kernel_size", (0,))) == {1} if _ends(layer) else False
         if isinstance(layer, nn.Linear | nn.Identity) or pointwise:
@@ -243,8 +242,8 @@ def _walk(modules: Iterable[nn.Module], width: int | None, cells: int | None) ->
 
 def _step(module: nn.Module, width: int | None, cells: int | None) -> _State:
     """State after a module."""
-    if isinstance(module, nn.Sequential):
-        return _walk(module.children(), width, cells)
+    if is_chain(module):
+        return _walk(module, width, cells)
     if is_classifier(module):
         return feature_width(module), None
     ends = _ends(module)

@@ -89,12 +89,12 @@ class Encoder(nn.Module):
         features = self._pool(output)
         if features.ndim != 2:
             raise ValueError(
-                f"backbone must give features of shape (N, F) or maps, got an output of shape {tuple(output.shape)}"
+                f"backbone must give a batch of features or maps, got an output shaped {tuple(output.shape)}"
             )
         if self.feature_dim is not None and features.shape[1] != self.feature_dim:
             raise ValueError(
-                f"backbone must give {self.feature_dim} features an image (feature_dim), got {features.shape[1]} "
-                f"from an output of shape {tuple(output.shape)}; pass the feature_dim that fits"
+                f"backbone must give feature_dim={self.feature_dim} features, got {features.shape[1]} in an "
+                f"output of shape {tuple(output.shape)}; pass the feature_dim that fits"
             )
         return features
 
@@ -125,8 +125,8 @@ def as_encoder(model: nn.Module, feature_dim: int | None = None, strip: bool | N
     BatchNorm statistics and the random state are left alone.
 
     Args:
-        model: torchvision or timm classification model, or any module that maps images to features. A compiled
-            or data-parallel module around it is taken off; an `Encoder` is returned itself.
+        model: torchvision or timm classification model, or any module that maps images to features. A
+            compiled or data-parallel module around it is taken off; an `Encoder` is returned itself.
         feature_dim: width F of the features; None to read it from the model's structure or its attributes
             (`feature_dim`, `num_features`, `embed_dim`, ...).
         strip: remove the classifier. None removes it from models of torchvision and timm; True also from
@@ -171,10 +171,10 @@ def simclr_parts(
 ) -> tuple[Encoder, nn.Module]:
     """Find the encoder and the projection head of an existing SimCLR model.
 
-    Nothing is stripped, and both parts are the model's own. Between them the model is taken to flatten or to
-    average over space or tokens, as `Encoder` does; where it does otherwise (takes the class token, say), pass
-    as `encoder` a module that does the same. Pooling layers that a Sequential head begins with go to the
-    encoder, and a head named inside the encoder (`head="backbone.fc"`) is moved out, an Identity in its place.
+    Nothing is stripped, and both parts are the model's own. Between them the model is taken to flatten or
+    to average over space or tokens, as `Encoder` does; where it does otherwise (takes the class token, say),
+    pass as `encoder` a module that does the same. Pooling layers that a Sequential head begins with go to the
+    encoder. A head named inside the encoder (`head="backbone.fc"`) leaves an Identity in its place.
 
     Args:
         model: model with the two parts in attributes such as `backbone` and `projection_head` (lightly),
@@ -210,11 +210,9 @@ def simclr_parts(
     if inside is not None:
         parent, _, name = inside.rpartition(".")
         setattr(found.get_submodule(parent), name, nn.Identity().train(projection.training))
-    pools = _count_leading_pools(projection)
+    pools, rest = _split_leading_pools(projection)
     if pools:
-        layers = list(projection.children())
-        found = _chain([found, *layers[:pools]], found.training)
-        projection = _chain(layers[pools:], projection.training)
+        found, projection = _chain([found, *pools], found.training), _chain(rest, projection.training)
     width = _strip.input_width(projection)
     return as_encoder(found, width, strip=False), projection
 
@@ -242,8 +240,9 @@ def _find_parts(
     if missing:
         children = ", ".join(name for name, _ in model.named_children()) or "none"
         raise ValueError(
-            f"{' and '.join(missing)} not found in {type(model).__name__}, whose children are {children}; name "
-            'both by attribute, nested ones with dots (encoder="net.trunk", head="net.trunk.fc"), or pass modules'
+            f"{' and '.join(missing)} not found in {type(model).__name__}, whose children are {children}; "
+            'name both by attribute, with dots for nested ones (encoder="net.trunk", head="net.trunk.fc"), '
+            "or pass the modules"
         )
     return parts[0], parts[1]
 
@@ -255,16 +254,16 @@ def _attribute(model: nn.Module, path: str) -> object:
     return part
 
 
-def _count_leading_pools(head: nn.Module) -> int:
-    """Number of layers up to the last pooling layer, where a Sequential begins with pooling."""
+def _split_leading_pools(head: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Layers up to the last pooling layer, where a Sequential begins with pooling, and the rest."""
+    layers = list(head) if _strip.is_chain(head) else []
     count = 0
-    if isinstance(head, nn.Sequential):
-        for i, layer in enumerate(head, 1):
-            if _strip.is_pool(layer):
-                count = i
-            elif not isinstance(layer, nn.Flatten | nn.Identity):
-                break
-    return count
+    for i, layer in enumerate(layers, 1):
+        if _strip.is_pool(layer):
+            count = i
+        elif not isinstance(layer, nn.Flatten | nn.Identity):
+            break
+    return layers[:count], layers[count:]
 
 
 def _chain(layers: list[nn.Module], training: bool) -> nn.Sequential:

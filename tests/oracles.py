@@ -1,0 +1,129 @@
+"""Slow float64 oracles: loops over scalars, written from the papers' formulas, sharing no code with the package.
+
+They are made of torch scalars, so that autograd gives the oracle of a gradient too.
+"""
+
+import math
+
+import torch
+
+
+def as_float64(x):
+    """A float64 leaf with the values of `x`, exact for every narrower dtype."""
+    return x.detach().double().clone().requires_grad_()
+
+
+def each(function, *tensors):
+    """`function` on corresponding scalars of equally shaped tensors, in their shape."""
+    flat = zip(*(t.reshape(-1).unbind() for t in tensors), strict=True)
+    return torch.stack([function(*scalars) for scalars in flat]).reshape(tensors[0].shape)
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a.unbind(), b.unbind(), strict=True))
+    norms = [sum(x * x for x in row.unbind()).sqrt() for row in (a, b)]
+    return dot / (norms[0] * norms[1])
+
+
+def nt_xent(v, v_prime, temperature):
+    """SimCLR (arXiv 2002.05709), equation 1, one loss for each of the 2N views. v: (N, D)."""
+    n = v.shape[0]
+    views = [*v.unbind(), *v_prime.unbind()]
+    losses = []
+    for i in range(2 * n):
+        positive = i + n if i < n else i - n
+        total = sum(
+            (cosine(views[i], views[k]) / temperature).exp() for k in range(2 * n) if k != i
+        )  # 1[k != i]
+        losses.append(-((cosine(views[i], views[positive]) / temperature).exp() / total).log())
+    return torch.stack(losses)
+
+
+def sigmoid(x):
+    return 1 / (1 + (-x).exp())
+
+
+def relaxed_bernoulli_sample(logits, temperature, noise):
+    """Maddison et al. (arXiv 1611.00712): a logistic variable located at the logit, through a sharpened sigmoid."""
+    return each(lambda a, e: sigmoid((a + e) / temperature), logits, noise)
+
+
+def gaussian_sample(mean, log_std, noise):
+    return each(lambda m, s, e: m + s.exp() * e, mean, log_std.expand_as(mean), noise)
+
+
+def bernoulli_entropy(logits):
+    """-p log p - (1 - p) log(1 - p); good for moderate logits only."""
+
+    def entropy(logit):
+        p, q = sigmoid(logit), sigmoid(-logit)
+        return -p * p.log() - q * q.log()
+
+    return each(entropy, logits)
+
+
+def bernoulli_kl(logits):
+    """p log(p / 0.5) + (1 - p) log((1 - p) / 0.5); good for moderate logits only."""
+
+    def divergence(logit):
+        p, q = sigmoid(logit), sigmoid(-logit)
+        return p * (p / 0.5).log() + q * (q / 0.5).log()
+
+    return each(divergence, logits)
+
+
+def bernoulli_log_prob(logits, bits):
+    return each(lambda a, b: sigmoid(a).log() if b == 1 else sigmoid(-a).log(), logits, bits)
+
+
+def relaxed_bernoulli_log_prob(logits, temperature, z):
+    """arXiv 1611.00712, equation 24: the density of a Binary Concrete variable with alpha = exp(logit)."""
+
+    def log_density(logit, x):
+        alpha = logit.exp()
+        numerator = temperature * alpha * x ** (-temperature - 1) * (1 - x) ** (-temperature - 1)
+        return (numerator / (alpha * x**-temperature + (1 - x) ** -temperature) ** 2).log()
+
+    return each(log_density, logits, z)
+
+
+def gaussian_kl(mean, log_std):
+    """Kingma and Welling (arXiv 1312.6114), appendix B: -(1 + log s^2 - m^2 - s^2) / 2."""
+
+    def divergence(m, s):
+        variance = (2 * s).exp()
+        return -0.5 * (1 + variance.log() - m * m - variance)
+
+    return each(divergence, mean, log_std.expand_as(mean))
+
+
+def gaussian_entropy(mean, log_std):
+    return each(
+        lambda _, s: 0.5 * (2 * math.pi * math.e * (2 * s).exp()).log(), mean, log_std.expand_as(mean)
+    )
+
+
+def gaussian_log_prob(mean, log_std, z):
+    def log_density(m, s, x):
+        variance = (2 * s).exp()
+        return -((x - m) ** 2) / (2 * variance) - 0.5 * (2 * math.pi * variance).log()
+
+    return each(log_density, mean, log_std.expand_as(mean), z)
+
+
+def hamming(a, b):
+    """Differing bits of two rows of bytes, counted in binary notation."""
+    return sum(bin(int(x) ^ int(y)).count("1") for x, y in zip(a, b, strict=True))
+
+
+def kolmogorov_smirnov(sample, cdf):
+    """Largest distance between the empirical distribution of a flat sample and `cdf`."""
+    x = sample.double().sort().values
+    n, f = x.numel(), cdf(x)
+    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    return max((f - steps[:-1]).max().item(), (steps[1:] - f).max().item())
+
+
+def kolmogorov_smirnov_limit(n, alpha=1e-6):
+    """Distance that a correct sample of n exceeds with a probability of at most alpha (Massart's inequality)."""
+    return math.sqrt(math.log(2 / alpha) / (2 * n))

@@ -1,0 +1,586 @@
+"""`StochasticBottleneck`: projector, latent, upsampler, and everything a module must survive."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from tolerances import assert_close
+from torch import nn
+
+from stochastic_bottleneck import BernoulliPosterior, BottleneckOutput, GaussianPosterior, StochasticBottleneck
+
+N, F, D = 8, 6, 4
+
+
+def bottleneck(kind="bern", **options):
+    return StochasticBottleneck(kind, D, **{"in_features": F, **options})
+
+
+def features(n=N, width=F, seed=0, dtype=torch.float32):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def generator(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+KINDS = {
+    "bern": {"kind": "bern"},
+    "bern hard": {"kind": "bern", "hard": True},
+    "gauss": {"kind": "gauss"},
+    "gauss isotropic": {"kind": "gauss", "variance": "isotropic"},
+}
+each_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+
+
+# ---- shapes, train and eval -------------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("out", [None, 5])
+def test_returns_features_latent_and_posterior(options, training, out):
+    module = bottleneck(**options, out_features=out).train(training)
+    output = module(features())
+    assert isinstance(output, BottleneckOutput)
+    assert output.features.shape == (N, out or F)
+    assert output.z.shape == (N, D)
+    assert torch.equal(output.features, module.upsampler(output.z))
+    if options["kind"] == "bern":
+        assert isinstance(output.posterior, BernoulliPosterior)
+        assert output.posterior.logits.shape == (N, D)
+    else:
+        assert isinstance(output.posterior, GaussianPosterior)
+        assert output.posterior.mean.shape == (N, D)
+        assert output.posterior.log_std.shape == (N, 1 if "variance" in options else D)
+
+
+@each_kind
+def test_train_samples_and_eval_takes_the_mode(options):
+    module = bottleneck(**options)
+    first, second = module(features()), module(features())
+    assert not torch.equal(first.z, second.z)
+    module.eval()
+    first, second = module(features()), module(features())
+    assert torch.equal(first.z, second.z)
+    assert torch.equal(first.z, first.posterior.mode())
+    if options["kind"] == "bern":
+        assert set(first.z.unique().tolist()) == {0.0, 1.0}
+    else:
+        assert torch.equal(first.z, first.posterior.mean)
+
+
+def test_samples_are_soft_unless_hard():
+    assert ((z := bottleneck()(features()).z) > 0).all()
+    assert (z < 1).all()
+    assert set(bottleneck(hard=True)(features()).z.unique().tolist()) == {0.0, 1.0}
+
+
+@each_kind
+def test_sample_overrides_the_mode_of_the_module(options):
+    module = bottleneck(**options)
+    mode = module(features(), sample=False)
+    assert torch.equal(mode.z, mode.posterior.mode())
+    module.eval()
+    drawn = module(features(), sample=True, generator=generator())
+    assert not torch.equal(drawn.z, drawn.posterior.mode())
+    noise = {} if options["kind"] == "gauss" else {"hard": options.get("hard", False)}
+    assert torch.equal(drawn.z, drawn.posterior.rsample(generator=generator(), **noise))
+
+
+@each_kind
+def test_a_generator_repeats_the_sample_and_leaves_the_global_one_alone(options):
+    module, state = bottleneck(**options), torch.get_rng_state()
+    first, again, other = (module(features(), generator=generator(s)).z for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert torch.equal(module(features()).z, first)
+
+
+@each_kind
+def test_every_parameter_gets_a_gradient_in_training(options):
+    module = bottleneck(**options)
+    h = features().requires_grad_()
+    module(h, features(seed=3)).features.square().sum().backward()
+    assert h.grad.abs().sum() > 0
+    for name, parameter in module.named_parameters():
+        assert parameter.grad.isfinite().all()
+        moved = parameter.grad.abs().amax(dim=-1) if parameter.ndim == 2 else parameter.grad.abs()
+        # A bias in front of a normalisation has no effect; every other row has.
+        assert (moved[D:] if name == "projector.bias" else moved).gt(1e-12).all(), name
+
+
+def test_hard_training_has_the_relaxed_gradient():
+    module = bottleneck()
+    hard = copy.deepcopy(module)
+    hard.hard = True
+    weights, grads = torch.randn(N, D), []
+    for m in (module, hard):
+        # The gradient before the upsampler, whose own gradient does depend on the bits.
+        (m(features(), generator=generator()).z * weights).sum().backward()
+        grads.append([p.grad for p in m.projector.parameters()])
+    assert grads[0][0].abs().max() > 0
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+# ---- the formula ------------------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_without_normalisation_it_is_the_papers_formula(options):
+    module = bottleneck(**options, location_std=None)
+    h, other = features(), features(seed=3)
+    output = module(h, other, generator=generator())
+    parameters = h @ module.projector.weight.T + module.projector.bias
+    if options["kind"] == "bern":
+        u = torch.rand(N, D, generator=generator())
+        z = torch.sigmoid(parameters + u.log() - (1 - u).log())
+        z = (z > 0.5).float() if options.get("hard") else z
+    else:
+        of_other = other @ module.projector.weight.T + module.projector.bias
+        # the bound on log_std is within 1e-3 of the identity here
+        std = (10 * torch.tanh(of_other[:, D:] / 10)).exp()
+        assert_close(std, of_other[:, D:].exp(), factor=1e3)
+        z = parameters[:, :D] + std * torch.randn(N, D, generator=generator())
+    assert_close(output.z, z)
+    assert_close(output.features, z @ module.upsampler.weight.T + module.upsampler.bias)
+
+
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+@pytest.mark.parametrize("location_std", [0.5, 2.0, 4])
+def test_locations_are_normalised_over_the_batch(kind, location_std):
+    module = bottleneck(kind, location_std=location_std)
+    with torch.no_grad():
+        module.projector.weight.mul_(100.0)
+        module.projector.bias.add_(7.0)
+    location = module.posterior(features(256))[0]
+    assert_close(location.mean(0), torch.zeros(D), factor=10)
+    assert_close(location.std(0, correction=0), torch.full((D,), float(location_std)), factor=10)
+
+
+def test_without_normalisation_there_are_no_statistics():
+    module = bottleneck(location_std=None)
+    assert set(module.state_dict()) == {
+        "temperature",
+        *(f"{m}.{p}" for m in ("projector", "upsampler") for p in ("weight", "bias")),
+    }
+    assert module(features(1)).z.shape == (1, D)
+
+
+def test_evaluation_uses_running_statistics_and_leaves_them_alone():
+    module = bottleneck()
+    for _ in range(300):
+        module(3 + 5 * torch.randn(64, F))
+    kept = copy.deepcopy(module.state_dict())
+    module.eval()
+    h = 3 + 5 * torch.randn(512, F)
+    logits = module.posterior(h).logits
+    # five standard errors of 512 images, and of the ten or so batches that the running mean remembers
+    assert (logits.mean(0).abs() < 5 * 2.0 * math.sqrt(1 / 512 + 1 / 640)).all()
+    assert ((logits.std(0) / 2.0 - 1).abs() < 5 * math.sqrt((1 / 512 + 1 / 640) / 2)).all()
+    assert_close(module.posterior(h[:1]).logits[0], logits[0])  # the rest of the batch does not matter
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, kept[key]), key
+
+
+@pytest.mark.parametrize("variance", ["diagonal", "isotropic"])
+@pytest.mark.parametrize("training", [True, False])
+def test_opposing_features_give_the_variance_and_nothing_else(variance, training):
+    module = bottleneck("gauss", variance=variance).train(training)
+    h, other = features(), features(seed=3)
+    mixed, own, theirs = module.posterior(h, other), module.posterior(h), module.posterior(other)
+    assert torch.equal(mixed.mean, own.mean)
+    assert torch.equal(mixed.log_std, theirs.log_std)
+    assert not torch.allclose(own.log_std, theirs.log_std)
+    if training:
+        noise = {"sample": True, "generator": generator()}
+        expected = mixed.mean + mixed.log_std.exp() * torch.randn(N, D, generator=generator())
+        assert_close(module(h, other, **noise).z, expected)
+
+
+def test_the_opposing_variance_takes_its_gradient_to_the_other_view():
+    module = bottleneck("gauss")
+    h, other = features().requires_grad_(), features(seed=3).requires_grad_()
+    posterior = module.posterior(h, other)
+    of_mean, of_std = (
+        torch.autograd.grad(x.pow(3).sum(), (h, other), retain_graph=True, materialize_grads=True) for x in posterior
+    )
+    assert [grad.any().item() for grad in (*of_mean, *of_std)] == [True, False, False, True]
+
+
+def test_bits_ignore_opposing_features():
+    module = bottleneck().eval()
+    assert torch.equal(module(features(), features(seed=3)).z, module(features()).z)
+
+
+def test_log_std_is_bounded_so_that_everything_stays_finite():
+    module = bottleneck("gauss", location_std=None)
+    posterior = module.posterior(1e6 * features())
+    assert posterior.log_std.abs().max() <= 10
+    assert posterior.std.isfinite().all()
+    assert posterior.kl().isfinite().all()
+
+
+# ---- projector and upsampler ------------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("out", [None, 5])
+@pytest.mark.parametrize("upsampler", ["linear", "mlp"])
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+def test_maps(options, projector, upsampler, out, lazy):
+    maps = {"projector": projector, "upsampler": upsampler, "out_features": out}
+    module = bottleneck(**options, **maps, in_features=None if lazy else F)
+    assert module(features()).features.shape == (N, out or F)
+    assert (module.in_features, module.out_features) == (F, out or F)
+    shapes = {name: p.shape for name, p in bottleneck(**options, **maps).state_dict().items()}
+    assert {name: p.shape for name, p in module.state_dict().items()} == shapes
+    for name, choice in (("projector", projector), ("upsampler", upsampler)):
+        part = getattr(module, name)
+        layers = list(part) if choice == "mlp" else [part]
+        expected = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear] if choice == "mlp" else [nn.Linear]
+        assert [type(layer) for layer in layers] == expected
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_identity_maps(lazy):
+    for options, width in ((KINDS["bern"], D), (KINDS["gauss"], 2 * D), (KINDS["gauss isotropic"], D + 1)):
+        module = bottleneck(
+            **options,
+            in_features=None if lazy else width,
+            out_features=D,
+            projector="identity",
+            upsampler="identity",
+            location_std=None,
+        )
+        h = features(width=width)
+        output = module(h)
+        assert torch.equal(output.features, output.z)
+        assert torch.equal(output.posterior[0], h[:, :D])
+        assert not list(module.parameters())
+
+
+def test_own_modules_are_used_as_they_are():
+    projector, upsampler = nn.Sequential(nn.Linear(F, 3), nn.Tanh(), nn.Linear(3, 2 * D)), nn.Linear(D, 7)
+    module = bottleneck("gauss", projector=projector, upsampler=upsampler, out_features=7)
+    assert module.projector is projector
+    assert module.upsampler is upsampler
+    assert module(features()).features.shape == (N, 7)
+
+
+def test_own_lazy_modules_keep_their_widths_and_training_flags():
+    frozen = nn.BatchNorm1d(F).eval()
+    projector = nn.Sequential(frozen, nn.LazyLinear(9), nn.LazyLinear(D))
+    module = bottleneck(projector=projector, upsampler=nn.LazyLinear(7), out_features=7, in_features=None)
+    assert module(features()).features.shape == (N, 7)
+    assert not frozen.training
+    assert projector.training
+    assert projector[1].weight.shape == (9, F)
+
+
+# ---- lazy width -------------------------------------------------------------------------------------------------
+
+MAPS = pytest.mark.parametrize("maps", ["linear", "mlp"])
+
+
+def lazy(maps="linear", kind="bern"):
+    return bottleneck(kind, in_features=None, projector=maps, upsampler=maps)
+
+
+@MAPS
+def test_an_optimizer_made_before_the_first_batch_trains_the_parameters(maps):
+    module = lazy(maps)
+    held = list(module.parameters())
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    module(features()).features.sum().backward()
+    before = [p.detach().clone() for p in module.parameters()]
+    optimizer.step()
+    assert all(a is b for a, b in zip(held, module.parameters(), strict=True))
+    changed = [not torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True)]
+    assert all(changed)
+
+
+@MAPS
+def test_a_first_batch_in_evaluation_or_without_gradient(maps):
+    module = lazy(maps).eval()
+    with torch.no_grad():
+        module.posterior(features())
+    assert not module.training
+    assert all(p.requires_grad for p in module.parameters())
+    assert module.train()(features()).features.requires_grad
+
+
+@MAPS
+def test_the_first_batch_draws_no_extra_noise(maps):
+    """Adopting the width only initialises parameters; the statistics see the batch once."""
+    module = lazy(maps)
+    state = generator(3)
+    z = module(features(), generator=state).z
+    expected = module.eval().posterior(features())
+    counts = [b for name, b in module.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(c == 1 for c in counts)
+    assert z.shape == expected.logits.shape
+    assert torch.equal(torch.rand(1, generator=state), torch.rand(N * D + 1, generator=generator(3))[-1:])
+
+
+@MAPS
+def test_a_state_loaded_before_the_first_batch_counts(maps):
+    trained = bottleneck(projector=maps, upsampler=maps)
+    trained(features())
+    module = lazy(maps)
+    module.load_state_dict(trained.state_dict())
+    expected = trained.eval()(features(seed=2))
+    output = module.eval()(features(seed=2))
+    assert torch.equal(output.features, expected.features)
+    assert module.in_features == F
+    assert {k: v.shape for k, v in module.state_dict().items()} == {k: v.shape for k, v in trained.state_dict().items()}
+
+
+@MAPS
+def test_a_batch_that_does_not_fit_the_loaded_state_is_refused(maps):
+    module = lazy(maps)
+    module.load_state_dict(bottleneck(projector=maps, upsampler=maps).state_dict())
+    with pytest.raises(ValueError, match=rf"features must be {F} wide \(in_features\), got 9"):
+        module(features(width=9))
+    assert module(features()).features.shape == (N, F)
+
+
+@MAPS
+def test_a_state_saved_before_the_first_batch_round_trips(maps):
+    module, other = lazy(maps), lazy(maps)
+    other.load_state_dict(module.state_dict())
+    assert other(features()).features.shape == (N, F)
+
+
+@MAPS
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_before_the_first_batch_are_independent(maps, copier):
+    module = lazy(maps)
+    other = copier(module)
+    assert other(features(width=9)).features.shape == (N, 9)
+    assert module.in_features is None
+    assert module(features()).features.shape == (N, F)
+
+
+@each_kind
+@pytest.mark.parametrize("lazily", [False, True])
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_after_the_first_batch_are_equal(options, copier, lazily):
+    module = bottleneck(**options, in_features=None if lazily else F)
+    module(features())
+    other = copier(module)
+    results = [m(features(seed=2), generator=generator()) for m in (module, other)]
+    assert torch.equal(results[0].features, results[1].features)
+    assert not {id(p) for p in module.parameters()} & {id(p) for p in other.parameters()}
+
+
+def test_double_before_the_first_batch():
+    module = lazy("mlp").double()
+    assert module(features(dtype=torch.float64)).features.dtype == torch.float64
+
+
+# ---- state and temperature --------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_state_round_trips(options, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    module = bottleneck(**options, temperature=0.3)
+    module(features())
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    save_file(module.state_dict(), tmp_path / "bottleneck.safetensors")
+    for state in (torch.load(file, weights_only=True), load_file(tmp_path / "bottleneck.safetensors")):
+        other = bottleneck(**options)
+        other.load_state_dict(state)
+        assert other.temperature == module.temperature
+        results = [m(features(), generator=generator()).features for m in (module, other)]
+        assert torch.equal(*results)
+
+
+def test_set_temperature_works_in_place_and_on_the_posterior():
+    module = bottleneck(temperature=1.0)
+    buffer = module.temperature
+    module.set_temperature(0.25)
+    assert module.temperature is buffer
+    assert buffer.item() == 0.25
+    logits = module.posterior(features()).logits
+    noise = torch.logit(torch.rand(N, D, generator=generator()))
+    assert_close(module(features(), generator=generator()).z, torch.sigmoid((logits + noise) / 0.25), factor=10)
+    assert "temperature" not in dict(module.named_parameters())
+
+
+def test_describes_itself():
+    assert "kind='bern', dim=4, in_features=6, hard=False" in repr(bottleneck())
+    assert "kind='gauss', dim=4, in_features=6, variance='isotropic'" in repr(bottleneck("gauss", variance="isotropic"))
+
+
+# ---- precision, compilation, export -----------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("maps", ["linear", "mlp"])
+def test_autocast(options, dtype, maps):
+    module = bottleneck(**options, projector=maps, upsampler=maps)
+    with torch.autocast("cpu", dtype=dtype):
+        output = module(features(), features(seed=3))
+        kl = output.posterior.kl()
+    assert output.features.dtype == dtype
+    assert kl.dtype == torch.float32
+    (output.features.float().sum() + kl.sum()).backward()
+    for parameter in module.parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_modules_of_other_dtypes(options, dtype):
+    module = bottleneck(**options).to(dtype)
+    output = module(features(dtype=dtype))
+    assert output.features.dtype == output.z.dtype == dtype
+    assert output.features.isfinite().all()
+
+
+@each_kind
+def test_compiles_whole_and_agrees(options, fresh_compiler):
+    module = bottleneck(**options)
+    other = copy.deepcopy(module)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for m in (module, other):
+        m.zero_grad()
+    outputs = []
+    for m in (module, compiled):
+        torch.manual_seed(3)
+        output = m(features(), features(seed=3))
+        (output.features.square().sum() + output.posterior.kl().sum()).backward()
+        outputs.append(output)
+    assert type(outputs[1]) is BottleneckOutput
+    assert type(outputs[1].posterior) is type(outputs[0].posterior)
+    assert_close(outputs[1].features, outputs[0].features)
+    assert_close(outputs[1].z, outputs[0].z)
+    for (name, a), b in zip(module.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for a, b in zip(module.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(b, a)
+    module.eval()
+    compiled.eval()
+    assert torch.equal(compiled(features()).z, module(features()).z)
+
+
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_neither_batch_size_nor_temperature_recompiles(kind, fresh_compiler):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    module = bottleneck(kind)
+    compiled = torch.compile(module, fullgraph=True, backend=count)
+    for n in (8, 5):  # torch turns the size dynamic when it first changes
+        compiled(features(n))
+    seen = len(graphs)
+    assert seen <= 2
+    for n in (3, 17, 64):
+        module.set_temperature(n / 10)
+        z = compiled(features(n), generator=None).z
+        assert z.shape == (n, D)
+    assert len(graphs) == seen
+
+
+@each_kind
+def test_exports_in_evaluation_mode(options):
+    module = bottleneck(**options).eval()
+    program = torch.export.export(module, (features(),), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
+    for n in (N, 3):
+        exported, expected = program.module()(features(n)), module(features(n))
+        assert torch.equal(exported[0], expected.features)
+        assert torch.equal(exported[1], expected.z)
+
+
+# ---- errors -----------------------------------------------------------------------------------------------------
+
+BUILT = [
+    ({"kind": "bernoulli"}, ValueError, "kind must be one of 'bern', 'gauss', got 'bernoulli'"),
+    ({"variance": "full"}, ValueError, "variance must be one of 'diagonal', 'isotropic', got 'full'"),
+    ({"dim": 0}, ValueError, "dim must be a positive int, got 0"),
+    ({"dim": 2.0}, ValueError, "dim must be a positive int, got 2.0"),
+    ({"dim": True}, ValueError, "dim must be a positive int, got True"),
+    ({"in_features": -1}, ValueError, "in_features must be a positive int, got -1"),
+    ({"out_features": 0}, ValueError, "out_features must be a positive int, got 0"),
+    ({"temperature": 0.0}, ValueError, "temperature must be a finite number above 0, got 0.0"),
+    ({"temperature": math.nan}, ValueError, "temperature must be a finite number above 0, got nan"),
+    ({"location_std": 0.0}, ValueError, "location_std must be a finite number above 0 or None, got 0.0"),
+    ({"location_std": math.inf}, ValueError, "location_std must be a finite number above 0 or None, got inf"),
+    ({"kind": "gauss", "hard": True}, ValueError, 'hard=True needs bits, got kind="gauss"; leave hard=False'),
+    ({"projector": "conv"}, ValueError, 'projector must be "linear", "mlp", "identity" or a module, got \'conv\''),
+    ({"upsampler": 3}, TypeError, 'upsampler must be "linear", "mlp", "identity" or a module, got 3'),
+    ({"upsampler": nn.Linear}, TypeError, 'upsampler must be "linear", "mlp", "identity" or a module'),
+    ({"projector": "identity"}, ValueError, 'projector="identity" needs in_features=4 .* got 6; use'),
+    ({"upsampler": "identity"}, ValueError, 'upsampler="identity" gives dim=4 features, but out_features is 6; set'),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BUILT)
+def test_bad_options_are_refused_when_built(options, error, message):
+    with pytest.raises(error, match=message):
+        StochasticBottleneck(**{"dim": D, "in_features": F, **options})
+
+
+CALLED = [
+    ((features()[0],), ValueError, r"features must have shape \(N, F\), got \(6,\); pool or flatten"),
+    ((torch.ones(2, 6, 3, 3),), ValueError, "features must have shape"),
+    ((torch.ones(2, 6).long(),), TypeError, "features must be floating point, got torch.int64"),
+    ((torch.ones(0, 6),), ValueError, r"features is empty, shape \(0, 6\); skip empty batches"),
+    ((torch.ones(2, 5),), ValueError, r"features must be 6 wide \(in_features\), got 5"),
+    ((torch.ones(1, 6),), ValueError, "a training batch of one image cannot be normalised; use a larger batch"),
+    ((features(), features()[0]), ValueError, r"opposing must have shape \(N, F\)"),
+    ((features(), features(width=5)), ValueError, "opposing must be 6 wide"),
+    ((features(), features(4)), ValueError, r"opposing must have the shape of features, \(8, 6\), got \(4, 6\)"),
+]
+
+
+@pytest.mark.parametrize(("args", "error", "message"), CALLED)
+def test_bad_features_are_refused(args, error, message):
+    module = bottleneck("gauss")
+    for call in (module, module.posterior):
+        with pytest.raises(error, match=message):
+            call(*args)
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_a_projector_of_another_width_is_refused(lazily):
+    module = bottleneck("gauss", projector=nn.Linear(F, D), in_features=None if lazily else F)
+    with pytest.raises(ValueError, match='projector must give 8 parameters an image for kind="gauss" and dim=4, got 4'):
+        module(features())
+
+
+def test_identities_that_do_not_fit_the_first_batch_are_refused_each_time():
+    for options, message in (
+        ({"projector": "identity"}, 'projector="identity" needs in_features=4'),
+        ({"upsampler": "identity"}, 'upsampler="identity" gives dim=4 features, but out_features is 6'),
+    ):
+        module = bottleneck(in_features=None, **options)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                module(features())
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan])
+def test_bad_temperatures_are_refused(temperature):
+    module = bottleneck()
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
+        module.set_temperature(temperature)
+    assert module.temperature.item() == 1.0

@@ -1,0 +1,573 @@
+"""`StochConWrapper`: Algorithm 1, its wiring, and the paths out of it."""
+
+import copy
+import io
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerances import assert_close
+from torch import nn
+from torch.nn import functional as F
+
+from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConOutput, StochConWrapper, as_encoder, codes
+
+N, WIDTH, DIM = 6, 5, 11
+
+
+def encoder(width=WIDTH):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+class CountedEncoder(nn.Module):
+    """Counts its passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.passes = encoder(), 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.inner(x)
+
+
+def model(kind="bern", **options):
+    return StochConWrapper(encoder(), **{"kind": kind, "dim": DIM, "projection_dim": 4, "feature_dim": WIDTH, **options})
+
+
+def images(seed=0, n=N):
+    return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+X, X_PRIME = images(0), images(1)
+
+
+def generator(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+KINDS = {
+    "bern": {"kind": "bern"},
+    "gauss": {"kind": "gauss"},
+    "gauss own": {"kind": "gauss", "variance_from": "own"},
+    "gauss isotropic": {"bottleneck": lambda: StochasticBottleneck("gauss", DIM, in_features=WIDTH, variance="isotropic")},
+    "hard": {"bottleneck": lambda: StochasticBottleneck("bern", DIM, in_features=WIDTH, hard=True)},
+}
+
+
+def build(kind, **options):
+    return model(**{k: v() if callable(v) else v for k, v in {**KINDS[kind], **options}.items()})
+
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+# ---- Algorithm 1 ------------------------------------------------------------------------------------------------
+
+
+def algorithm_1(m, x, x_prime, g, *, hard=False, isotropic=False, variance_from="opposing"):
+    """Steps 2 to 7 of StochCon (arXiv 2110.00552), Algorithm 1, on the weights of `m`, in training mode."""
+    f, head = m.encoder.backbone, m.head
+    pi, rho = m.bottleneck.projector, m.bottleneck.upsampler
+    h, h_prime = f(x), f(x_prime)  # 2
+    phi = F.linear(h_prime, pi.weight, pi.bias)  # 3
+    location = phi[:, :DIM]
+    location = 2 * (location - location.mean(0)) / (location.var(0, correction=0) + 1e-5).sqrt()  # our normalisation
+    if m.bottleneck.kind == "bern":  # 4
+        u = torch.rand(location.shape, generator=g)
+        e = u.log() - (1 - u).log()
+        z = torch.sigmoid((location + e) / m.bottleneck.temperature)
+        if hard:
+            z = (z > 0.5).float() + z - z.detach()
+    else:
+        of_variance = h if variance_from == "opposing" else h_prime
+        raw = F.linear(of_variance, pi.weight, pi.bias)[:, DIM:]
+        assert raw.shape[1] == (1 if isotropic else DIM)
+        z = location + (10 * torch.tanh(raw / 10)).exp() * torch.randn(location.shape, generator=g)
+    upsampled = F.linear(z, rho.weight, rho.bias)  # 5
+    v, v_prime = head(h), head(upsampled)  # 6
+    both = F.normalize(torch.cat((v, v_prime)))  # 7, as cross entropy
+    logits = (both @ both.T / 0.5).fill_diagonal_(-math.inf)
+    target = torch.arange(2 * len(v)).roll(len(v))
+    return F.cross_entropy(logits, target), v, v_prime, z
+
+
+@each_kind
+def test_is_algorithm_1_to_the_letter(kind):
+    m = build(kind)
+    twin = copy.deepcopy(m)
+    output = m(X, X_PRIME, generator=generator())
+    loss = InfoNCELoss(0.5)(*output[:2])
+    loss.backward()
+    own = {"variance_from": "own"} if kind == "gauss own" else {}
+    expected, v, v_prime, z = algorithm_1(
+        twin, X, X_PRIME, generator(), hard=kind == "hard", isotropic=kind == "gauss isotropic", **own
+    )
+    expected.backward()
+    assert_close(output.v, v)
+    assert_close(output.v_prime, v_prime)
+    assert_close(output.z, z)
+    assert_close(loss, expected)
+    for (name, a), b in zip(m.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=lambda t, name=name: f"{name}: {t}")
+        assert b.grad.any(), name
+
+
+def test_only_the_second_branch_is_stochastic():
+    m = model()
+    first, second = m(X, X_PRIME), m(X, X_PRIME)
+    assert torch.equal(first.v, second.v)
+    assert torch.equal(first.h, second.h)
+    assert torch.equal(first.h_prime, second.h_prime)
+    assert not torch.allclose(first.v_prime, second.v_prime)
+
+
+def test_one_head_serves_both_branches():
+    calls = []
+    m = model(head=nn.Linear(WIDTH, 4))
+    m.head.register_forward_hook(lambda module, args, out: calls.append(args[0]))
+    output = m(X, X_PRIME, sample=False)
+    assert len(calls) == 2
+    assert any(torch.equal(c, output.h) for c in calls)
+    assert any(torch.equal(c, m.bottleneck.upsampler(output.z)) for c in calls)
+    assert_close(output.v, m.head(output.h))
+
+
+@each_kind
+def test_output(kind):
+    output = build(kind)(X, X_PRIME)
+    assert isinstance(output, StochConOutput)
+    assert output.v.shape == output.v_prime.shape == (N, 4)
+    assert output.h.shape == output.h_prime.shape == (N, WIDTH)
+    assert output.z.shape == (N, DIM)
+    assert output.posterior.kl().shape == (N,)
+
+
+def test_sample_overrides_training():
+    m = model()
+    assert set(m(X, X_PRIME, sample=False).z.unique().tolist()) == {0.0, 1.0}
+    m.eval()
+    assert set(m(X, X_PRIME).z.unique().tolist()) == {0.0, 1.0}
+    assert len(m(X, X_PRIME, sample=True).z.unique()) > 2
+
+
+def test_the_variance_comes_from_the_view_that_was_asked_for():
+    m = model("gauss").eval()
+    h, h_prime = m.encoder(X), m.encoder(X_PRIME)
+    for source, of_variance in (("opposing", h), ("own", h_prime)):
+        m.variance_from = source
+        posterior = m(X, X_PRIME).posterior
+        assert torch.equal(posterior.mean, m.bottleneck.posterior(h_prime).mean)
+        assert torch.equal(posterior.log_std, m.bottleneck.posterior(of_variance).log_std)
+
+
+# ---- both ways round --------------------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("training", [True, False])
+def test_symmetric_is_the_mean_of_both_directions(kind, training):
+    m = build(kind, symmetric=True).train(training)
+    twin = copy.deepcopy(m)
+    twin.symmetric = False
+    g, loss = generator(), InfoNCELoss()
+    output = m(X, X_PRIME, sample=True, generator=generator())
+    there = twin(X, X_PRIME, sample=True, generator=g)
+    back = twin(X_PRIME, X, sample=True, generator=g)
+    for way, directed in enumerate((there, back)):
+        assert_close(output.v[way], directed.v)
+        assert_close(output.v_prime[way], directed.v_prime)
+        assert_close(output.z[way], directed.z)
+        assert_close(output.posterior.kl()[way], directed.posterior.kl())
+    both = loss(*output[:2])
+    directed = (loss(*there[:2]) + loss(*back[:2])) / 2
+    assert_close(both, directed)
+    both.backward()
+    directed.backward()
+    for a, b in zip(m.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_symmetric_keeps_the_posteriors_kind_and_one_temperature():
+    posterior = model(symmetric=True)(X, X_PRIME).posterior
+    assert posterior.logits.shape == (2, N, DIM)
+    assert posterior.temperature.ndim == 0
+    assert posterior.rsample().shape == (2, N, DIM)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_encoder_sees_each_view_once(symmetric):
+    m = StochConWrapper(CountedEncoder(), dim=DIM, symmetric=symmetric, feature_dim=WIDTH)
+    m(X, X_PRIME)
+    assert m.encoder.backbone.passes == 2
+
+
+# ---- encode and feature_extractor -------------------------------------------------------------------------------
+
+REPRESENTATIONS = ("h", "z", "upsampled", "bits")
+
+
+def expected_representation(m, x, which):
+    m = copy.deepcopy(m).eval()
+    with torch.no_grad():
+        h = m.encoder(x)
+        z = m.bottleneck.posterior(h).mode()
+        return {
+            "h": h,
+            "z": z,
+            "upsampled": m.bottleneck.upsampler(z),
+            "bits": torch.from_numpy(np.packbits(z.numpy() > 0.5, axis=1)),
+        }[which]
+
+
+@pytest.mark.parametrize("which", REPRESENTATIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_encode(which, training):
+    m = model().train(training)
+    m(X, X_PRIME)
+    shape = {"h": WIDTH, "z": DIM, "upsampled": WIDTH, "bits": math.ceil(DIM / 8)}[which]
+    encoded = m.encode(X, which)
+    assert encoded.shape == (N, shape)
+    assert not encoded.requires_grad
+    assert torch.equal(encoded, expected_representation(m, X, which))
+    assert torch.equal(encoded, m.encode(X, which))
+    if which == "bits":
+        assert encoded.dtype == torch.uint8
+        assert torch.equal(codes.unpack_bits(encoded, DIM), m.encode(X, "z").to(torch.uint8))
+
+
+def test_encode_gives_the_features_by_default():
+    m = model()
+    assert torch.equal(m.encode(X), m.encode(X, "h"))
+
+
+@pytest.mark.parametrize("which", REPRESENTATIONS)
+def test_encode_changes_nothing(which):
+    m = model()
+    m.encoder.backbone[1].eval()  # a frozen batch norm in a model in training
+    flags = {name: module.training for name, module in m.named_modules()}
+    state, random = copy.deepcopy(m.state_dict()), torch.get_rng_state()
+    m.encode(X, which)
+    assert {name: module.training for name, module in m.named_modules()} == flags
+    assert torch.equal(torch.get_rng_state(), random)
+    for key, value in m.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    with pytest.raises(RuntimeError):
+        m.encode(torch.ones(2, 4, 8, 8), which)
+    assert {name: module.training for name, module in m.named_modules()} == flags
+
+
+@pytest.mark.parametrize("which", ["h", "z", "upsampled"])
+def test_encode_of_a_gaussian(which):
+    m = model("gauss")
+    assert torch.equal(m.encode(X, which), expected_representation(m, X, which))
+
+
+@pytest.mark.parametrize("which", REPRESENTATIONS)
+def test_feature_extractor_shares_weights_and_exports(which):
+    m = model()
+    m(X, X_PRIME)
+    m.eval()
+    extractor = m.feature_extractor(which)
+    assert not extractor.training
+    assert {id(p) for p in extractor.parameters()} <= {id(p) for p in m.parameters()}
+    assert torch.equal(extractor(X), m.encode(X, which))
+    program = torch.export.export(extractor, (X,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
+    for x in (X, images(3, n=4)):
+        assert torch.equal(program.module()(x), m.encode(x, which))
+
+
+def test_feature_extractor_can_be_trained_on():
+    extractor = model().feature_extractor("h")
+    assert extractor.training
+    assert not list(extractor.children())[1:]  # nothing but the encoder
+    extractor(X).sum().backward()
+    assert all(p.grad is not None for p in extractor.parameters())
+
+
+# ---- building ---------------------------------------------------------------------------------------------------
+
+
+class SimCLR(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = encoder()
+        self.projection_head = nn.Sequential(nn.Linear(WIDTH, 7), nn.ReLU(), nn.Linear(7, 3))
+
+    def forward(self, x):
+        return self.projection_head(self.backbone(x))
+
+
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_from_simclr_keeps_the_weights(kind):
+    simclr = SimCLR().eval()
+    weights, features, projections = copy.deepcopy(simclr.state_dict()), simclr.backbone(X), simclr(X)
+    m = StochConWrapper.from_simclr(simclr, kind=kind, dim=DIM, symmetric=True).eval()
+    assert m.head is simclr.projection_head
+    assert m.symmetric
+    assert (m.bottleneck.kind, m.bottleneck.dim, m.bottleneck.in_features) == (kind, DIM, WIDTH)
+    assert torch.equal(m.encode(X), features)
+    assert torch.equal(m(X, X_PRIME).v[0], projections)
+    for key, value in simclr.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    assert {id(p) for p in simclr.parameters()} < {id(p) for p in m.parameters()}
+
+
+def test_from_simclr_takes_parts_by_name_or_module():
+    simclr = nn.ModuleDict({"a": encoder(), "b": nn.Linear(WIDTH, 3)})
+    wrapped = nn.Module()
+    wrapped.a, wrapped.b = simclr["a"], simclr["b"]
+    for options in ({"encoder": "a", "head": "b"}, {"encoder": simclr["a"], "head": simclr["b"]}):
+        m = StochConWrapper.from_simclr(wrapped, dim=DIM, **options)
+        assert m.head is simclr["b"]
+        assert m.encoder.backbone is simclr["a"]
+    with pytest.raises(ValueError, match="not found"):
+        StochConWrapper.from_simclr(wrapped)
+
+
+def test_the_default_head_is_simclrs():
+    head = model(projection_dim=9).head
+    assert [type(m) for m in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert head[0].weight.shape == (WIDTH, WIDTH)
+    assert head[3].weight.shape == (9, WIDTH)
+    own = nn.Linear(WIDTH, 2)
+    assert model(head=own).head is own
+
+
+def test_an_encoder_of_unknown_width_is_learned_with_the_first_batch():
+    class Opaque(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = encoder()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    m = StochConWrapper(Opaque(), dim=DIM, projection_dim=4)
+    assert m.encoder.feature_dim is None
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    for clone in (copy.deepcopy(m), pickle.loads(pickle.dumps(copy.deepcopy(m.bottleneck)))):
+        assert not any(p.is_meta for p in clone.parameters())
+    held = list(m.parameters())
+    InfoNCELoss()(*m(X, X_PRIME)[:2]).backward()
+    optimizer.step()
+    known = StochConWrapper(Opaque(), dim=DIM, projection_dim=4, feature_dim=WIDTH)
+    assert all(a is b for a, b in zip(held, m.parameters(), strict=True))
+    shapes = {k: v.shape for k, v in known.state_dict().items()}
+    assert {k: v.shape for k, v in m.state_dict().items()} == shapes
+    fresh = StochConWrapper(Opaque(), dim=DIM, projection_dim=4)
+    fresh.load_state_dict(m.state_dict())
+    assert torch.equal(fresh.encode(X, "upsampled"), m.encode(X, "upsampled"))
+    assert torch.equal(fresh.eval()(X, X_PRIME).v_prime, m.eval()(X, X_PRIME).v_prime)
+
+
+def test_an_encoder_given_as_such_is_used_as_it_is():
+    given = as_encoder(encoder(), WIDTH)
+    assert StochConWrapper(given, dim=DIM).encoder is given
+
+
+def test_describes_itself():
+    assert "variance_from='own', symmetric=True" in repr(model(variance_from="own", symmetric=True))
+
+
+BUILT = [
+    ({"encoder": "resnet50"}, TypeError, "encoder must be a module, got str"),
+    ({"encoder": None}, TypeError, "encoder must be a module, got NoneType"),
+    ({"head": 128}, TypeError, "head must be a module, got int"),
+    ({"bottleneck": "bern"}, TypeError, "bottleneck must be a module, got str"),
+    ({"variance_from": "both"}, ValueError, 'variance_from must be "opposing" or "own", got \'both\''),
+    ({"projection_dim": 0}, ValueError, "projection_dim must be a positive int, got 0"),
+    ({"feature_dim": 0}, ValueError, "feature_dim must be a positive int"),
+    ({"kind": "bits"}, ValueError, "kind must be one of"),
+    ({"dim": -1}, ValueError, "dim must be a positive int, got -1"),
+    (
+        {"bottleneck": StochasticBottleneck("bern", 4, in_features=WIDTH + 1)},
+        ValueError,
+        r"bottleneck takes 6 features \(in_features\), but the encoder gives 5",
+    ),
+    ({"bottleneck": nn.Linear(WIDTH, 4)}, TypeError, "bottleneck must be a StochasticBottleneck, got Linear"),
+    (
+        {"bottleneck": StochasticBottleneck("bern", 4, in_features=WIDTH, out_features=7)},
+        ValueError,
+        r"bottleneck gives 7 features \(out_features\), but the head takes the encoder's 5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BUILT)
+def test_bad_options_are_refused_when_built(options, error, message):
+    with pytest.raises(error, match=message):
+        StochConWrapper(**{"encoder": encoder(), "feature_dim": WIDTH, **options})
+
+
+def test_bad_calls_are_refused():
+    m, gauss = model(), model("gauss")
+    with pytest.raises(ValueError, match="x and x_prime must hold one view each of the same images, got 6 and 4"):
+        m(X, X_PRIME[:4])
+    for call in (m.encode, lambda _, r: m.feature_extractor(r)):
+        with pytest.raises(ValueError, match="representation must be one of 'h', 'z', 'upsampled', 'bits', got 'y'"):
+            call(X, "y")
+    with pytest.raises(ValueError, match='representation "bits" needs a bottleneck of kind "bern", got "gauss"'):
+        gauss.encode(X, "bits")
+
+
+# ---- what a model must survive ----------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_equal_and_independent(kind, copier):
+    m = build(kind)
+    m(X, X_PRIME)
+    other = copier(m)
+    a, b = (x(X, X_PRIME, generator=generator()) for x in (m, other))
+    assert torch.equal(a.v_prime, b.v_prime)
+    assert not {id(p) for p in m.parameters()} & {id(p) for p in other.parameters()}
+
+
+def test_state_round_trips(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    m = model()
+    m(X, X_PRIME)
+    file = io.BytesIO()
+    torch.save(m.state_dict(), file)
+    file.seek(0)
+    save_file(m.state_dict(), tmp_path / "model.safetensors")
+    for state in (torch.load(file, weights_only=True), load_file(tmp_path / "model.safetensors")):
+        other = model()
+        other.load_state_dict(state)
+        assert torch.equal(other.encode(X, "upsampled"), m.encode(X, "upsampled"))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_checkpointing_changes_neither_gradients_nor_statistics(symmetric):
+    m = model(symmetric=symmetric)
+    twin = copy.deepcopy(m)
+    twin.checkpoint_encoder = True
+    saved = []
+    for x in (m, twin):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.shape) or t, lambda t: t):
+            output = x(X, X_PRIME, generator=generator())
+        saved.append(sum(len(s) == 4 and s[1] == WIDTH for s in sizes))
+        InfoNCELoss()(*output[:2]).backward()
+    assert saved[0] > 0
+    assert saved[1] == 0  # no activation of the encoder is kept
+    for a, b in zip(m.parameters(), twin.parameters(), strict=True):
+        assert a.grad.any()
+        assert torch.equal(a.grad, b.grad)
+    for (name, a), b in zip(m.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(a, b), name
+    assert twin.encoder.backbone[1].momentum == 0.1
+
+
+def test_checkpointing_is_for_training_only():
+    m = model(checkpoint_encoder=True)
+    with torch.no_grad():
+        m(X, X_PRIME)
+    m.eval()
+    assert torch.equal(m(X, X_PRIME).h, m.encode(X))
+
+
+def test_channels_last():
+    m = model()
+    twin = copy.deepcopy(m).to(memory_format=torch.channels_last)
+    assert twin.encoder.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
+    losses = []
+    for x, layout in ((m, torch.contiguous_format), (twin, torch.channels_last)):
+        output = x(*(i.to(memory_format=layout) for i in (X, X_PRIME)), generator=generator())
+        losses.append(InfoNCELoss()(*output[:2]))
+        losses[-1].backward()
+    assert_close(losses[1], losses[0])
+    for a, b in zip(m.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-5)
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_trains(kind, dtype):
+    m = build(kind)
+    with torch.autocast("cpu", dtype=dtype):
+        output = m(X, X_PRIME)
+        loss = InfoNCELoss(0.1)(*output[:2])
+    assert output.v.dtype == output.v_prime.dtype == dtype
+    assert loss.dtype == torch.float32
+    loss.backward()
+    for name, parameter in m.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def train_step(m, seed=3):
+    torch.manual_seed(seed)
+    output = m(X, X_PRIME)
+    loss = InfoNCELoss()(*output[:2])
+    loss.backward()
+    return loss, output
+
+
+def assert_same_training(m, fast, twin):
+    (loss, output), (fast_loss, fast_output) = train_step(m), train_step(fast)
+    assert type(fast_output) is StochConOutput
+    assert_close(fast_loss, loss)
+    assert_close(fast_output.z, output.z)
+    for (name, a), b in zip(m.named_parameters(), twin.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            b[1].grad, a.grad, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for (name, a), b in zip(m.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(b, a, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "gauss"}, {"symmetric": True}, {"checkpoint_encoder": True}], ids=str)
+def test_compiles_whole_and_agrees(options, fresh_compiler):
+    m = model(**options)
+    twin = copy.deepcopy(m)
+    assert_same_training(m, torch.compile(twin, fullgraph=True, backend="aot_eager"), twin)
+
+
+def test_inductor_agrees_on_the_same_noise(fresh_compiler):
+    m = model(symmetric=True)
+    twin = copy.deepcopy(m)
+    with torch._inductor.config.patch(fallback_random=True):  # eager's noise, not a fused generator's
+        assert_same_training(m, torch.compile(twin, fullgraph=True), twin)
+
+
+def test_no_compilation_when_only_the_batch_size_changes(fresh_compiler):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    m, loss = model(), InfoNCELoss()
+    compiled = torch.compile(lambda x, y: loss(*m(x, y)[:2]), fullgraph=True, backend=count)
+    for n in (8, 5):  # torch turns the size dynamic when it first changes
+        compiled(images(0, n), images(1, n))
+    seen = len(graphs)
+    assert seen <= 2
+    for n in (3, 17, 32):
+        assert compiled(images(0, n), images(1, n)).isfinite()
+    assert len(graphs) == seen
+
+
+@given(st.integers(2, 9))
+def test_learns_to_tell_images_apart(n):
+    """A few steps lower the loss from that of chance."""
+    torch.manual_seed(n)
+    m, loss = StochConWrapper(nn.Flatten(), dim=64, feature_dim=3 * 64, projection_dim=16), InfoNCELoss()
+    optimizer = torch.optim.Adam(m.parameters(), lr=1e-2)
+    x = images(n, n)
+    first = loss(*m(x, x)[:2]).item()
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss(*m(x, x)[:2]).backward()
+        optimizer.step()
+    assert loss(*m(x, x)[:2]).item() < first

@@ -26,7 +26,9 @@ def choose(folder: Path, seed: int = 0) -> list[Path]:
     for split, count in IMAGES_A_CLASS.items():
         classes = sorted(p for p in (folder / split).glob("*") if p.is_dir())
         if len(classes) != 10:
-            raise SystemExit(f"{folder / split} must hold the ten class folders of CIFAR-10, found {len(classes)}")
+            raise SystemExit(
+                f"{folder / split} must hold the ten class folders of CIFAR-10, found {len(classes)}"
+            )
         for class_folder in classes:
             chosen += sorted(draw.sample(sorted(class_folder.glob("*.jpg")), count))
     return chosen
@@ -49,7 +51,9 @@ def pack(folder: Path, images: list[Path]) -> bytes:
 
 def main() -> None:
     """Write the archive beside this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="CIFAR-10 with train/ and test/ inside")
     folder = parser.parse_args().folder
     images = choose(folder)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.progress import track
 from torch import Tensor
 from torchvision.datasets import CIFAR10
+
+from recipes.screen import passing_bar
 
 SAMPLE = Path(__file__).parents[1] / "data" / "cifar10_sample.tar.gz"
 SIZE = 32
@@ -74,7 +75,9 @@ def load(source: Path | None, *, root: Path = Path("data")) -> ImageData:
         raise DataError(f"no data at {source}; give a folder or a tar that holds {LAYOUT}")
     if source.is_dir() and (source / CIFAR10.base_folder).is_dir():
         return _from_torchvision(source, download=False)
-    name = "CIFAR-10 sample (5,000 train and 1,000 test images, JPEG copy)" if source == SAMPLE else source.name
+    name = (
+        "CIFAR-10 sample (5,000 train and 1,000 test images, JPEG copy)" if source == SAMPLE else source.name
+    )
     return _from_files(source, name)
 
 
@@ -88,7 +91,9 @@ def hold_out(data: ImageData, share: float = 0.2) -> ImageData:
         of_class = (data.train.labels == label).nonzero().flatten()
         place[of_class[: max(1, round(share * len(of_class)))]] = True
     train, held = (Images(data.train.images[m], data.train.labels[m]) for m in (~place, place))
-    return data._replace(train=train, test=held, name=f"{data.name}, {share:.0%} of the training images held out")
+    return data._replace(
+        train=train, test=held, name=f"{data.name}, {share:.0%} of the training images held out"
+    )
 
 
 def _from_torchvision(root: Path, *, download: bool) -> ImageData:
@@ -100,7 +105,8 @@ def _from_torchvision(root: Path, *, download: bool) -> ImageData:
             f"--data a folder or a tar that holds {LAYOUT}"
         ) from error
     train, test = (
-        Images(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts
+        Images(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets))
+        for p in parts
     )
     return ImageData(train, test, tuple(parts[0].classes), "CIFAR-10", _fingerprint(train, test))
 
@@ -108,9 +114,11 @@ def _from_torchvision(root: Path, *, download: bool) -> ImageData:
 def _from_files(source: Path, name: str) -> ImageData:
     found: dict[str, dict[str, list[np.ndarray]]] = {"train": {}, "test": {}}
     try:
-        for path, content in track(_members(source), description=f"Reading {source.name}", transient=True):
+        for path, content in passing_bar(_members(source), f"reading {source.name}"):
             split, class_name = path.parts[-3:-1]
-            found["test" if split == "val" else split].setdefault(class_name, []).append(_decode(path, content))
+            found["test" if split == "val" else split].setdefault(class_name, []).append(
+                _decode(path, content)
+            )
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{source} is damaged or not a tar ({error}); fetch or unpack it again") from error
     classes = sorted(found["train"])
@@ -142,7 +150,11 @@ def _members(source: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and len(path.parts) >= 3 and path.parts[-3] in ("train", "test", "val")
+    return (
+        path.suffix.lower() in SUFFIXES
+        and len(path.parts) >= 3
+        and path.parts[-3] in ("train", "test", "val")
+    )
 
 
 def _decode(path: Path, content: bytes) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor, nn
 
 from recipes.augment import Normalize
 from recipes.data import ImageData
+from recipes.screen import passing_bar
 from stochastic_bottleneck import StochConWrapper, codes
 from stochastic_bottleneck.evaluation import forest_curve, knn_accuracy, linear_probe
 
@@ -27,7 +27,9 @@ def pixels(data: ImageData) -> Split:
     return normalize(data.train.images).flatten(1).numpy(), normalize(data.test.images).flatten(1).numpy()
 
 
-def extract(encode: Callable[[Tensor], Tensor], data: ImageData, device: str, precision: str, name: str) -> Split:
+def extract(
+    encode: Callable[[Tensor], Tensor], data: ImageData, device: str, precision: str, name: str
+) -> Split:
     """Features of the unaugmented training and test images. Shape: (N, F) each."""
     normalize = Normalize().to(device)
     dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision)
@@ -38,22 +40,23 @@ def extract(encode: Callable[[Tensor], Tensor], data: ImageData, device: str, pr
         with torch.no_grad(), autocast:
             rows = [
                 encode(normalize(batch.to(device))).float().cpu()
-                for batch in track(batches, description=f"Encoding, {name}", transient=True)
+                for batch in passing_bar(batches, f"encoding, {name}")
             ]
         features.append(torch.cat(rows).numpy())
     return features[0], features[1]
 
 
-def judge(features: Split, data: ImageData, *, metric: str = "cosine", seed: int = 0) -> dict[str, float]:
+def judge(features: Split, data: ImageData, *, metric: str = "cosine", seed: int = 0) -> dict[str, Any]:
     """Linear probe and nearest neighbours on frozen features.
 
     Returns:
-        Test accuracies and F1, between 0 and 1, and the probe's chosen regularisation.
+        Width of the features, test accuracies and F1 between 0 and 1, and the probe's chosen regularisation.
     """
     train, test = features
     probe = linear_probe(train, data.train.labels, test, data.test.labels, seed=seed)
     k = min(20, len(train))
     return {
+        "dim": train.shape[1],
         "probe": probe.accuracy,
         "probe_f1": probe.f1,
         "probe_c": probe.regularisation,
@@ -77,15 +80,13 @@ def evaluate(model: nn.Module, data: ImageData, device: str, precision: str, see
     """
     model = model.eval().to(device)
     h = extract(model.encoder, data, device, precision, "features")
-    report: dict[str, Any] = {"h": {"dim": h[0].shape[1], **judge(h, data, seed=seed)}}
+    report: dict[str, Any] = {"h": judge(h, data, seed=seed)}
     if not isinstance(model, StochConWrapper):
         return report
     kind = model.bottleneck.kind
     z = extract(model.feature_extractor("z"), data, device, precision, "latent")
-    report["z"] = {"dim": z[0].shape[1], **judge(z, data, metric="hamming" if kind == "bern" else "cosine", seed=seed)}
-    curve = forest_curve(
-        z[0], data.train.labels, z[1], data.test.labels, counts=FOREST_COUNTS, seed=seed
-    )
+    report["z"] = judge(z, data, metric="hamming" if kind == "bern" else "cosine", seed=seed)
+    curve = forest_curve(z[0], data.train.labels, z[1], data.test.labels, counts=FOREST_COUNTS, seed=seed)
     report["forest"] = {"counts": curve.counts, "f1": curve.f1, "ranking": curve.ranking}
     if kind == "bern":
         report["bits"] = bit_usage(z[1], data)

@@ -8,7 +8,7 @@ import timm
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from stochastic_bottleneck import StochConWrapper
+from stochastic_bottleneck import StochasticBottleneck, StochConWrapper
 
 ENCODERS = ("small", "medium", "resnet18", "resnet50")
 MODELS = ("simclr", "bern", "gauss")
@@ -23,9 +23,17 @@ def make_encoder(name: str) -> nn.Module:
             arXiv 2002.05709, appendix B.9).
     """
     if name in ("small", "medium"):
-        blocks, channels = {"small": ((1,) * 4, (32, 64, 128, 256)), "medium": ((2,) * 4, (32, 64, 128, 256))}[name]
+        blocks, channels = {
+            "small": ((1,) * 4, (32, 64, 128, 256)),
+            "medium": ((2,) * 4, (32, 64, 128, 256)),
+        }[name]
         encoder = ResNet(
-            BasicBlock, blocks, channels=channels, num_classes=0, stem_type="deep", stem_width=channels[0] // 2
+            BasicBlock,
+            blocks,
+            channels=channels,
+            num_classes=0,
+            stem_type="deep",
+            stem_width=channels[0] // 2,
         )
     else:
         encoder = timm.create_model(name, num_classes=0)
@@ -49,7 +57,10 @@ class SimCLR(nn.Module):
         width = encoder.num_features
         self.encoder = encoder
         self.head = nn.Sequential(
-            nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, projection_dim)
+            nn.Linear(width, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Linear(width, projection_dim),
         )
 
     def forward(self, x: Tensor, x_prime: Tensor) -> SimCLROutput:
@@ -62,7 +73,9 @@ class SimCLR(nn.Module):
         return features
 
 
-def make_model(name: str, encoder: str, dim: int, projection_dim: int, **options: Any) -> nn.Module:
+def make_model(
+    name: str, encoder: str, dim: int, projection_dim: int, *, symmetric: bool = False, **options: Any
+) -> nn.Module:
     """One of `MODELS` around one of `ENCODERS`, the same head for all.
 
     Args:
@@ -70,9 +83,13 @@ def make_model(name: str, encoder: str, dim: int, projection_dim: int, **options
         encoder: one of `ENCODERS`.
         dim: latent dimensions.
         projection_dim: width of the head's output.
-        **options: of `StochasticBottleneck`.
+        symmetric: run StochCon both ways round.
+        **options: of `StochasticBottleneck`; those that the kind does not have are left out.
     """
     simclr = SimCLR(make_encoder(encoder), projection_dim)
     if name == "simclr":
         return simclr
-    return StochConWrapper.from_simclr(simclr, kind=name, dim=dim, **options)
+    if name != "bern":
+        options = {key: value for key, value in options.items() if key not in ("temperature", "hard")}
+    bottleneck = StochasticBottleneck(name, dim, in_features=simclr.encoder.num_features, **options)
+    return StochConWrapper.from_simclr(simclr, bottleneck=bottleneck, symmetric=symmetric)

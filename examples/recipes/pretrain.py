@@ -1,18 +1,18 @@
-"""Contrastive pretraining of one model with Lightning: checkpointed every epoch, resumable, seeded by epoch."""
+"""Contrastive pretraining of one model with Lightning: checkpointed every epoch, resumable, seeded by step."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from recipes.augment import TwoViews
+from recipes.files import write_atomically
+from recipes.screen import RunProgress
 from stochastic_bottleneck import InfoNCELoss, TemperatureSchedule
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on the hardware; ours say more
 
 LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -99,8 +103,8 @@ class ImageBatches(Dataset[Tensor]):
 class Pretraining(L.LightningModule):
     """InfoNCE between two augmented views, for SimCLR and StochCon alike.
 
-    Order, augmentation and noise are seeded by the epoch, so a run that was stopped and resumed takes the same
-    steps as one that was not.
+    The order is seeded by the epoch, views and noise by the step: a run that was stopped and resumed takes the
+    same steps as one that was not, and models that draw more or less noise see the same views.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, options: TrainingOptions) -> None:
@@ -112,7 +116,10 @@ class Pretraining(L.LightningModule):
         self.losses: list[float] = []
         self.seconds = 0.0
         self.schedule: TemperatureSchedule | None = None
-        if options.temperature_end is not None and getattr(getattr(model, "bottleneck", None), "kind", "") == "bern":
+        if (
+            options.temperature_end is not None
+            and getattr(getattr(model, "bottleneck", None), "kind", "") == "bern"
+        ):
             total = options.epochs * self.steps_an_epoch
             self.schedule = TemperatureSchedule(model.bottleneck, options.temperature_end, total)
 
@@ -125,7 +132,7 @@ class Pretraining(L.LightningModule):
         return DataLoader(data, self.options.batch_size, sampler=order, drop_last=True, collate_fn=_as_is)
 
     def configure_optimizers(self) -> Any:
-        """timm's optimizer without decay on biases and norms, linear warm-up and cosine decay by step."""
+        """Timm's optimizer without decay on biases and norms, linear warm-up and cosine decay by step."""
         o = self.options
         optimizer = create_optimizer_v2(self.model, o.optimizer, o.learning_rate, o.weight_decay)
         schedule = CosineLRScheduler(
@@ -143,13 +150,14 @@ class Pretraining(L.LightningModule):
         scheduler.step_update(self.global_step)
 
     def on_train_epoch_start(self) -> None:
-        """Seed this epoch's augmentation and noise."""
-        torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch * 1009 + self.global_rank)
+        """Begin this epoch's account."""
         self._epoch_losses: list[Tensor] = []
         self._epoch_start = time.perf_counter()
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Two views, made on the device."""
+        """Two views, made on the device; seeds this step's augmentation and noise."""
+        step = self.global_step * self.trainer.world_size + self.global_rank
+        torch.manual_seed((self.options.seed << 32) + step)
         return self.augment(batch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -191,48 +199,6 @@ class Pretraining(L.LightningModule):
             self.schedule.load_state_dict(run["schedule"])
 
 
-class RunProgress(L.Callback):
-    """One bar over the whole run, with the loss, the speed and the time left."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}  {task.fields[speed]} images/s"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Show the bar from where the run stands."""
-        self.total_epochs = trainer.max_epochs
-        fields = {"epoch": f"{trainer.current_epoch}/{self.total_epochs}", "loss": "-", "speed": "-"}
-        total = trainer.max_epochs * trainer.num_training_batches
-        self.task = self.bar.add_task(self.name, total=total, completed=trainer.global_step, **fields)
-        self.bar.start()
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: Pretraining, *args: Any) -> None:
-        """Advance by a step."""
-        self.bar.update(self.task, completed=trainer.global_step)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: Pretraining) -> None:
-        """Show the epoch's loss; read once an epoch, so that a GPU is not held up."""
-        loss = torch.stack(module._epoch_losses).float().mean().item()
-        speed = module.steps_an_epoch * module.options.batch_size / (time.perf_counter() - module._epoch_start)
-        epoch = f"{trainer.current_epoch + 1}/{self.total_epochs}"
-        self.bar.update(self.task, epoch=epoch, loss=f"{loss:.3f}", speed=f"{speed:,.0f}")
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Leave the finished bar on the screen."""
-        self.bar.stop()
-
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
-        self.bar.stop()
-
-
 def pretrain(model: nn.Module, images: Tensor, options: TrainingOptions, folder: Path, name: str) -> Training:
     """Train a model, or finish or load what an earlier run left in `folder`.
 
@@ -247,7 +213,9 @@ def pretrain(model: nn.Module, images: Tensor, options: TrainingOptions, folder:
         TrainingError: when a batch is larger than the data, the loss diverges, or a checkpoint does not fit.
     """
     if options.batch_size > len(images):
-        raise TrainingError(f"--batch-size {options.batch_size} is more than the {len(images)} training images")
+        raise TrainingError(
+            f"--batch-size {options.batch_size} is more than the {len(images)} training images"
+        )
     weights, log, last = folder / "weights.safetensors", folder / "loss.csv", folder / "last.ckpt"
     if weights.exists() and log.exists():
         model.load_state_dict(load_file(weights))
@@ -264,31 +232,28 @@ def pretrain(model: nn.Module, images: Tensor, options: TrainingOptions, folder:
         devices=1,
         precision=LIGHTNING_PRECISION[options.precision],
         max_epochs=options.epochs,
-        callbacks=[checkpoint, RunProgress(name)],
+        callbacks=[checkpoint, RunProgress(name, options.batch_size)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, ckpt_path=last if _readable(last) else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    _fit(trainer, module, last if _readable(last) else None)
     model.eval()
     write_atomically(log, _loss_table(module))
     write_atomically(weights, save({k: v.contiguous() for k, v in model.cpu().state_dict().items()}))
     return Training(model, module.losses, module.seconds)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a run that is killed, meets the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _fit(trainer: L.Trainer, module: Pretraining, checkpoint: Path | None) -> None:
+    try:
+        with warnings.catch_warnings():
+            # A deprecation inside Lightning, and its advice on workers: images in memory need none.
+            warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")
+            trainer.fit(module, ckpt_path=checkpoint)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from stop
 
 
 def _as_is(batch: Tensor) -> Tensor:
@@ -301,7 +266,9 @@ def _readable(checkpoint: Path) -> bool:
     try:
         torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainingError(f"{checkpoint} is damaged ({error}); delete it to train this model anew") from error
+        raise TrainingError(
+            f"{checkpoint} is damaged ({error}); delete it to train this model anew"
+        ) from error
     return True
 
 

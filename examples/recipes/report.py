@@ -13,9 +13,10 @@ import matplotlib
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
-from recipes.pretrain import write_atomically
+from recipes.files import write_atomically
 
 matplotlib.use("Agg")
 
@@ -41,9 +42,22 @@ COLUMNS = (
 
 def environment() -> dict[str, Any]:
     """Hardware and versions that the numbers depend on."""
-    packages = ("stochastic-bottleneck", "torch", "torchvision", "timm", "lightning", "kornia", "scikit-learn", "numpy")
+    packages = (
+        "stochastic-bottleneck",
+        "torch",
+        "torchvision",
+        "timm",
+        "lightning",
+        "kornia",
+        "scikit-learn",
+        "numpy",
+    )
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "python": platform.python_version(),
@@ -97,9 +111,22 @@ def markdown_table(results: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def figures(results: dict[str, Any], losses: dict[str, list[float]], folder: Path) -> list[Path]:
+def against_baselines(results: dict[str, Any]) -> list[str]:
+    """A sentence for each model: how far its features are from both baselines, above or below."""
+    baselines = {name: result["h"]["probe"] for name, result in results["baselines"].items()}
+    sentences = []
+    for name, model in results["models"].items():
+        gaps = {LABELS[b]: 100 * (model["h"]["probe"] - score) for b, score in baselines.items()}
+        said = " and ".join(
+            f"{abs(g):.1f} points {'above' if g > 0 else 'below'} {b}" for b, g in gaps.items()
+        )
+        sentences.append(f"{LABELS[name]}, linear probe on h: {said}")
+    return sentences
+
+
+def figures(results: dict[str, Any], folder: Path) -> list[Path]:
     """Draw the loss curve, F1 against bits and bit usage; those that the models of this run allow."""
-    drawn = {"loss.png": loss_figure(losses, results)}
+    drawn = {"loss.png": loss_figure(results)}
     if any("forest" in model for model in results["models"].values()):
         drawn["f1_against_bits.png"] = forest_figure(results)
     if "bits" in results["models"].get("bern", {}):
@@ -112,14 +139,14 @@ def figures(results: dict[str, Any], losses: dict[str, list[float]], folder: Pat
     return [folder / name for name in drawn]
 
 
-def loss_figure(losses: dict[str, list[float]], results: dict[str, Any]) -> Figure:
-    """InfoNCE by step, averaged over an epoch."""
-    figure, axes = _axes("step", "InfoNCE (nats), mean over an epoch")
-    for name, values in losses.items():
-        steps = max(1, len(values) // results["config"]["epochs"])
-        means = [sum(values[i : i + steps]) / steps for i in range(0, len(values) - steps + 1, steps)]
+def loss_figure(results: dict[str, Any]) -> Figure:
+    """InfoNCE by epoch."""
+    figure, axes = _axes("epoch", "InfoNCE (nats), mean over an epoch")
+    for name, model in results["models"].items():
         colour, style = STYLES[name]
-        axes.plot([(i + 1) * steps for i in range(len(means))], means, style, color=colour, label=LABELS[name])
+        losses = model["epoch_losses"]
+        axes.plot(range(1, len(losses) + 1), losses, style, color=colour, label=LABELS[name])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from recipes import data, evaluate, report
-from recipes.files import write_atomically, write_json
+from recipes.files import write_json
 from recipes.models import ENCODERS, MODELS, make_encoder, make_model
 from recipes.pretrain import TrainingError, TrainingOptions, pretrain
 from recipes.screen import console
@@ -373,13 +373,11 @@ def train(name: str, args: argparse.Namespace, images: data.ImageData) -> dict[s
 
 def show(results: dict[str, Any], folder: Path) -> None:
     """Write what a run leaves, and print its table and how it compares with the baselines."""
-    figures = report.figures(results, folder)
-    write_atomically(folder / "table.md", report.markdown_table(results).encode() + b"\n")
     write_json(folder / "results.json", results)
+    written = ["results.json", *(path.name for path in report.write(results, folder))]
     console.print(report.terminal_table(results))
     for sentence in report.against_baselines(results):
         console.print(sentence, highlight=False)
-    written = ["results.json", "table.md", *(figure.name for figure in figures)]
     console.print(f"{folder}{os.sep}: {', '.join(written)}", highlight=False, soft_wrap=True)
 
 

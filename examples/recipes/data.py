@@ -75,9 +75,7 @@ def load(source: Path | None, *, root: Path = Path("data")) -> ImageData:
         raise DataError(f"no data at {source}; give a folder or a tar that holds {LAYOUT}")
     if source.is_dir() and (source / CIFAR10.base_folder).is_dir():
         return _from_torchvision(source, download=False)
-    name = (
-        "CIFAR-10 sample (5,000 train and 1,000 test images, JPEG copy)" if source == SAMPLE else source.name
-    )
+    name = "CIFAR-10 sample (JPEG copy)" if source == SAMPLE else source.name
     return _from_files(source, name)
 
 

@@ -51,6 +51,7 @@ class TrainingOptions(NamedTuple):
         device: "cpu" or "cuda".
         compile: train through torch.compile.
         seed: of weights, order, augmentation and noise.
+        view_size: side of the views in pixels; None for the images' own.
     """
 
     epochs: int
@@ -67,6 +68,7 @@ class TrainingOptions(NamedTuple):
     device: str
     compile: bool
     seed: int
+    view_size: int | None = None
 
 
 class Training(NamedTuple):
@@ -110,7 +112,9 @@ class Pretraining(L.LightningModule):
     def __init__(self, model: nn.Module, images: Tensor, options: TrainingOptions) -> None:
         super().__init__()
         self.model, self.images, self.options = model, images, options
-        self.augment = TwoViews(images.shape[-1], options.jitter_strength, options.min_crop)
+        self.augment = TwoViews(
+            options.view_size or images.shape[-1], options.jitter_strength, options.min_crop
+        )
         self.loss = InfoNCELoss(options.loss_temperature, gather_distributed=True)
         self.steps_an_epoch = len(images) // options.batch_size
         self.losses: list[float] = []

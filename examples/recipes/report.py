@@ -14,6 +14,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from rich.box import SIMPLE
 from rich.table import Table
 
 from recipes.files import write_atomically
@@ -30,12 +31,12 @@ LABELS = {
 # Okabe and Ito's palette, told apart by colour-blind readers, with a line style each for print.
 STYLES = {"simclr": ("#000000", "--"), "bern": ("#0072B2", "-"), "gauss": ("#D55E00", "-.")}
 COLUMNS = (
-    "representation",
+    "features",
     "width",
-    "linear probe",
-    "kNN",
-    "forest F1",
-    "ones",
+    "probe %",
+    "kNN %",
+    "forest F1 %",
+    "ones %",
     "compression",
 )
 
@@ -72,7 +73,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's cells, one row for each representation: its model, then `COLUMNS`."""
     table = []
     for name, result in {**results["baselines"], **results["models"]}.items():
-        for key, representation in (("h", "features h"), ("z", "bits z" if name == "bern" else "mean z")):
+        for key, representation in (("h", "h"), ("z", "z, bits" if name == "bern" else "z, mean")):
             if key not in result:
                 continue
             scores = result[key]
@@ -83,22 +84,31 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
                     LABELS[name],
                     representation if name != "pixels" else "pixels",
                     f"{scores['dim']}",
-                    f"{100 * scores['probe']:.1f} %",
-                    f"{100 * scores['knn']:.1f} %" if "knn" in scores else "-",
-                    f"{100 * result['forest']['f1'][-1]:.1f} %" if latent else "-",
-                    f"{100 * bits['share_of_ones']:.1f} %" if bits else "-",
+                    f"{100 * scores['probe']:.1f}",
+                    f"{100 * scores['knn']:.1f}" if "knn" in scores else "-",
+                    f"{100 * result['forest']['f1'][-1]:.1f}" if latent else "-",
+                    f"{100 * bits['share_of_ones']:.1f}" if bits else "-",
                     f"{bits['compression_ratio']:g}x" if bits else "-",
                 )
             )
     return table
 
 
+def title(results: dict[str, Any]) -> str:
+    """What was trained and evaluated on what."""
+    config, data = results["config"], results["data"]
+    return (
+        f"{data['name']}: {config['encoder']} encoder, {config['epochs']} epochs on {data['train']:,} images, "
+        f"seed {config['seed']}, evaluated on {data['test']:,}"
+    )
+
+
 def terminal_table(results: dict[str, Any]) -> Table:
     """The table for a terminal."""
-    table = Table(title=f"{results['data']['name']}, evaluated on {results['data']['test']:,} images")
-    table.add_column("model")
+    table = Table(title=title(results), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("model", no_wrap=True)
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "representation" else "right")
+        table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
     for row in rows(results):
         table.add_row(*row)
     return table
@@ -122,6 +132,13 @@ def against_baselines(results: dict[str, Any]) -> list[str]:
         )
         sentences.append(f"{LABELS[name]}, linear probe on h: {said}")
     return sentences
+
+
+def write(results: dict[str, Any], folder: Path) -> list[Path]:
+    """Write table and figures; returns their paths."""
+    table = folder / "table.md"
+    write_atomically(table, f"{title(results)}.\n\n{markdown_table(results)}\n".encode())
+    return [table, *figures(results, folder)]
 
 
 def figures(results: dict[str, Any], folder: Path) -> list[Path]:

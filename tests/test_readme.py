@@ -1,0 +1,68 @@
+"""The README tells the truth: its code runs, and its tables are what the committed results hold."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from publish import TABLE, publish, with_tables
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = sorted(path.parent for path in (ROOT / "examples" / "results").glob("*/results.json"))
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_its_python_runs_from_top_to_bottom():
+    names = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["codes"].shape == (8, 16)
+    assert names["codes"].dtype == torch.uint8
+    assert names["features"].shape == (8, 32)
+    assert names["uncertainty"].shape == (8,)
+    assert names["loss"].isfinite()
+
+
+def test_two_lines_wrap_a_model():
+    wrapping = [block for block in blocks("python") if "from_simclr" in block]
+    assert [len(block.splitlines()) for block in wrapping] == [2]
+
+
+def test_ci_follows_its_commands():
+    ci = (ROOT / ".ci" / "run").read_text()
+    followed = set(re.findall(r"readme \"?([a-z ]+)\"?", ci.replace("follow_readme", "readme")))
+    named = {m[1] for block in blocks("bash") if (m := re.match(r"# ([a-z ]+)\n", block))}
+    assert named == {"install for development", "train", "test"}
+    assert named <= followed
+
+
+def test_its_tables_are_up_to_date():
+    assert TABLE.search(README)
+    assert with_tables(README) == README
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_published_results_follow_from_their_json(folder, tmp_path):
+    publish(folder, tmp_path / "again")
+    assert (folder / "table.md").read_text() == (tmp_path / "again" / "table.md").read_text()
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / "again").iterdir()}
+
+
+def test_the_quick_run_beat_both_baselines():
+    results = json.loads((ROOT / "examples" / "results" / "cifar10_quick" / "results.json").read_text())
+    assert set(results["models"]) == {"simclr", "bern", "gauss"}
+    bar = max(baseline["h"]["probe"] for baseline in results["baselines"].values())
+    assert all(model["h"]["probe"] > bar for model in results["models"].values())
+    assert results["seconds"]["this_call"] < 360
+    assert "dirty" not in results["environment"]["commit"]
+
+
+def test_a_stale_table_is_seen(tmp_path):
+    (tmp_path / "table.md").write_text("| new |\n")
+    text = "a\n<!-- table: table.md -->\n\n| old |\n\n<!-- end of table -->\nb"
+    assert with_tables(text, tmp_path) == text.replace("old", "new")

@@ -82,7 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "min_crop": 0.08,
     },
 }
-POSITIVE = ("lr", "loss_temperature", "min_crop", "temperature", "temperature_end", "location_std")
+POSITIVE = ("lr", "loss_temperature", "min_crop", "temperature", "temperature_end")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -139,7 +139,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     latent.add_argument("--projection-dim", type=int, help="width of the head's output")
     latent.add_argument("--temperature", type=float, help="bern: Concrete temperature at the start")
     latent.add_argument("--temperature-end", type=float, help="bern: Concrete temperature at the end")
-    latent.add_argument("--location-std", type=float, help="scale that logits and means are normalised to")
+    latent.add_argument(
+        "--location-std", type=float, help="scale that logits and means are normalised to; 0 for none"
+    )
     latent.add_argument(
         "--hard", action="store_true", default=None, help="bern: straight-through bits in training"
     )
@@ -151,6 +153,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}")
+    if args.location_std is not None and args.location_std < 0:
+        parser.error(f"--location-std must be 0 or above, got {args.location_std}")
     if args.optimizer is not None and args.optimizer not in list_optimizers():
         parser.error(f"--optimizer {args.optimizer} is not one of timm's: {', '.join(list_optimizers())}")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -174,6 +178,7 @@ def _fill_in(args: argparse.Namespace) -> argparse.Namespace:
     for name, value in preset.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    args.location_std = args.location_std or None
     args.precision = args.precision or "bf16"
     args.out = args.out or Path("runs") / f"cifar10-{args.preset}-seed{args.seed}"
     args.model = [name for name in MODELS if name in args.model]

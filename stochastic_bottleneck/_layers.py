@@ -13,12 +13,12 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 class LazyLinear(LazyModuleMixin, nn.Linear):
     """`nn.Linear` whose input or output width is learned with the first batch.
 
-    torch's own LazyLinear learns the input width only; an upsampler back to an unknown feature width needs the
-    output too. Parameters are placeholders until then and keep their identity, so an optimizer or a
+    torch's own LazyLinear learns the input width only; an upsampler back to an unknown feature width needs
+    the output too. Parameters are placeholders until then and keep their identity, so an optimizer or a
     `state_dict` made before the first batch stays right.
     """
 
-    cls_to_become = nn.Linear  # type: ignore[assignment]
+    cls_to_become = nn.Linear
 
     def __init__(self, in_features: int | None, out_features: int | None, bias: bool = True) -> None:
         super().__init__(0, 0, False)
@@ -32,15 +32,15 @@ class LazyLinear(LazyModuleMixin, nn.Linear):
         if not is_lazy(self.weight) and self.weight.numel():
             super().reset_parameters()
 
-    def initialize_parameters(self, input: Tensor) -> None:  # type: ignore[override]
+    def initialize_parameters(self, input: Tensor) -> None:
         """Take the widths that are still open: inputs from the batch, outputs equal to them."""
         if is_lazy(self.weight):
             with torch.no_grad():
                 self.in_features = input.shape[-1]
                 self.out_features = self.out_features or self.in_features
-                self.weight.materialize((self.out_features, self.in_features))  # type: ignore[attr-defined]
-                if self.bias is not None:
-                    self.bias.materialize((self.out_features,))  # type: ignore[attr-defined]
+                self.weight.materialize((self.out_features, self.in_features))
+                if is_lazy(self.bias):
+                    self.bias.materialize((self.out_features,))
                 self.reset_parameters()
         else:  # a state_dict was loaded before the first batch
             self.out_features, self.in_features = self.weight.shape
@@ -50,7 +50,10 @@ class _OpenBuffer(UninitializedBuffer):
     """Placeholder of a buffer that `copy.deepcopy` takes; torch copies placeholders of parameters only."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _OpenBuffer:
-        return memo.setdefault(id(self), type(self)(False, self.data.device, self.data.dtype))
+        # Any: torch annotates the constructor as a Tensor's.
+        cls: Any = type(self)
+        copied: _OpenBuffer = memo.setdefault(id(self), cls(False, self.data.device, self.data.dtype))
+        return copied
 
 
 class LazyBatchNorm(nn.LazyBatchNorm1d):

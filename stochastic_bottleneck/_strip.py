@@ -43,7 +43,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Model inside a compiled, DataParallel or DistributedDataParallel module."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model
@@ -169,7 +169,11 @@ def _is_torchvision(model: nn.Module) -> bool:
 
 def _int(model: nn.Module, name: str) -> int | None:
     value = getattr(model, name, None)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if _is_int(value) and value > 0 else None
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _timm_classifier(model: Any) -> list[nn.Module]:
@@ -177,9 +181,9 @@ def _timm_classifier(model: Any) -> list[nn.Module]:
         found = model.get_classifier()
     except AttributeError:  # the user has replaced the head that held it
         return []
-    heads = found if isinstance(found, tuple | list) else [found]  # two of distilled models
+    heads = found if isinstance(found, (tuple, list)) else [found]  # two of distilled models
     modules = [module for head in heads if isinstance(head, nn.Module) for module in head.modules()]
-    return [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
+    return [module for module in modules if isinstance(module, (nn.Linear, nn.Conv2d))]
 
 
 def _strip_timm(model: Any) -> None:
@@ -198,7 +202,7 @@ def _find_classifier(model: nn.Module) -> tuple[nn.Module, list[str]] | None:
     head = model if name is None else getattr(model, name)
     if is_chain(head):
         return _find_last_layer(head)
-    return (model, [name]) if name is not None and isinstance(head, nn.Linear | nn.Identity) else None
+    return (model, [name]) if name is not None and isinstance(head, (nn.Linear, nn.Identity)) else None
 
 
 def _find_last_layer(sequence: nn.Sequential) -> tuple[nn.Module, list[str]] | None:
@@ -208,11 +212,11 @@ def _find_last_layer(sequence: nn.Sequential) -> tuple[nn.Module, list[str]] | N
         if is_chain(layer):
             return _find_last_layer(layer)
         pointwise = set(getattr(layer, "kernel_size", (0,))) == {1} if _ends(layer) else False
-        if isinstance(layer, nn.Linear | nn.Identity) or pointwise:
+        if isinstance(layer, (nn.Linear, nn.Identity)) or pointwise:
             return sequence, [name, *names]
         if isinstance(layer, nn.Flatten) or is_pool(layer):
             pooled = pooled or is_pool(layer)
-        elif isinstance(layer, nn.Softmax | nn.LogSoftmax) or (pooled and isinstance(layer, nn.ReLU)):
+        elif isinstance(layer, (nn.Softmax, nn.LogSoftmax)) or (pooled and isinstance(layer, nn.ReLU)):
             names.append(name)  # SqueezeNet's scores are convolution, ReLU, pooling
         else:  # such as the ReLU or dropout after a hidden layer: the classifier has been cut off
             return None
@@ -288,11 +292,11 @@ def _ends(layer: nn.Module) -> tuple[int, int] | None:
     if next(layer.children(), None) is not None:
         return None
     for start, end in (("in_features", "out_features"), ("in_channels", "out_channels")):
-        if isinstance(getattr(layer, start, None), int) and isinstance(getattr(layer, end, None), int):
+        if _is_int(getattr(layer, start, None)) and _is_int(getattr(layer, end, None)):
             return getattr(layer, start), getattr(layer, end)
     for name in ("num_features", "num_channels", "normalized_shape"):
         width = getattr(layer, name, None)
         width = width[-1] if isinstance(width, tuple) else width
-        if isinstance(width, int):
+        if _is_int(width):
             return width, width
     return None

@@ -17,7 +17,7 @@ __all__ = ["BottleneckOutput", "StochasticBottleneck"]
 
 Map = Literal["linear", "mlp", "identity"] | nn.Module
 MAX_LOG_STD = 10.0
-"""Bound of a Gaussian's log standard deviation: std within e^-10..e^10, so that a KL stays finite in float32."""
+"""Bound of a Gaussian's log standard deviation: within e^-10..e^10 a KL stays finite in float32."""
 
 
 class BottleneckOutput(NamedTuple):
@@ -46,14 +46,14 @@ class StochasticBottleneck(nn.Module):
     Args:
         kind: "bern" for bits, "gauss" for Gaussians.
         dim: number of latent dimensions D; for "bern", of bits.
-        in_features: width F of the features; None to learn it from the first batch.
-        out_features: width of the upsampler's output; None for `in_features`, so that the result fits wherever
-            the features did.
+        in_features: width F of the features; None to learn it from the first batch (run one before compiling).
+        out_features: width of the upsampler's output; None for `in_features`, so that the result fits
+            wherever the features did.
         temperature: bern: Concrete temperature of the relaxed samples. Change it with `set_temperature`, or
             anneal it with `TemperatureSchedule`; it is part of the `state_dict`.
         hard: bern: exact bits in training too, with the relaxed gradient (straight-through).
-        variance: gauss: "diagonal" for one variance a dimension (what the paper calls Iso-Gauss has a diagonal
-            covariance in the author's public code), "isotropic" for one a sample.
+        variance: gauss: "diagonal" for one variance a dimension (what the paper calls Iso-Gauss has a
+            diagonal covariance in the author's public code), "isotropic" for one a sample.
         projector: pi: "linear", "mlp" (linear, BatchNorm, ReLU, linear), "identity" (the features are the
             latent's parameters), or a module of your own that maps (N, F) to (N, parameters): D logits for
             "bern", D means and then D ("diagonal") or 1 ("isotropic") log standard deviations for "gauss".
@@ -66,6 +66,7 @@ class StochasticBottleneck(nn.Module):
     Raises:
         ValueError: for a value outside its range, or features of another width.
         TypeError: for a projector or upsampler that is neither a name nor a module.
+        RuntimeError: in compiled code, for a generator, or a first batch to learn `in_features` from.
 
     Example:
         >>> import torch
@@ -115,7 +116,7 @@ class StochasticBottleneck(nn.Module):
         self.projector = _build("projector", projector, in_features, in_features, self.parameter_width)
         self.location_norm = nn.BatchNorm1d(dim, affine=False) if location_std is not None else nn.Identity()
         self.upsampler = _build("upsampler", upsampler, dim, self.out_features, self.out_features)
-        # A buffer, so that it follows the module's device, is saved with it, and can change without recompiling.
+        # A buffer follows the module's device, is saved with it, and can change without recompiling.
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         self._check_identity_widths(self.in_features, self.out_features)
 
@@ -155,12 +156,14 @@ class StochasticBottleneck(nn.Module):
         if self.location_std is not None:
             location = location * self.location_std
         if self.kind == "bern":
-            return BernoulliPosterior(location, self.temperature)
+            # A copy, since the buffer may change before the backward pass (annealing, DDP's broadcast).
+            return BernoulliPosterior(location, self.temperature.clone())
         if opposing is not None:
             self._check_features(opposing, "opposing")
             if opposing.shape != features.shape:
                 raise ValueError(
-                    f"opposing must have the shape of features, {tuple(features.shape)}, got {tuple(opposing.shape)}"
+                    f"opposing must have the shape of features, {tuple(features.shape)}, "
+                    f"got {tuple(opposing.shape)}"
                 )
             parameters = self._project(opposing)
         raw = parameters[:, self.dim :]
@@ -180,7 +183,7 @@ class StochasticBottleneck(nn.Module):
             features: Shape: (N, F)
             opposing: the other view's features (gauss: gives the variance). Shape: (N, F)
             sample: draw (True) or take the mode (False); None follows `training`.
-            generator: source of the noise; None for the global one.
+            generator: source of the noise; None for the global one, which compiled code needs.
 
         Returns:
             Upsampled features, latent and posterior.
@@ -192,7 +195,13 @@ class StochasticBottleneck(nn.Module):
             z = posterior.rsample(hard=self.hard, generator=generator)
         else:
             z = posterior.rsample(generator=generator)
-        return BottleneckOutput(self.upsampler(z), z, posterior)
+        upsampled = self.upsampler(z)
+        if upsampled.shape[-1] != self.out_features:
+            raise ValueError(
+                f"upsampler must give {self.out_features} features an image (out_features), "
+                f"got {upsampled.shape[-1]}; set out_features to that"
+            )
+        return BottleneckOutput(upsampled, z, posterior)
 
     def _project(self, features: Tensor) -> Tensor:
         parameters: Tensor = self.projector(features)
@@ -206,7 +215,8 @@ class StochasticBottleneck(nn.Module):
     def _check_features(self, features: Tensor, name: str) -> None:
         if features.ndim != 2:
             raise ValueError(
-                f"{name} must have shape (N, F), got {tuple(features.shape)}; pool or flatten to one row an image"
+                f"{name} must have shape (N, F), got {tuple(features.shape)}; "
+                "pool or flatten to one row an image"
             )
         if not features.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {features.dtype}")
@@ -223,6 +233,11 @@ class StochasticBottleneck(nn.Module):
 
     def _adopt_width(self, features: Tensor) -> None:
         """Take the feature width from the first batch and give the open layers their shapes."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "in_features=None is learned from the first batch, which compiled code cannot do; run one "
+                "batch before compiling, or give in_features"
+            )
         opened = [m for m in self.projector.modules() if isinstance(m, LazyLinear)]
         loaded = bool(opened) and not is_lazy(opened[0].weight)  # a state_dict came before the first batch
         width = opened[0].weight.shape[1] if loaded else features.shape[1]
@@ -258,7 +273,9 @@ class StochasticBottleneck(nn.Module):
         return options + (f", hard={self.hard}" if self.kind == "bern" else f", variance={self.variance!r}")
 
 
-def _build(name: str, choice: Map, in_features: int | None, hidden: int | None, out_features: int | None) -> nn.Module:
+def _build(
+    name: str, choice: Map, in_features: int | None, hidden: int | None, out_features: int | None
+) -> nn.Module:
     if isinstance(choice, nn.Module):
         return choice
     if choice == "linear":

@@ -57,7 +57,8 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
     if isinstance(z, np.ndarray):
         return np.packbits(z.astype(bool), axis=-1)
     padding = -z.shape[-1] % 8
-    bits = torch.nn.functional.pad(z.to(torch.uint8), (0, padding)).unflatten(-1, (-1, 8))
+    padded = torch.nn.functional.pad(z.to(torch.uint8), (0, padding))
+    bits = torch.unflatten(padded, -1, (-1, 8))
     return (bits * _weights(z.device)).sum(dim=-1, dtype=torch.uint8)
 
 
@@ -83,7 +84,8 @@ def unpack_bits(codes: ArrayT, dim: int) -> ArrayT:
     _check_codes(codes, "codes")
     if dim < 1 or codes.shape[-1] != math.ceil(dim / 8):
         raise ValueError(
-            f"dim={dim} needs codes {math.ceil(max(dim, 1) / 8)} bytes wide and dim >= 1, got shape {tuple(codes.shape)}"
+            f"dim={dim} needs codes {math.ceil(max(dim, 1) / 8)} bytes wide and dim >= 1, "
+            f"got shape {tuple(codes.shape)}"
         )
     if isinstance(codes, np.ndarray):
         return np.unpackbits(codes, axis=-1, count=dim)
@@ -119,7 +121,7 @@ def hamming_distance(a: ArrayT, b: ArrayT) -> ArrayT:
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"a and b must be equally wide, got {a.shape[-1]} and {b.shape[-1]} bytes")
     if isinstance(a, np.ndarray):
-        return _POPCOUNT[a ^ b].sum(axis=-1, dtype=np.int64)
+        return np.asarray(_POPCOUNT[a ^ b].sum(axis=-1, dtype=np.int64))
     return torch.from_numpy(_POPCOUNT).to(a.device)[(a ^ b).int()].sum(dim=-1)
 
 
@@ -146,7 +148,8 @@ def compression_ratio(image_shape: Sequence[int], bits: int, bits_per_channel: i
     """
     if not image_shape or min(image_shape) < 1 or bits < 1 or bits_per_channel < 1:
         raise ValueError(
-            f"image_shape, bits and bits_per_channel must be positive, got {tuple(image_shape)}, {bits} and {bits_per_channel}"
+            "image_shape, bits and bits_per_channel must be positive, "
+            f"got {tuple(image_shape)}, {bits} and {bits_per_channel}"
         )
     return math.prod(image_shape) * bits_per_channel / bits
 
@@ -160,7 +163,8 @@ def share_of_ones(bits: Tensor | Array) -> Array:
     Returns:
         Shares, float64. Shape: (D,)
     """
-    return _bit_matrix(bits).mean(axis=0)
+    shares: Array = _bit_matrix(bits).mean(axis=0)
+    return shares
 
 
 def bit_entropy(bits: Tensor | Array) -> Array:
@@ -235,12 +239,16 @@ def bit_class_information(bits: Tensor | Array, labels: Tensor | Array) -> Array
     return np.maximum(information, 0.0)
 
 
-_POPCOUNT: NDArray[np.uint8] = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+_POPCOUNT: NDArray[np.uint8] = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(
+    1, dtype=np.uint8
+)
 
 
 def _weights(device: torch.device) -> Tensor:
     """Values of a byte's bits, the first highest."""
-    return torch.bitwise_left_shift(torch.ones((), dtype=torch.uint8, device=device), torch.arange(7, -1, -1, device=device)).to(torch.uint8)
+    return torch.bitwise_left_shift(
+        torch.ones((), dtype=torch.uint8, device=device), torch.arange(7, -1, -1, device=device)
+    ).to(torch.uint8)
 
 
 def _xlog2(p: Array) -> Array:
@@ -251,7 +259,9 @@ def _bit_matrix(bits: Tensor | Array) -> Array:
     _check_array(bits, "bits")
     x = np.asarray(bits.detach().cpu().float() if isinstance(bits, Tensor) else bits, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"bits must have shape (N, D) with N and D at least 1, got {x.shape}; unpack codes first")
+        raise ValueError(
+            f"bits must have shape (N, D) with N and D at least 1, got {x.shape}; unpack codes first"
+        )
     if not np.isin(x, (0.0, 1.0)).all():
         raise ValueError("bits must hold only 0 and 1; unpack codes with unpack_bits, or threshold first")
     return x
@@ -269,6 +279,10 @@ def _check_array(x: object, name: str) -> None:
 def _check_codes(x: Tensor | Array, name: str) -> None:
     _check_array(x, name)
     if x.dtype not in (torch.uint8, np.dtype(np.uint8)):
-        raise TypeError(f"{name} must be packed codes of dtype uint8, got {x.dtype}; pack bits with pack_bits")
+        raise TypeError(
+            f"{name} must be packed codes of dtype uint8, got {x.dtype}; pack bits with pack_bits"
+        )
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{name} must have at least one byte in its last dimension, got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have at least one byte in its last dimension, got shape {tuple(x.shape)}"
+        )

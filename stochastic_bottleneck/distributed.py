@@ -53,8 +53,8 @@ def check_equal_shapes(*tensors: Tensor) -> None:
     if any(shapes != found[0] for shapes in found):
         by_rank = ", ".join(f"rank {rank}: {' and '.join(map(str, s))}" for rank, s in enumerate(found))
         raise ValueError(
-            f"gather_distributed needs one batch shape on every process, got {by_rank}; use drop_last=True with a "
-            "DistributedSampler, or the same batch_size everywhere"
+            f"gather_distributed needs one batch shape on every process, got {by_rank}; use drop_last=True "
+            "with a DistributedSampler, or the same batch_size everywhere"
         )
 
 

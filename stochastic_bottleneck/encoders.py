@@ -261,7 +261,7 @@ def _split_leading_pools(head: nn.Module) -> tuple[list[nn.Module], list[nn.Modu
     for i, layer in enumerate(layers, 1):
         if _strip.is_pool(layer):
             count = i
-        elif not isinstance(layer, nn.Flatten | nn.Identity):
+        elif not isinstance(layer, (nn.Flatten, nn.Identity)):
             break
     return layers[:count], layers[count:]
 

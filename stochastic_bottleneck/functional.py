@@ -6,7 +6,8 @@ the dtype of their parameters.
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ __all__ = [
     "gaussian_rsample",
     "info_nce",
     "logistic_noise",
+    "normal_noise",
     "relaxed_bernoulli_log_prob",
     "relaxed_bernoulli_rsample",
 ]
@@ -85,7 +87,7 @@ def info_nce(
     if columns is not None:
         _check_columns(v, columns, offset)
     # A product of half-precision rows would lose the small differences that the loss lives on.
-    with torch.autocast(device_type=v.device.type, enabled=False):
+    with _without_autocast(v.device.type):
         c, c_prime = (None, None) if columns is None else columns
         losses = _info_nce.info_nce(v, v_prime, c, c_prime, offset, float(temperature), block_size)
     return losses.mean() if reduction == "mean" else losses
@@ -111,7 +113,15 @@ def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Te
 
 
 def normal_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise in `like`'s shape and device, float32 (float64 for a float64 `like`)."""
+    """Standard normal noise in `like`'s shape and device, float32 (float64 for a float64 `like`).
+
+    Args:
+        like: gives shape, device and dtype. Shape: (...)
+        generator: source of randomness; None for the global one.
+
+    Returns:
+        Noise of mean 0 and standard deviation 1. Shape: (...)
+    """
     return torch.randn(like.shape, **_noise_options(like, generator))
 
 
@@ -256,14 +266,18 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
 def check_temperature(temperature: Tensor | float) -> None:
     """Refuse a Concrete temperature that is not positive; a tensor's value is not read (no host sync)."""
     if not isinstance(temperature, Tensor) and not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}; 0.5 to 1 is usual")
+        raise ValueError(
+            f"temperature must be a finite number above 0, got {temperature!r}; 0.5 to 1 is usual"
+        )
 
 
 def check_info_nce_options(temperature: float, reduction: str, block_size: int | None) -> None:
     """Refuse options of the loss that lie outside their range."""
+    # Tuples of types, here as everywhere: torch 2.4 cannot compile a union.
     if not isinstance(temperature, (int, float)) or not MIN_TEMPERATURE <= temperature < float("inf"):
         raise ValueError(
-            f"temperature must be a finite number of at least {MIN_TEMPERATURE}, got {temperature!r}; 0.1 to 0.5 is usual"
+            f"temperature must be a finite number of at least {MIN_TEMPERATURE}, got {temperature!r}; "
+            "0.1 to 0.5 is usual"
         )
     if reduction not in ("mean", "none"):
         raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}')
@@ -271,18 +285,32 @@ def check_info_nce_options(temperature: float, reduction: str, block_size: int |
         raise ValueError(f"block_size must be a positive int or None, got {block_size!r}")
 
 
-def _noise_options(like: Tensor, generator: torch.Generator | None) -> dict[str, object]:
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    # Devices without autocast refuse even to turn it off; torch 2.4 cannot compile the question.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def _noise_options(like: Tensor, generator: torch.Generator | None) -> dict[str, Any]:
     _check_floating(like, "like")
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    options: dict[str, object] = {"dtype": dtype, "device": like.device}
+    options: dict[str, Any] = {"dtype": dtype, "device": like.device}
     if generator is not None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "generator must be None in compiled code, where torch draws from the global generator only; "
+                "seed that with torch.manual_seed, or pass noise"
+            )
         options["generator"] = generator
     return options
 
 
 def _check_floating(x: Tensor, name: str) -> None:
     if not x.is_floating_point():
-        raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()")
+        raise TypeError(
+            f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()"
+        )
 
 
 def _check_noise(parameter: Tensor, noise: Tensor, name: str) -> Tensor:
@@ -298,7 +326,8 @@ def _check_gaussian(mean: Tensor, log_std: Tensor) -> None:
     one_a_sample = (*mean.shape[:-1], 1)
     if log_std.shape != mean.shape and tuple(log_std.shape) != one_a_sample:
         raise ValueError(
-            f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_a_sample}, got {tuple(log_std.shape)}"
+            f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_a_sample}, "
+            f"got {tuple(log_std.shape)}"
         )
 
 
@@ -310,7 +339,8 @@ def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "
         _check_floating(x, x_name)
     if v.ndim not in (2, 3):
         raise ValueError(
-            f"{name} must have shape (N, D) or (K, N, D), got {tuple(v.shape)}; flatten features to one row an image"
+            f"{name} must have shape (N, D) or (K, N, D), got {tuple(v.shape)}; "
+            "flatten features to one row an image"
         )
     if v.shape != v_prime.shape:
         raise ValueError(
@@ -319,13 +349,15 @@ def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "
         )
     if 0 in v.shape:
         raise ValueError(
-            f"{name} is empty, shape {tuple(v.shape)}; skip empty batches (drop_last=True in the data loader does)"
+            f"{name} is empty, shape {tuple(v.shape)}; "
+            "skip empty batches (drop_last=True in the data loader does)"
         )
     if v.dtype != v_prime.dtype:
         raise TypeError(f"{name} and {name_prime} must have one dtype, got {v.dtype} and {v_prime.dtype}")
     if v.device != v_prime.device:
         raise ValueError(
-            f"{name} and {name_prime} must be on one device, got {v.device} and {v_prime.device}; move one with .to()"
+            f"{name} and {name_prime} must be on one device, got {v.device} and {v_prime.device}; "
+            "move one with .to()"
         )
 
 
@@ -337,7 +369,9 @@ def _check_columns(v: Tensor, columns: tuple[Tensor, Tensor], offset: int) -> No
             f"columns must have v's dtype and device, {v.dtype} on {v.device}, got {c.dtype} on {c.device}"
         )
     if c.ndim != v.ndim or c.shape[-1] != v.shape[-1] or c.shape[:-2] != v.shape[:-2]:
-        raise ValueError(f"columns must match v in all but the rows, got {tuple(c.shape)} for v {tuple(v.shape)}")
+        raise ValueError(
+            f"columns must match v in all but the rows, got {tuple(c.shape)} for v {tuple(v.shape)}"
+        )
     if not 0 <= offset <= c.shape[-2] - v.shape[-2]:
         raise ValueError(
             f"offset must place v's {v.shape[-2]} rows inside the {c.shape[-2]} columns, got {offset}"

@@ -25,6 +25,7 @@ class TemperatureSchedule:
 
     Raises:
         ValueError: for a Gaussian bottleneck, temperatures that are not positive, or no steps.
+        TypeError: for anything but a bottleneck.
 
     Example:
         >>> bottleneck = StochasticBottleneck("bern", dim=8, in_features=4)
@@ -46,6 +47,11 @@ class TemperatureSchedule:
         start: float | None = None,
         shape: Literal["exponential", "cosine", "linear"] = "exponential",
     ) -> None:
+        if not isinstance(bottleneck, StochasticBottleneck):
+            raise TypeError(
+                f"bottleneck must be a StochasticBottleneck, got {type(bottleneck).__name__}; "
+                "of a StochConWrapper, pass .bottleneck"
+            )
         if bottleneck.kind != "bern":
             raise ValueError('bottleneck must be of kind "bern", got "gauss", which has no temperature')
         if total_steps < 1:
@@ -65,7 +71,7 @@ class TemperatureSchedule:
         """Temperature after `step` steps."""
         share = min(max(step, 0) / self.total_steps, 1.0)
         if self.shape == "exponential":
-            return self.start * (self.end / self.start) ** share
+            return float(self.start * (self.end / self.start) ** share)
         if self.shape == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
         return self.start + (self.end - self.start) * share
@@ -86,6 +92,8 @@ class TemperatureSchedule:
             ValueError: for a state that is not a schedule's.
         """
         if missing := {"shape", "total_steps", "start", "end", "last_step"} - state_dict.keys():
-            raise ValueError(f"state_dict lacks {sorted(missing)}; pass what TemperatureSchedule.state_dict() gave")
+            raise ValueError(
+                f"state_dict lacks {sorted(missing)}; pass what TemperatureSchedule.state_dict() gave"
+            )
         self.__dict__.update({k: v for k, v in state_dict.items() if k != "bottleneck"})
         self.bottleneck.set_temperature(self.temperature_at(self.last_step))

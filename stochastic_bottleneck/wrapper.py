@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stochastic_bottleneck._layers import mlp
-from stochastic_bottleneck.bottleneck import StochasticBottleneck
+from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
 from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.encoders import Encoder, as_encoder, simclr_parts
 from stochastic_bottleneck.posteriors import Posterior
@@ -24,7 +24,8 @@ Representation = Literal["h", "z", "upsampled", "bits"]
 class StochConOutput(NamedTuple):
     """What the wrapper returns in training; the first two go to `InfoNCELoss`.
 
-    With `symmetric=True` everything but `h` and `h_prime` has a leading dimension of 2, one for each way round.
+    With `symmetric=True` everything but `h` and `h_prime` has a leading dimension of 2, one for each way
+    round.
 
     Args:
         v: head's output for the deterministic branch. Shape: (N, P), or (2, N, P)
@@ -102,12 +103,15 @@ class StochConWrapper(nn.Module):
         checkpoint_encoder: bool = False,
     ) -> None:
         super().__init__()
-        for name, module in (("encoder", encoder), ("bottleneck", bottleneck), ("head", head)):
-            if not isinstance(module, nn.Module) and (module is not None or name == "encoder"):
-                raise TypeError(f"{name} must be a module, got {type(module).__name__}")
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder must be a module, got {type(encoder).__name__}")
+        if bottleneck is not None and not isinstance(bottleneck, StochasticBottleneck):
+            raise TypeError(f"bottleneck must be a StochasticBottleneck, got {type(bottleneck).__name__}")
+        if head is not None and not isinstance(head, nn.Module):
+            raise TypeError(f"head must be a module, got {type(head).__name__}")
         if variance_from not in ("opposing", "own"):
             raise ValueError(f'variance_from must be "opposing" or "own", got {variance_from!r}')
-        if projection_dim < 1:
+        if not isinstance(projection_dim, int) or projection_dim < 1:
             raise ValueError(f"projection_dim must be a positive int, got {projection_dim!r}")
         self.encoder = encoder if isinstance(encoder, Encoder) else as_encoder(encoder, feature_dim)
         width = self.encoder.feature_dim
@@ -115,7 +119,13 @@ class StochConWrapper(nn.Module):
             bottleneck = StochasticBottleneck(kind, dim, in_features=width)
         elif width is not None and bottleneck.in_features not in (None, width):
             raise ValueError(
-                f"bottleneck takes {bottleneck.in_features} features (in_features), but the encoder gives {width}"
+                f"bottleneck takes {bottleneck.in_features} features (in_features), "
+                f"but the encoder gives {width}"
+            )
+        elif width is not None and bottleneck.out_features not in (None, width):
+            raise ValueError(
+                f"bottleneck gives {bottleneck.out_features} features (out_features), "
+                f"but the head takes the encoder's {width}"
             )
         self.bottleneck = bottleneck
         self.head = mlp(width, width, projection_dim) if head is None else head
@@ -168,14 +178,15 @@ class StochConWrapper(nn.Module):
             x: first views. Shape: (N, C, H, W)
             x_prime: second views, row i from the same image as `x`'s row i. Shape: (N, C, H, W)
             sample: draw the latent (True) or take its mode (False); None follows `training`.
-            generator: source of the noise; None for the global one.
+            generator: source of the noise; None for the global one, which compiled code needs.
 
         Returns:
             Outputs of both branches, features, latent and posterior.
         """
         if x.shape[0] != x_prime.shape[0]:
             raise ValueError(
-                f"x and x_prime must hold one view each of the same images, got {x.shape[0]} and {x_prime.shape[0]}"
+                "x and x_prime must hold one view each of the same images, "
+                f"got {x.shape[0]} and {x_prime.shape[0]}"
             )
         h, h_prime = self._features(x), self._features(x_prime)
         second = self._stochastic_branch(h_prime, h, sample, generator)
@@ -224,15 +235,17 @@ class StochConWrapper(nn.Module):
             raise ValueError(f"representation must be one of {choices}, got {representation!r}")
         if representation == "bits" and self.bottleneck.kind != "bern":
             raise ValueError(
-                'representation "bits" needs a bottleneck of kind "bern", got "gauss"; use "z", or pack the signs '
-                "with codes.pack_bits(z > 0)"
+                'representation "bits" needs a bottleneck of kind "bern", got "gauss"; use "z", or pack the '
+                "signs with codes.pack_bits(z > 0)"
             )
         return _FeatureExtractor(self, representation)
 
     def _features(self, x: Tensor) -> Tensor:
         if self.checkpoint_encoder and self.training and torch.is_grad_enabled():
             # Compiled code mutates each statistic once by itself, and takes no context.
-            contexts = {} if torch.compiler.is_compiling() else {"context_fn": self._checkpoint_contexts}
+            contexts: dict[str, Any] = (
+                {} if torch.compiler.is_compiling() else {"context_fn": self._checkpoint_contexts}
+            )
             features: Tensor = checkpoint(self.encoder, x, use_reentrant=False, **contexts)
         else:
             features = self.encoder(x)
@@ -268,7 +281,8 @@ class _FeatureExtractor(nn.Module):
         if self.bottleneck is None:
             return h
         if self.representation == "upsampled":
-            return self.bottleneck(h, sample=False).features
+            output: BottleneckOutput = self.bottleneck(h, sample=False)
+            return output.features
         z = self.bottleneck.posterior(h).mode()
         return pack_bits(z, validate=False) if self.representation == "bits" else z
 
@@ -287,7 +301,7 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms leave their running statistics alone inside; the first pass has counted the batch already."""
+    """Batch norms leave their running statistics alone inside; the first pass has counted the batch."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     kept = [(m, m.momentum, m.num_batches_tracked) for m in norms]
     for m in norms:
@@ -301,4 +315,5 @@ def _kept_statistics(module: nn.Module) -> Iterator[None]:
 
 def _stack(a: Posterior, b: Posterior) -> Posterior:
     """Two posteriors as one with a leading dimension of 2; a 0-d temperature is shared."""
-    return type(a)(*(x if x.ndim == 0 else torch.stack((x, y)) for x, y in zip(a, b, strict=True)))
+    fields: Any = zip(a, b, strict=True)
+    return type(a)(*(x if x.ndim == 0 else torch.stack((x, y)) for x, y in fields))

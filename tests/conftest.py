@@ -25,6 +25,20 @@ def seed():
     return 0
 
 
+class Graphs(list):
+    """The graphs that torch.compile has made, with `backend=graphs.backend`; they run uncompiled."""
+
+    def backend(self, graph, _):
+        self.append(graph)
+        return graph.forward
+
+
+@pytest.fixture
+def graphs(fresh_compiler):
+    """An empty list of graphs, and no compiled code that could serve instead of one."""
+    return Graphs()
+
+
 @pytest.fixture
 def fresh_compiler():
     """No compiled code before or after, so that counts of compilations mean something."""

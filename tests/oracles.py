@@ -1,4 +1,4 @@
-"""Slow float64 oracles: loops over scalars, written from the papers' formulas, sharing no code with the package.
+"""Slow float64 oracles: scalar loops written from the papers' formulas, sharing no code with the package.
 
 They are made of torch scalars, so that autograd gives the oracle of a gradient too.
 """
@@ -44,7 +44,7 @@ def sigmoid(x):
 
 
 def relaxed_bernoulli_sample(logits, temperature, noise):
-    """Maddison et al. (arXiv 1611.00712): a logistic variable located at the logit, through a sharpened sigmoid."""
+    """Maddison et al. (arXiv 1611.00712): a logistic variable at the logit, through a sharpened sigmoid."""
     return each(lambda a, e: sigmoid((a + e) / temperature), logits, noise)
 
 
@@ -125,5 +125,5 @@ def kolmogorov_smirnov(sample, cdf):
 
 
 def kolmogorov_smirnov_limit(n, alpha=1e-6):
-    """Distance that a correct sample of n exceeds with a probability of at most alpha (Massart's inequality)."""
+    """Distance that a correct sample of n exceeds with probability alpha at most (Massart's inequality)."""
     return math.sqrt(math.log(2 / alpha) / (2 * n))

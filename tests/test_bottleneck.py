@@ -10,7 +10,12 @@ import torch
 from tolerances import assert_close
 from torch import nn
 
-from stochastic_bottleneck import BernoulliPosterior, BottleneckOutput, GaussianPosterior, StochasticBottleneck
+from stochastic_bottleneck import (
+    BernoulliPosterior,
+    BottleneckOutput,
+    GaussianPosterior,
+    StochasticBottleneck,
+)
 
 N, F, D = 8, 6, 4
 
@@ -36,7 +41,7 @@ KINDS = {
 each_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 
 
-# ---- shapes, train and eval -------------------------------------------------------------------------------------
+# ---- shapes, train and eval --------------------------------------------------------------------------------
 
 
 @each_kind
@@ -129,7 +134,7 @@ def test_hard_training_has_the_relaxed_gradient():
         assert torch.equal(a, b)
 
 
-# ---- the formula ------------------------------------------------------------------------------------------------
+# ---- the formula -------------------------------------------------------------------------------------------
 
 
 @each_kind
@@ -209,7 +214,8 @@ def test_the_opposing_variance_takes_its_gradient_to_the_other_view():
     h, other = features().requires_grad_(), features(seed=3).requires_grad_()
     posterior = module.posterior(h, other)
     of_mean, of_std = (
-        torch.autograd.grad(x.pow(3).sum(), (h, other), retain_graph=True, materialize_grads=True) for x in posterior
+        torch.autograd.grad(x.pow(3).sum(), (h, other), retain_graph=True, materialize_grads=True)
+        for x in posterior
     )
     assert [grad.any().item() for grad in (*of_mean, *of_std)] == [True, False, False, True]
 
@@ -227,7 +233,7 @@ def test_log_std_is_bounded_so_that_everything_stays_finite():
     assert posterior.kl().isfinite().all()
 
 
-# ---- projector and upsampler ------------------------------------------------------------------------------------
+# ---- projector and upsampler -------------------------------------------------------------------------------
 
 
 @each_kind
@@ -285,7 +291,7 @@ def test_own_lazy_modules_keep_their_widths_and_training_flags():
     assert projector[1].weight.shape == (9, F)
 
 
-# ---- lazy width -------------------------------------------------------------------------------------------------
+# ---- lazy width --------------------------------------------------------------------------------------------
 
 MAPS = pytest.mark.parametrize("maps", ["linear", "mlp"])
 
@@ -341,7 +347,9 @@ def test_a_state_loaded_before_the_first_batch_counts(maps):
     output = module.eval()(features(seed=2))
     assert torch.equal(output.features, expected.features)
     assert module.in_features == F
-    assert {k: v.shape for k, v in module.state_dict().items()} == {k: v.shape for k, v in trained.state_dict().items()}
+    assert {k: v.shape for k, v in module.state_dict().items()} == {
+        k: v.shape for k, v in trained.state_dict().items()
+    }
 
 
 @MAPS
@@ -387,7 +395,7 @@ def test_double_before_the_first_batch():
     assert module(features(dtype=torch.float64)).features.dtype == torch.float64
 
 
-# ---- state and temperature --------------------------------------------------------------------------------------
+# ---- state and temperature ---------------------------------------------------------------------------------
 
 
 @each_kind
@@ -416,16 +424,34 @@ def test_set_temperature_works_in_place_and_on_the_posterior():
     assert buffer.item() == 0.25
     logits = module.posterior(features()).logits
     noise = torch.logit(torch.rand(N, D, generator=generator()))
-    assert_close(module(features(), generator=generator()).z, torch.sigmoid((logits + noise) / 0.25), factor=10)
+    assert_close(
+        module(features(), generator=generator()).z, torch.sigmoid((logits + noise) / 0.25), factor=10
+    )
     assert "temperature" not in dict(module.named_parameters())
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_temperature_may_change_before_the_backward_pass(hard):
+    module, twin = bottleneck(hard=hard), bottleneck(hard=hard)
+    twin.load_state_dict(module.state_dict())
+    weights = torch.randn(N, D)
+    output = module(features(), generator=generator())
+    module.set_temperature(0.25)
+    assert output.posterior.temperature == 1.0
+    (output.z * weights).sum().backward()
+    (twin(features(), generator=generator()).z * weights).sum().backward()
+    assert module.projector.weight.grad.any()
+    assert torch.equal(module.projector.weight.grad, twin.projector.weight.grad)
 
 
 def test_describes_itself():
     assert "kind='bern', dim=4, in_features=6, hard=False" in repr(bottleneck())
-    assert "kind='gauss', dim=4, in_features=6, variance='isotropic'" in repr(bottleneck("gauss", variance="isotropic"))
+    assert "kind='gauss', dim=4, in_features=6, variance='isotropic'" in repr(
+        bottleneck("gauss", variance="isotropic")
+    )
 
 
-# ---- precision, compilation, export -----------------------------------------------------------------------------
+# ---- precision, compilation, export ------------------------------------------------------------------------
 
 
 @each_kind
@@ -480,15 +506,9 @@ def test_compiles_whole_and_agrees(options, fresh_compiler):
 
 
 @pytest.mark.parametrize("kind", ["bern", "gauss"])
-def test_neither_batch_size_nor_temperature_recompiles(kind, fresh_compiler):
-    graphs = []
-
-    def count(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
+def test_neither_batch_size_nor_temperature_recompiles(kind, graphs):
     module = bottleneck(kind)
-    compiled = torch.compile(module, fullgraph=True, backend=count)
+    compiled = torch.compile(module, fullgraph=True, backend=graphs.backend)
     for n in (8, 5):  # torch turns the size dynamic when it first changes
         compiled(features(n))
     seen = len(graphs)
@@ -500,17 +520,42 @@ def test_neither_batch_size_nor_temperature_recompiles(kind, fresh_compiler):
     assert len(graphs) == seen
 
 
+# torch warns of its own look at tensors where a graph breaks.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        ({"in_features": None}, {}, "in_features=None is learned from the first batch"),
+        ({}, {"generator": generator()}, "generator must be None in compiled code"),
+    ],
+)
+def test_what_compiled_code_cannot_do_says_so_and_falls_back(
+    options, arguments, message, fresh_compiler, monkeypatch
+):
+    module = bottleneck(**options)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(module, fullgraph=True, backend="eager")(features(), **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        with pytest.raises(RuntimeError, match=message):
+            module(features(), **arguments)
+    output = torch.compile(module, backend="eager")(features(), **arguments)
+    assert output.features.shape == (N, F)
+
+
 @each_kind
 def test_exports_in_evaluation_mode(options):
     module = bottleneck(**options).eval()
-    program = torch.export.export(module, (features(),), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
+    program = torch.export.export(
+        module, (features(),), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},)
+    )
     for n in (N, 3):
         exported, expected = program.module()(features(n)), module(features(n))
         assert torch.equal(exported[0], expected.features)
         assert torch.equal(exported[1], expected.z)
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------
+# ---- errors ------------------------------------------------------------------------------------------------
 
 BUILT = [
     ({"kind": "bernoulli"}, ValueError, "kind must be one of 'bern', 'gauss', got 'bernoulli'"),
@@ -525,11 +570,19 @@ BUILT = [
     ({"location_std": 0.0}, ValueError, "location_std must be a finite number above 0 or None, got 0.0"),
     ({"location_std": math.inf}, ValueError, "location_std must be a finite number above 0 or None, got inf"),
     ({"kind": "gauss", "hard": True}, ValueError, 'hard=True needs bits, got kind="gauss"; leave hard=False'),
-    ({"projector": "conv"}, ValueError, 'projector must be "linear", "mlp", "identity" or a module, got \'conv\''),
+    (
+        {"projector": "conv"},
+        ValueError,
+        'projector must be "linear", "mlp", "identity" or a module, got \'conv\'',
+    ),
     ({"upsampler": 3}, TypeError, 'upsampler must be "linear", "mlp", "identity" or a module, got 3'),
     ({"upsampler": nn.Linear}, TypeError, 'upsampler must be "linear", "mlp", "identity" or a module'),
     ({"projector": "identity"}, ValueError, 'projector="identity" needs in_features=4 .* got 6; use'),
-    ({"upsampler": "identity"}, ValueError, 'upsampler="identity" gives dim=4 features, but out_features is 6; set'),
+    (
+        {"upsampler": "identity"},
+        ValueError,
+        'upsampler="identity" gives dim=4 features, but out_features is 6; set',
+    ),
 ]
 
 
@@ -545,10 +598,18 @@ CALLED = [
     ((torch.ones(2, 6).long(),), TypeError, "features must be floating point, got torch.int64"),
     ((torch.ones(0, 6),), ValueError, r"features is empty, shape \(0, 6\); skip empty batches"),
     ((torch.ones(2, 5),), ValueError, r"features must be 6 wide \(in_features\), got 5"),
-    ((torch.ones(1, 6),), ValueError, "a training batch of one image cannot be normalised; use a larger batch"),
+    (
+        (torch.ones(1, 6),),
+        ValueError,
+        "a training batch of one image cannot be normalised; use a larger batch",
+    ),
     ((features(), features()[0]), ValueError, r"opposing must have shape \(N, F\)"),
     ((features(), features(width=5)), ValueError, "opposing must be 6 wide"),
-    ((features(), features(4)), ValueError, r"opposing must have the shape of features, \(8, 6\), got \(4, 6\)"),
+    (
+        (features(), features(4)),
+        ValueError,
+        r"opposing must have the shape of features, \(8, 6\), got \(4, 6\)",
+    ),
 ]
 
 
@@ -563,8 +624,18 @@ def test_bad_features_are_refused(args, error, message):
 @pytest.mark.parametrize("lazily", [False, True])
 def test_a_projector_of_another_width_is_refused(lazily):
     module = bottleneck("gauss", projector=nn.Linear(F, D), in_features=None if lazily else F)
-    with pytest.raises(ValueError, match='projector must give 8 parameters an image for kind="gauss" and dim=4, got 4'):
+    with pytest.raises(
+        ValueError, match='projector must give 8 parameters an image for kind="gauss" and dim=4, got 4'
+    ):
         module(features())
+
+
+def test_an_upsampler_of_another_width_is_refused():
+    module = bottleneck(upsampler=nn.Linear(D, 7))
+    message = r"upsampler must give 6 features an image \(out_features\), got 7; set out_features"
+    with pytest.raises(ValueError, match=message):
+        module(features())
+    assert bottleneck(upsampler=nn.Linear(D, 7), out_features=7)(features()).features.shape == (N, 7)
 
 
 def test_identities_that_do_not_fit_the_first_batch_are_refused_each_time():

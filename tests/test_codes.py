@@ -19,7 +19,7 @@ def random_bits(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 2, shape)
 
 
-# ---- packing ----------------------------------------------------------------------------------------------------
+# ---- packing -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,7 +43,9 @@ def test_leading_dimensions(kind, shape):
     assert (codes.unpack_bits(packed, 9) == bits).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64]
+)
 def test_torch_dtypes_and_layouts(dtype):
     bits = torch.from_numpy(random_bits(10, 4)).to(dtype)
     expected = torch.from_numpy(np.packbits(bits.T.double().numpy().astype(bool), axis=-1))
@@ -57,9 +59,11 @@ def test_numpy_dtypes(dtype):
     np.testing.assert_array_equal(codes.pack_bits(bits.astype(dtype)), np.packbits(bits, axis=-1))
 
 
-# ---- distance ---------------------------------------------------------------------------------------------------
+# ---- distance ----------------------------------------------------------------------------------------------
 
-CODES = st.integers(1, 9).flatmap(lambda n: st.tuples(st.binary(min_size=n, max_size=n), st.binary(min_size=n, max_size=n)))
+CODES = st.integers(1, 9).flatmap(
+    lambda n: st.tuples(st.binary(min_size=n, max_size=n), st.binary(min_size=n, max_size=n))
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +91,7 @@ def test_long_codes_do_not_overflow_a_byte():
         assert codes.hamming_distance(zeros, ones) == 8000
 
 
-# ---- counts -----------------------------------------------------------------------------------------------------
+# ---- counts ------------------------------------------------------------------------------------------------
 
 
 def test_compression_ratio():
@@ -103,7 +107,9 @@ def entropy(*probabilities):
 BITS = np.array([[0, 1, 0, 1], [0, 1, 1, 0], [1, 1, 0, 1], [0, 1, 1, 0]])
 
 
-@pytest.mark.parametrize("bits", [BITS, torch.from_numpy(BITS), torch.from_numpy(BITS).bool(), BITS.astype(np.float16)])
+@pytest.mark.parametrize(
+    "bits", [BITS, torch.from_numpy(BITS), torch.from_numpy(BITS).bool(), BITS.astype(np.float16)]
+)
 def test_counts_of_bits(bits):
     np.testing.assert_allclose(codes.share_of_ones(bits), [0.25, 1.0, 0.5, 0.5])
     np.testing.assert_allclose(codes.bit_entropy(bits), [entropy(0.25, 0.75), 0.0, 1.0, 1.0])
@@ -140,36 +146,71 @@ def test_information_of_a_bit_about_the_class(kind):
     np.testing.assert_allclose(information, [1.0, 1.0, 0.0, 0.0, expected], atol=1e-12)
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------
+# ---- errors ------------------------------------------------------------------------------------------------
 
 U8 = np.zeros((2, 3), np.uint8)
 ERRORS = [
     (codes.pack_bits, ([0, 1],), TypeError, "z must be a numpy array or a tensor, got list"),
-    (codes.pack_bits, (np.array(1),), ValueError, r"z must have at least one bit in its last dimension, got shape \(\)"),
+    (
+        codes.pack_bits,
+        (np.array(1),),
+        ValueError,
+        r"z must have at least one bit in its last dimension, got shape \(\)",
+    ),
     (codes.pack_bits, (torch.zeros(2, 0),), ValueError, r"at least one bit .* got shape \(2, 0\)"),
     (codes.pack_bits, (np.array([0.5]),), ValueError, "z must hold only 0 and 1; take the mode"),
     (codes.pack_bits, (torch.tensor([math.nan]),), ValueError, "z must hold only 0 and 1"),
     (codes.pack_bits, (torch.tensor([2]),), ValueError, "z must hold only 0 and 1"),
     (codes.unpack_bits, ([1], 8), TypeError, "codes must be a numpy array or a tensor, got list"),
-    (codes.unpack_bits, (torch.zeros(1), 8), TypeError, "codes must be packed codes of dtype uint8, got torch.float32"),
-    (codes.unpack_bits, (np.zeros(1), 8), TypeError, "codes must be packed codes of dtype uint8, got float64"),
-    (codes.unpack_bits, (U8, 25), ValueError, r"dim=25 needs codes 4 bytes wide and dim >= 1, got shape \(2, 3\)"),
+    (
+        codes.unpack_bits,
+        (torch.zeros(1), 8),
+        TypeError,
+        "codes must be packed codes of dtype uint8, got torch.float32",
+    ),
+    (
+        codes.unpack_bits,
+        (np.zeros(1), 8),
+        TypeError,
+        "codes must be packed codes of dtype uint8, got float64",
+    ),
+    (
+        codes.unpack_bits,
+        (U8, 25),
+        ValueError,
+        r"dim=25 needs codes 4 bytes wide and dim >= 1, got shape \(2, 3\)",
+    ),
     (codes.unpack_bits, (U8, 16), ValueError, "dim=16 needs codes 2 bytes wide"),
     (codes.unpack_bits, (U8, 0), ValueError, "dim=0 needs"),
     (codes.unpack_bits, (U8[:, :0], 8), ValueError, "codes must have at least one byte"),
     (codes.hamming_distance, (U8, U8[:, :2]), ValueError, "a and b must be equally wide, got 3 and 2 bytes"),
-    (codes.hamming_distance, (U8, torch.from_numpy(U8)), TypeError, "a and b must both be .* got ndarray and Tensor"),
+    (
+        codes.hamming_distance,
+        (U8, torch.from_numpy(U8)),
+        TypeError,
+        "a and b must both be .* got ndarray and Tensor",
+    ),
     (codes.hamming_distance, (U8.astype(int), U8), TypeError, "a must be packed codes of dtype uint8"),
     (codes.hamming_distance, (U8, U8.astype(int)), TypeError, "b must be packed codes of dtype uint8"),
     (codes.compression_ratio, ((), 8), ValueError, "image_shape, bits and bits_per_channel must be positive"),
     (codes.compression_ratio, ((4, 0), 8), ValueError, "must be positive"),
     (codes.compression_ratio, ((4, 4), 0), ValueError, "must be positive"),
     (codes.compression_ratio, ((4, 4), 8, 0), ValueError, "must be positive"),
-    (codes.share_of_ones, (np.zeros(3),), ValueError, r"bits must have shape \(N, D\) .* got \(3,\); unpack codes"),
+    (
+        codes.share_of_ones,
+        (np.zeros(3),),
+        ValueError,
+        r"bits must have shape \(N, D\) .* got \(3,\); unpack codes",
+    ),
     (codes.bit_entropy, (np.zeros((0, 3)),), ValueError, "bits must have shape"),
     (codes.distinct_codes, (np.full((2, 2), 7),), ValueError, "bits must hold only 0 and 1"),
     (codes.bit_correlation, ("10",), TypeError, "bits must be a numpy array or a tensor, got str"),
-    (codes.bit_class_information, (BITS, np.zeros(3)), ValueError, r"labels must have shape \(4,\), one an image"),
+    (
+        codes.bit_class_information,
+        (BITS, np.zeros(3)),
+        ValueError,
+        r"labels must have shape \(4,\), one an image",
+    ),
 ]
 
 

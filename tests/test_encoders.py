@@ -1,7 +1,8 @@
-"""Encoders without torchvision or timm, and existing SimCLR models; test_encoders_zoo.py has the architectures."""
+"""Encoders without torchvision or timm, and existing SimCLR models; test_zoo.py has the architectures."""
 
 import copy
 import inspect
+import re
 
 import pytest
 import torch
@@ -151,23 +152,19 @@ def test_compiles_without_a_graph_break(name, fresh_compiler):
     torch.testing.assert_close(compiled(IMAGES), encoder(IMAGES))
 
 
-def test_compiles_once_for_all_batch_sizes(fresh_compiler):
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(Encoder(conv(), 16), fullgraph=True, backend=backend, dynamic=True)
+def test_compiles_once_for_all_batch_sizes(graphs):
+    compiled = torch.compile(Encoder(conv(), 16), fullgraph=True, backend=graphs.backend, dynamic=True)
     for n in (2, 3, 5):
-        assert compiled(IMAGES[:1].expand(n, -1, -1, -1)).shape == (n, 16)
+        assert compiled(torch.ones(n, 3, 8, 8)).shape == (n, 16)
     assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_exports_with_any_batch_size(name):
     encoder = Encoder(*BACKBONES[name]).eval()
-    exported = torch.export.export(encoder, (IMAGES,), dynamic_shapes={"x": {0: torch.export.Dim("n")}})
+    exported = torch.export.export(
+        encoder, (IMAGES,), dynamic_shapes={"x": {0: torch.export.Dim("n", max=64)}}
+    )
     three = torch.randn(3, 3, 8, 8)
     torch.testing.assert_close(exported.module()(three), encoder(three))
 
@@ -404,7 +401,7 @@ def test_wrapping_modules_are_taken_off(how, tmp_path, close_process_group):
     simclr = Parts(backbone=conv(), projector=mlp())
     if how == "DistributedDataParallel":
         torch.distributed.destroy_process_group()
-        (tmp_path / "store").unlink()
+        (tmp_path / "store").unlink(missing_ok=True)  # some versions of torch remove it
     encoder, head = simclr_parts(wrap(simclr, how, tmp_path))
     assert encoder.backbone is simclr.backbone
     assert head is simclr.projector
@@ -613,9 +610,8 @@ def test_more_than_one_candidate(parts, role, names):
     model = Parts(**parts)
     first = names.split(",")[0]
     message = f'more than one part that may be its {role}: {names}; name the right one ({role}="{first}")'
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         simclr_parts(model)
-    assert message in str(error.value)
     named = simclr_parts(model, **{role: first})
     assert model.get_submodule(first) in (named[0].backbone, named[1])
 
@@ -646,9 +642,8 @@ def test_more_than_one_candidate(parts, role, names):
     ],
 )
 def test_part_not_found(parts, named, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as error:
         simclr_parts(Parts(**parts), **named)
-    assert str(error.value).startswith(message)
     assert 'encoder="net.trunk"' in str(error.value)
 
 
@@ -667,7 +662,7 @@ def test_encoder_inside_the_head():
 
 
 def test_head_of_convolutions():
-    with pytest.raises(ValueError, match="rows of features .* begins with Conv2d"):
+    with pytest.raises(ValueError, match=r"rows of features .* begins with Conv2d"):
         simclr_parts(Parts(backbone=conv(), head=nn.Sequential(nn.Conv2d(16, 4, 1), POOL)))
 
 

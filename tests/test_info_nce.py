@@ -22,7 +22,7 @@ def views(*shape, dtype=F64, seed=0):
     return tuple(torch.randn(shape, generator=g, dtype=F64).to(dtype).requires_grad_() for _ in range(2))
 
 
-# ---- values against the loop ------------------------------------------------------------------------------------
+# ---- values against the loop -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -93,7 +93,7 @@ def test_autocast_does_not_reach_the_loss(dtype):
     assert torch.equal(loss, expected)
 
 
-# ---- gradients --------------------------------------------------------------------------------------------------
+# ---- gradients ---------------------------------------------------------------------------------------------
 
 CASES = {
     "odd N": lambda a, b: info_nce(a, b, 0.5),
@@ -163,7 +163,7 @@ def test_the_gradient_is_orthogonal_to_its_row():
     assert (grad * v).sum(dim=1).abs().max() < 1e-14
 
 
-# ---- properties -------------------------------------------------------------------------------------------------
+# ---- properties --------------------------------------------------------------------------------------------
 
 SEEDS, SIZES = st.integers(0, 2**31), st.integers(1, 9)
 TAUS = st.floats(0.01, 5.0)
@@ -207,7 +207,7 @@ def test_bounds(seed, n, d, temperature, dtype):
     assert (losses <= high + slack).all()
 
 
-# ---- closed forms and extremes ----------------------------------------------------------------------------------
+# ---- closed forms and extremes -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.5, 10.0])
@@ -272,7 +272,9 @@ def test_extreme_rows_stay_finite(which, dtype, temperature):
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e30, 3e38])
 def test_rows_of_any_size_are_normalised(scale):
     """The whole range down to the documented floor, where squares have long left float32."""
-    v, v_prime = (x.detach().sign() * torch.tensor([1.0, 0.5, 0.25]) for x in views(4, 3, dtype=torch.float32))
+    v, v_prime = (
+        x.detach().sign() * torch.tensor([1.0, 0.5, 0.25]) for x in views(4, 3, dtype=torch.float32)
+    )
     assert_close(info_nce(v * scale, v_prime), info_nce(v, v_prime))
 
 
@@ -311,7 +313,14 @@ def test_unit_rows_have_norm_one():
     assert_close(kernel.unit_rows(rows).norm(dim=1), torch.ones(6))
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------
+def test_devices_without_autocast():
+    assert not torch.amp.is_autocast_available("meta")
+    v = torch.ones(4, 3, device="meta", dtype=torch.bfloat16)
+    loss = info_nce(v, v)
+    assert (loss.shape, loss.dtype, loss.device.type) == ((), torch.float32, "meta")
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
 
 A = torch.ones(2, 3)
 ERRORS = [
@@ -324,7 +333,12 @@ ERRORS = [
     ((A, A[:1]), {}, ValueError, r"v and v_prime must have one shape, got \(2, 3\) and \(1, 3\)"),
     ((A[:0], A[:0]), {}, ValueError, r"v is empty, shape \(0, 3\); skip empty batches"),
     ((A[:, :0], A[:, :0]), {}, ValueError, "v is empty"),
-    ((A, A.double()), {}, TypeError, "v and v_prime must have one dtype, got torch.float32 and torch.float64"),
+    (
+        (A, A.double()),
+        {},
+        TypeError,
+        "v and v_prime must have one dtype, got torch.float32 and torch.float64",
+    ),
     ((A, A.to("meta")), {}, ValueError, "v and v_prime must be on one device, got cpu and meta; move one"),
     ((A, A, 0.0), {}, ValueError, "temperature must be a finite number of at least 0.01, got 0.0"),
     ((A, A, 0.009), {}, ValueError, "temperature must be"),
@@ -332,7 +346,7 @@ ERRORS = [
     ((A, A, math.nan), {}, ValueError, "temperature must be .* got nan"),
     ((A, A, math.inf), {}, ValueError, "temperature must be .* got inf"),
     ((A, A, "0.5"), {}, ValueError, "temperature must be .* got '0.5'"),
-    ((A, A), {"reduction": "sum"}, ValueError, "reduction must be \"mean\" or \"none\", got 'sum'"),
+    ((A, A), {"reduction": "sum"}, ValueError, 'reduction must be "mean" or "none", got \'sum\''),
     ((A, A), {"block_size": 0}, ValueError, "block_size must be a positive int or None, got 0"),
     ((A, A), {"block_size": 2.0}, ValueError, "block_size must be a positive int or None, got 2.0"),
     ((A, A), {"columns": (A, A[:1])}, ValueError, r"columns\[0\] and columns\[1\] must have one shape"),
@@ -340,7 +354,12 @@ ERRORS = [
     ((A, A), {"columns": (A[None], A[None])}, ValueError, "columns must match v in all but the rows"),
     ((A, A), {"columns": (A.double(), A.double())}, ValueError, "columns must have v's dtype and device"),
     ((A, A), {"columns": (A.to("meta"), A.to("meta"))}, ValueError, "columns must have v's dtype and device"),
-    ((A, A), {"columns": (A, A), "offset": 1}, ValueError, "offset must place v's 2 rows inside the 2 columns, got 1"),
+    (
+        (A, A),
+        {"columns": (A, A), "offset": 1},
+        ValueError,
+        "offset must place v's 2 rows inside the 2 columns, got 1",
+    ),
     ((A, A), {"columns": (A, A), "offset": -1}, ValueError, "offset must place"),
     ((A, A), {"columns": (A[:1], A[:1])}, ValueError, "offset must place v's 2 rows inside the 1 columns"),
 ]

@@ -64,7 +64,9 @@ def test_bad_views_are_refused(gather):
         loss(torch.ones(2, 3), torch.ones(3, 3))
 
 
-@pytest.mark.parametrize("options", [{}, {"block_size": 3}, {"gather_distributed": True}, {"reduction": "none"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"block_size": 3}, {"gather_distributed": True}, {"reduction": "none"}]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiles_whole_and_agrees(options, dtype, fresh_compiler):
     loss = InfoNCELoss(0.2, **options)
@@ -76,3 +78,13 @@ def test_compiles_whole_and_agrees(options, dtype, fresh_compiler):
         results.append((value, *torch.autograd.grad(value.sum(), (v, v_prime))))
     for eager, fast in zip(*results, strict=True):
         assert_close(fast, eager.double())
+
+
+def test_no_compilation_when_only_the_batch_size_changes(graphs):
+    compiled = torch.compile(InfoNCELoss(), fullgraph=True, backend=graphs.backend)
+    for n in (8, 5):  # torch turns the size dynamic when it first changes
+        compiled(*views(n, 6))
+    seen = len(graphs)
+    for n in (3, 17, 32):
+        assert compiled(*views(n, 6)).isfinite()
+    assert len(graphs) == seen <= 2

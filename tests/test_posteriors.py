@@ -26,7 +26,7 @@ def log_std(width=4, dtype=F64):
     return draw(3, width, scale=0.7, seed=1, dtype=dtype)
 
 
-# ---- values and gradients against the loops ---------------------------------------------------------------------
+# ---- values and gradients against the loops ----------------------------------------------------------------
 
 Z = torch.rand(SHAPE, generator=torch.Generator().manual_seed(5), dtype=F64) * 0.96 + 0.02
 BITS = (Z > 0.5).double()
@@ -102,7 +102,9 @@ def test_gaussian_follows_the_loop(name, width, dtype):
 def test_bernoulli_gradients(name):
     function = BERN[name][0]
     # 2 is where the closed forms change over; both sides of it, zero, and far away
-    logits = torch.tensor([[-9.0, -2.1, -1.9, -1e-3], [0.3, 1.9, 2.1, 30.0], [0.0, 1.0, -1.0, 5.0]], dtype=F64)
+    logits = torch.tensor(
+        [[-9.0, -2.1, -1.9, -1e-3], [0.3, 1.9, 2.1, 30.0], [0.0, 1.0, -1.0, 5.0]], dtype=F64
+    )
     assert gradcheck(lambda a: -1.5 * function(a), (logits.requires_grad_(),))
     assert gradgradcheck(function, (logits,))
     for view, leaf in ((lambda a: a.T, draw(4, 3)), (lambda a: a[:, ::2], draw(3, 8))):
@@ -128,7 +130,9 @@ def test_gaussian_entropy_gradient():
 
 def test_the_temperature_carries_a_gradient():
     logits, temperature = draw(*SHAPE), torch.tensor(0.8, dtype=F64, requires_grad=True)
-    assert gradcheck(lambda a, t: functional.relaxed_bernoulli_rsample(a, t, noise=NOISE), (logits, temperature))
+    assert gradcheck(
+        lambda a, t: functional.relaxed_bernoulli_rsample(a, t, noise=NOISE), (logits, temperature)
+    )
     assert gradcheck(lambda a, t: functional.relaxed_bernoulli_log_prob(a, t, Z), (logits, temperature))
 
 
@@ -146,7 +150,7 @@ def test_hard_samples_are_bits_with_the_relaxed_gradient():
     assert torch.equal(hard_logits.grad, soft_logits.grad)
 
 
-# ---- posteriors are the functions, summed over dimensions -------------------------------------------------------
+# ---- posteriors are the functions, summed over dimensions --------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
@@ -163,7 +167,9 @@ def test_bernoulli_posterior(shape):
     noise = draw(*shape, seed=3).detach()
     z = posterior.rsample(noise=noise)
     assert_close(z, oracles.relaxed_bernoulli_sample(logits, torch.tensor(0.7).double(), noise))
-    assert_close(posterior.relaxed_log_prob(z), oracles.relaxed_bernoulli_log_prob(logits, 0.7, z).sum(-1), 1e3)
+    assert_close(
+        posterior.relaxed_log_prob(z), oracles.relaxed_bernoulli_log_prob(logits, 0.7, z).sum(-1), 1e3
+    )
     assert torch.equal(posterior.rsample(noise=noise, hard=True), (logits + noise > 0).double())
 
 
@@ -182,7 +188,9 @@ def test_gaussian_posterior(leading, width):
     assert_close(posterior.log_prob(z), oracles.gaussian_log_prob(mean, s, z).sum(-1))
 
 
-@pytest.mark.parametrize("posterior", [BernoulliPosterior(draw(3, 4)), GaussianPosterior(draw(3, 4), log_std(1))])
+@pytest.mark.parametrize(
+    "posterior", [BernoulliPosterior(draw(3, 4)), GaussianPosterior(draw(3, 4), log_std(1))]
+)
 def test_a_generator_repeats_a_sample_and_leaves_the_global_one_alone(posterior):
     state = torch.get_rng_state()
     first, second, other = (posterior.rsample(generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
@@ -193,10 +201,10 @@ def test_a_generator_repeats_a_sample_and_leaves_the_global_one_alone(posterior)
     assert torch.equal(posterior.rsample(), first)
 
 
-# ---- properties and extremes ------------------------------------------------------------------------------------
+# ---- properties and extremes -------------------------------------------------------------------------------
 
 
-@given(st.floats(-1e4, 1e4), st.sampled_from(LOW_DTYPES + (F64,)))
+@given(st.floats(-1e4, 1e4), st.sampled_from((*LOW_DTYPES, F64)))
 def test_bernoulli_kl_and_entropy_bounds(logit, dtype):
     logits = torch.tensor([logit]).to(dtype)
     kl, entropy = functional.bernoulli_kl(logits).double(), functional.bernoulli_entropy(logits).double()
@@ -265,7 +273,7 @@ def test_logistic_noise_is_finite_at_the_ends(dtype):
     assert noise[3] == 0
 
 
-# ---- samplers against torch.distributions -----------------------------------------------------------------------
+# ---- samplers against torch.distributions ------------------------------------------------------------------
 
 N = 40_000
 SIGMAS = 5  # standard errors; a correct sampler exceeds them once in two million draws
@@ -283,19 +291,25 @@ def test_relaxed_samples_are_concrete_variables(logit, temperature):
     assert oracles.kolmogorov_smirnov(z, cdf) < oracles.kolmogorov_smirnov_limit(N)
     reference = torch.distributions.RelaxedBernoulli(torch.tensor(temperature, dtype=F64), logits=logits)
     theirs = reference.sample()
-    assert oracles.kolmogorov_smirnov(theirs, cdf) < oracles.kolmogorov_smirnov_limit(N)  # the check can be met
+    assert oracles.kolmogorov_smirnov(theirs, cdf) < oracles.kolmogorov_smirnov_limit(
+        N
+    )  # the check can be met
     for power in (1, 2):
         error = math.sqrt(2 / N) * theirs.pow(power).std().item()
         assert abs(z.pow(power).mean() - theirs.pow(power).mean()) < SIGMAS * error
     # and cannot be met by a neighbour
     assert oracles.kolmogorov_smirnov(z, lambda x: cdf(x * 0.9 + 0.05)) > oracles.kolmogorov_smirnov_limit(N)
     small = torch.distributions.RelaxedBernoulli(torch.tensor(temperature, dtype=F64), logits=logits[:99])
-    assert_close(functional.relaxed_bernoulli_log_prob(logits[:99], temperature, z[:99]), small.log_prob(z[:99]), 1e3)
+    assert_close(
+        functional.relaxed_bernoulli_log_prob(logits[:99], temperature, z[:99]), small.log_prob(z[:99]), 1e3
+    )
 
 
 def test_hard_samples_are_bernoulli():
     logits = torch.tensor([-3.0, -0.5, 0.0, 2.0])
-    bits = BernoulliPosterior(logits.expand(N, 4), 0.5).rsample(hard=True, generator=torch.Generator().manual_seed(7))
+    bits = BernoulliPosterior(logits.expand(N, 4), 0.5).rsample(
+        hard=True, generator=torch.Generator().manual_seed(7)
+    )
     p = torch.distributions.Bernoulli(logits=logits).mean
     assert ((bits.mean(0) - p).abs() < SIGMAS * (p * (1 - p) / N).sqrt()).all()
 
@@ -310,7 +324,8 @@ def test_gaussian_samples_are_normal(width):
         reference = torch.distributions.Normal(mean[d], std[d])
         assert oracles.kolmogorov_smirnov(z[:, d], reference.cdf) < oracles.kolmogorov_smirnov_limit(N)
         assert_close(
-            functional.gaussian_log_prob(mean[d : d + 1], std[d : d + 1].log(), z[:1, d]), reference.log_prob(z[:1, d])
+            functional.gaussian_log_prob(mean[d : d + 1], std[d : d + 1].log(), z[:1, d]),
+            reference.log_prob(z[:1, d]),
         )
     assert ((z.mean(0) - mean).abs() < SIGMAS * std / math.sqrt(N)).all()
     assert ((z.var(0) / std**2 - 1).abs() < SIGMAS * math.sqrt(2 / N)).all()
@@ -329,24 +344,39 @@ def test_noise_is_independent_and_standard(noise):
         assert noise(torch.empty(2, dtype=dtype)).dtype == expected
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------
+# ---- errors ------------------------------------------------------------------------------------------------
 
 X, INTS = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64)
 CONCRETE = "temperature must be a finite number above 0, got "
 ERRORS = [
-    (functional.relaxed_bernoulli_rsample, (INTS, 1.0), TypeError, "logits must be a floating point tensor, got"),
+    (
+        functional.relaxed_bernoulli_rsample,
+        (INTS, 1.0),
+        TypeError,
+        "logits must be a floating point tensor, got",
+    ),
     (functional.relaxed_bernoulli_rsample, (X, 0.0), ValueError, CONCRETE + "0.0"),
     (functional.relaxed_bernoulli_rsample, (X, -1), ValueError, CONCRETE + "-1"),
     (functional.relaxed_bernoulli_rsample, (X, math.inf), ValueError, CONCRETE + "inf"),
     (functional.relaxed_bernoulli_rsample, (X, math.nan), ValueError, CONCRETE + "nan"),
-    (functional.relaxed_bernoulli_rsample, (X, 1.0, False, X[0]), ValueError, r"noise must have the shape of logits"),
+    (
+        functional.relaxed_bernoulli_rsample,
+        (X, 1.0, False, X[0]),
+        ValueError,
+        r"noise must have the shape of logits",
+    ),
     (functional.relaxed_bernoulli_log_prob, (INTS, 1.0, X), TypeError, "logits must be a floating point"),
     (functional.relaxed_bernoulli_log_prob, (X, 0.0, X), ValueError, CONCRETE + "0.0"),
     (functional.bernoulli_kl, (INTS,), TypeError, "logits must be a floating point"),
     (functional.bernoulli_entropy, (INTS,), TypeError, "logits must be a floating point"),
     (functional.bernoulli_log_prob, (INTS, X), TypeError, "logits must be a floating point"),
     (functional.gaussian_rsample, (INTS, X), TypeError, "mean must be a floating point tensor"),
-    (functional.gaussian_rsample, (X, X[:1]), ValueError, r"log_std must have the shape of mean, \(2, 3\), or \(2, 1\)"),
+    (
+        functional.gaussian_rsample,
+        (X, X[:1]),
+        ValueError,
+        r"log_std must have the shape of mean, \(2, 3\), or \(2, 1\)",
+    ),
     (functional.gaussian_rsample, (X, X, X[:1]), ValueError, "noise must have the shape of mean"),
     (functional.gaussian_kl, (X, X[:, :2]), ValueError, r"log_std must have .* got \(2, 2\)"),
     (functional.gaussian_entropy, (X, X[0]), ValueError, "log_std must have the shape of mean"),

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from stochastic_bottleneck import StochasticBottleneck, TemperatureSchedule
+from stochastic_bottleneck import StochasticBottleneck, StochConWrapper, TemperatureSchedule
 
 
 def bottleneck(**options):
@@ -90,6 +90,15 @@ def test_mistakes_are_named(options, message):
     assert b.temperature.item() == pytest.approx(0.7)
 
 
+def test_anything_but_a_bottleneck_is_refused():
+    model = StochConWrapper(torch.nn.Flatten(), dim=4, feature_dim=12)
+    with pytest.raises(
+        TypeError, match=r"must be a StochasticBottleneck, got StochConWrapper; of a .*\.bottleneck"
+    ):
+        TemperatureSchedule(model, end=0.5, total_steps=4)
+    TemperatureSchedule(model.bottleneck, end=0.5, total_steps=4).step()
+
+
 def test_a_gaussian_has_no_temperature():
     with pytest.raises(ValueError, match='bottleneck must be of kind "bern", got "gauss"'):
         TemperatureSchedule(StochasticBottleneck("gauss", 4), end=0.5, total_steps=4)
@@ -97,5 +106,7 @@ def test_a_gaussian_has_no_temperature():
 
 def test_a_state_of_something_else_is_refused():
     schedule = TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
-    with pytest.raises(ValueError, match=r"state_dict lacks \['end', 'shape', 'start', 'total_steps'\]; pass what"):
+    with pytest.raises(
+        ValueError, match=r"state_dict lacks \['end', 'shape', 'start', 'total_steps'\]; pass what"
+    ):
         schedule.load_state_dict({"last_step": 3})

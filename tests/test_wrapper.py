@@ -14,14 +14,25 @@ from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
 
-from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConOutput, StochConWrapper, as_encoder, codes
+from stochastic_bottleneck import (
+    InfoNCELoss,
+    StochasticBottleneck,
+    StochConOutput,
+    StochConWrapper,
+    as_encoder,
+    codes,
+)
 
 N, WIDTH, DIM = 6, 5, 11
 
 
-def encoder(width=WIDTH):
+def encoder(width=WIDTH, stride=1):
     return nn.Sequential(
-        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        nn.Conv2d(3, width, 3, stride),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
 
 
@@ -38,7 +49,8 @@ class CountedEncoder(nn.Module):
 
 
 def model(kind="bern", **options):
-    return StochConWrapper(encoder(), **{"kind": kind, "dim": DIM, "projection_dim": 4, "feature_dim": WIDTH, **options})
+    options = {"kind": kind, "dim": DIM, "projection_dim": 4, "feature_dim": WIDTH, **options}
+    return StochConWrapper(options.pop("encoder", encoder()), **options)
 
 
 def images(seed=0, n=N):
@@ -56,7 +68,9 @@ KINDS = {
     "bern": {"kind": "bern"},
     "gauss": {"kind": "gauss"},
     "gauss own": {"kind": "gauss", "variance_from": "own"},
-    "gauss isotropic": {"bottleneck": lambda: StochasticBottleneck("gauss", DIM, in_features=WIDTH, variance="isotropic")},
+    "gauss isotropic": {
+        "bottleneck": lambda: StochasticBottleneck("gauss", DIM, in_features=WIDTH, variance="isotropic")
+    },
     "hard": {"bottleneck": lambda: StochasticBottleneck("bern", DIM, in_features=WIDTH, hard=True)},
 }
 
@@ -68,7 +82,7 @@ def build(kind, **options):
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-# ---- Algorithm 1 ------------------------------------------------------------------------------------------------
+# ---- Algorithm 1 -------------------------------------------------------------------------------------------
 
 
 def algorithm_1(m, x, x_prime, g, *, hard=False, isotropic=False, variance_from="opposing"):
@@ -78,18 +92,21 @@ def algorithm_1(m, x, x_prime, g, *, hard=False, isotropic=False, variance_from=
     h, h_prime = f(x), f(x_prime)  # 2
     phi = F.linear(h_prime, pi.weight, pi.bias)  # 3
     location = phi[:, :DIM]
-    location = 2 * (location - location.mean(0)) / (location.var(0, correction=0) + 1e-5).sqrt()  # our normalisation
+    location = (
+        2 * (location - location.mean(0)) / (location.var(0, correction=0) + 1e-5).sqrt()
+    )  # our normalisation
     if m.bottleneck.kind == "bern":  # 4
-        u = torch.rand(location.shape, generator=g)
+        u = torch.rand(location.shape, generator=g, dtype=location.dtype)
         e = u.log() - (1 - u).log()
         z = torch.sigmoid((location + e) / m.bottleneck.temperature)
         if hard:
-            z = (z > 0.5).float() + z - z.detach()
+            z = (z > 0.5).to(z.dtype) + z - z.detach()
     else:
         of_variance = h if variance_from == "opposing" else h_prime
         raw = F.linear(of_variance, pi.weight, pi.bias)[:, DIM:]
         assert raw.shape[1] == (1 if isotropic else DIM)
-        z = location + (10 * torch.tanh(raw / 10)).exp() * torch.randn(location.shape, generator=g)
+        noise = torch.randn(location.shape, generator=g, dtype=location.dtype)
+        z = location + (10 * torch.tanh(raw / 10)).exp() * noise
     upsampled = F.linear(z, rho.weight, rho.bias)  # 5
     v, v_prime = head(h), head(upsampled)  # 6
     both = F.normalize(torch.cat((v, v_prime)))  # 7, as cross entropy
@@ -100,14 +117,15 @@ def algorithm_1(m, x, x_prime, g, *, hard=False, isotropic=False, variance_from=
 
 @each_kind
 def test_is_algorithm_1_to_the_letter(kind):
-    m = build(kind)
+    m = build(kind).double()
     twin = copy.deepcopy(m)
-    output = m(X, X_PRIME, generator=generator())
+    x, x_prime = X.double(), X_PRIME.double()
+    output = m(x, x_prime, generator=generator())
     loss = InfoNCELoss(0.5)(*output[:2])
     loss.backward()
     own = {"variance_from": "own"} if kind == "gauss own" else {}
     expected, v, v_prime, z = algorithm_1(
-        twin, X, X_PRIME, generator(), hard=kind == "hard", isotropic=kind == "gauss isotropic", **own
+        twin, x, x_prime, generator(), hard=kind == "hard", isotropic=kind == "gauss isotropic", **own
     )
     expected.backward()
     assert_close(output.v, v)
@@ -115,8 +133,8 @@ def test_is_algorithm_1_to_the_letter(kind):
     assert_close(output.z, z)
     assert_close(loss, expected)
     for (name, a), b in zip(m.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=lambda t, name=name: f"{name}: {t}")
         assert b.grad.any(), name
+        assert_close(a.grad, b.grad)
 
 
 def test_only_the_second_branch_is_stochastic():
@@ -167,19 +185,20 @@ def test_the_variance_comes_from_the_view_that_was_asked_for():
         assert torch.equal(posterior.log_std, m.bottleneck.posterior(of_variance).log_std)
 
 
-# ---- both ways round --------------------------------------------------------------------------------------------
+# ---- both ways round ---------------------------------------------------------------------------------------
 
 
 @each_kind
 @pytest.mark.parametrize("training", [True, False])
 def test_symmetric_is_the_mean_of_both_directions(kind, training):
-    m = build(kind, symmetric=True).train(training)
+    m = build(kind, symmetric=True).double().train(training)
     twin = copy.deepcopy(m)
     twin.symmetric = False
     g, loss = generator(), InfoNCELoss()
-    output = m(X, X_PRIME, sample=True, generator=generator())
-    there = twin(X, X_PRIME, sample=True, generator=g)
-    back = twin(X_PRIME, X, sample=True, generator=g)
+    x, x_prime = X.double(), X_PRIME.double()
+    output = m(x, x_prime, sample=True, generator=generator())
+    there = twin(x, x_prime, sample=True, generator=g)
+    back = twin(x_prime, x, sample=True, generator=g)
     for way, directed in enumerate((there, back)):
         assert_close(output.v[way], directed.v)
         assert_close(output.v_prime[way], directed.v_prime)
@@ -191,7 +210,7 @@ def test_symmetric_is_the_mean_of_both_directions(kind, training):
     both.backward()
     directed.backward()
     for a, b in zip(m.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+        assert_close(a.grad, b.grad)
 
 
 def test_symmetric_keeps_the_posteriors_kind_and_one_temperature():
@@ -208,7 +227,7 @@ def test_the_encoder_sees_each_view_once(symmetric):
     assert m.encoder.backbone.passes == 2
 
 
-# ---- encode and feature_extractor -------------------------------------------------------------------------------
+# ---- encode and feature_extractor --------------------------------------------------------------------------
 
 REPRESENTATIONS = ("h", "z", "upsampled", "bits")
 
@@ -278,7 +297,9 @@ def test_feature_extractor_shares_weights_and_exports(which):
     assert not extractor.training
     assert {id(p) for p in extractor.parameters()} <= {id(p) for p in m.parameters()}
     assert torch.equal(extractor(X), m.encode(X, which))
-    program = torch.export.export(extractor, (X,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
+    program = torch.export.export(
+        extractor, (X,), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},)
+    )
     for x in (X, images(3, n=4)):
         assert torch.equal(program.module()(x), m.encode(x, which))
 
@@ -291,7 +312,7 @@ def test_feature_extractor_can_be_trained_on():
     assert all(p.grad is not None for p in extractor.parameters())
 
 
-# ---- building ---------------------------------------------------------------------------------------------------
+# ---- building ----------------------------------------------------------------------------------------------
 
 
 class SimCLR(nn.Module):
@@ -380,9 +401,10 @@ BUILT = [
     ({"encoder": "resnet50"}, TypeError, "encoder must be a module, got str"),
     ({"encoder": None}, TypeError, "encoder must be a module, got NoneType"),
     ({"head": 128}, TypeError, "head must be a module, got int"),
-    ({"bottleneck": "bern"}, TypeError, "bottleneck must be a module, got str"),
+    ({"bottleneck": "bern"}, TypeError, "bottleneck must be a StochasticBottleneck, got str"),
     ({"variance_from": "both"}, ValueError, 'variance_from must be "opposing" or "own", got \'both\''),
     ({"projection_dim": 0}, ValueError, "projection_dim must be a positive int, got 0"),
+    ({"projection_dim": 2.5}, ValueError, "projection_dim must be a positive int, got 2.5"),
     ({"feature_dim": 0}, ValueError, "feature_dim must be a positive int"),
     ({"kind": "bits"}, ValueError, "kind must be one of"),
     ({"dim": -1}, ValueError, "dim must be a positive int, got -1"),
@@ -408,16 +430,22 @@ def test_bad_options_are_refused_when_built(options, error, message):
 
 def test_bad_calls_are_refused():
     m, gauss = model(), model("gauss")
-    with pytest.raises(ValueError, match="x and x_prime must hold one view each of the same images, got 6 and 4"):
+    with pytest.raises(
+        ValueError, match="x and x_prime must hold one view each of the same images, got 6 and 4"
+    ):
         m(X, X_PRIME[:4])
     for call in (m.encode, lambda _, r: m.feature_extractor(r)):
-        with pytest.raises(ValueError, match="representation must be one of 'h', 'z', 'upsampled', 'bits', got 'y'"):
+        with pytest.raises(
+            ValueError, match="representation must be one of 'h', 'z', 'upsampled', 'bits', got 'y'"
+        ):
             call(X, "y")
-    with pytest.raises(ValueError, match='representation "bits" needs a bottleneck of kind "bern", got "gauss"'):
+    with pytest.raises(
+        ValueError, match='representation "bits" needs a bottleneck of kind "bern", got "gauss"'
+    ):
         gauss.encode(X, "bits")
 
 
-# ---- what a model must survive ----------------------------------------------------------------------------------
+# ---- what a model must survive -----------------------------------------------------------------------------
 
 
 @each_kind
@@ -505,16 +533,26 @@ def test_autocast_trains(kind, dtype):
         assert parameter.grad.any(), name
 
 
-def train_step(m, seed=3):
-    torch.manual_seed(seed)
-    output = m(X, X_PRIME)
-    loss = InfoNCELoss()(*output[:2])
-    loss.backward()
-    return loss, output
+class Step(nn.Module):
+    """A model and its loss, compiled as one."""
+
+    def __init__(self, m):
+        super().__init__()
+        self.m, self.loss = m, InfoNCELoss()
+
+    def forward(self, x, x_prime):
+        output = self.m(x, x_prime)
+        return self.loss(output.v, output.v_prime), output
 
 
-def assert_same_training(m, fast, twin):
-    (loss, output), (fast_loss, fast_output) = train_step(m), train_step(fast)
+def assert_same_training(m, **compiler):
+    twin = copy.deepcopy(m)
+    results = []
+    for step in (Step(m), torch.compile(Step(twin), fullgraph=True, **compiler)):
+        torch.manual_seed(3)
+        results.append(step(X, X_PRIME))
+        results[-1][0].backward()
+    (loss, output), (fast_loss, fast_output) = results
     assert type(fast_output) is StochConOutput
     assert_close(fast_loss, loss)
     assert_close(fast_output.z, output.z)
@@ -526,35 +564,28 @@ def assert_same_training(m, fast, twin):
         torch.testing.assert_close(b, a, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "gauss"}, {"symmetric": True}, {"checkpoint_encoder": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"kind": "gauss"}, {"symmetric": True}, {"checkpoint_encoder": True}], ids=str
+)
 def test_compiles_whole_and_agrees(options, fresh_compiler):
-    m = model(**options)
-    twin = copy.deepcopy(m)
-    assert_same_training(m, torch.compile(twin, fullgraph=True, backend="aot_eager"), twin)
+    assert_same_training(model(**options), backend="aot_eager")
 
 
 def test_inductor_agrees_on_the_same_noise(fresh_compiler):
-    m = model(symmetric=True)
-    twin = copy.deepcopy(m)
     with torch._inductor.config.patch(fallback_random=True):  # eager's noise, not a fused generator's
-        assert_same_training(m, torch.compile(twin, fullgraph=True), twin)
+        assert_same_training(model())
 
 
-def test_no_compilation_when_only_the_batch_size_changes(fresh_compiler):
-    graphs = []
-
-    def count(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    m, loss = model(), InfoNCELoss()
-    compiled = torch.compile(lambda x, y: loss(*m(x, y)[:2]), fullgraph=True, backend=count)
+def test_no_compilation_when_only_the_batch_size_changes(graphs):
+    # With a stride, because torch's own choice of a convolution on one CPU thread depends on the batch size.
+    step = Step(model(encoder=encoder(stride=2)))
+    compiled = torch.compile(step, fullgraph=True, backend=graphs.backend)
     for n in (8, 5):  # torch turns the size dynamic when it first changes
         compiled(images(0, n), images(1, n))
     seen = len(graphs)
     assert seen <= 2
     for n in (3, 17, 32):
-        assert compiled(images(0, n), images(1, n)).isfinite()
+        assert compiled(images(0, n), images(1, n))[0].isfinite()
     assert len(graphs) == seen
 
 

@@ -86,11 +86,13 @@ def info_nce(
     if block_size is None:
         return row_losses(rows, everything, self_index, positive_index, temperature)
     blocks = [
-        checkpoint(row_losses, r, everything, i, p, temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(
+            row_losses, r, everything, i, p, temperature, use_reentrant=False, preserve_rng_state=False
+        )
         for r, i, p in zip(
-            rows.split(block_size, dim=-2),
-            self_index.split(block_size),
-            positive_index.split(block_size),
+            torch.split(rows, block_size, dim=-2),
+            torch.split(self_index, block_size),
+            torch.split(positive_index, block_size),
             strict=True,
         )
     ]

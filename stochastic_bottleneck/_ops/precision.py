@@ -32,6 +32,6 @@ class _SaturatingUpcast(torch.autograd.Function):
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32, or as it is where it is float32 or float64."""
     if x.dtype in (torch.float16, torch.bfloat16):
-        upcast: Tensor = _SaturatingUpcast.apply(x)  # type: ignore[no-untyped-call]
+        upcast: Tensor = _SaturatingUpcast.apply(x)
         return upcast
     return x

@@ -19,7 +19,8 @@ def sklearn(module: str) -> Any:
         return importlib.import_module(f"sklearn.{module}")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'stochastic_bottleneck.evaluation needs scikit-learn; install it with pip install "stochastic-bottleneck[examples]"'
+            "stochastic_bottleneck.evaluation needs scikit-learn; install it with "
+            'pip install "stochastic-bottleneck[examples]"'
         ) from error
 
 
@@ -28,7 +29,10 @@ def as_arrays(
 ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32], NDArray[Any]]:
     """Both sets as numpy arrays, checked to fit together."""
     sets = []
-    for name, features, labels in (("train", train_features, train_labels), ("test", test_features, test_labels)):
+    for name, features, labels in (
+        ("train", train_features, train_labels),
+        ("test", test_features, test_labels),
+    ):
         x, y = _array(features).astype(np.float32), _array(labels)
         if x.ndim != 2 or 0 in x.shape:
             raise ValueError(f"{name}_features must have shape (N, F) with N and F at least 1, got {x.shape}")
@@ -39,7 +43,8 @@ def as_arrays(
         sets += [x, y]
     if sets[0].shape[1] != sets[2].shape[1]:
         raise ValueError(
-            f"train_features and test_features must be equally wide, got {sets[0].shape[1]} and {sets[2].shape[1]}"
+            "train_features and test_features must be equally wide, "
+            f"got {sets[0].shape[1]} and {sets[2].shape[1]}"
         )
     if len(np.unique(sets[1])) < 2:
         raise ValueError("train_labels must hold at least two classes")

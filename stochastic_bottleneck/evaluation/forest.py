@@ -37,8 +37,8 @@ def forest_curve(
 ) -> ForestCurve:
     """F1 of a random forest on the most important features, for several numbers of them.
 
-    Features are ranked by a forest's importances on the training set alone; each count, and all features, then
-    gets a forest of its own.
+    Features are ranked by a forest's importances on the training set alone; each count, and all features,
+    then gets a forest of its own.
 
     Args:
         train_features: bits or other features. Shape: (N, D)

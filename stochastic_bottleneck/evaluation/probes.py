@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -58,7 +59,8 @@ def linear_probe(
         Accuracy, F1 and the strength chosen.
 
     Raises:
-        ValueError: for features and labels that do not fit together.
+        ValueError: for features and labels that do not fit together, or regularisations that are missing or
+            not positive.
         ModuleNotFoundError: without scikit-learn.
 
     Example:
@@ -72,6 +74,8 @@ def linear_probe(
         The linear evaluation protocol of SimCLR (arXiv 2002.05709), appendix B.6, by L-BFGS.
     """
     x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
+    if len(regularisations) == 0 or min(regularisations) <= 0:
+        raise ValueError(f"regularisations must be one or more numbers above 0, got {tuple(regularisations)}")
     scaler = sklearn("preprocessing").StandardScaler().fit(x)
     x, x_test = scaler.transform(x), scaler.transform(x_test)
     model = sklearn("linear_model").LogisticRegression(max_iter=max_iter)
@@ -119,7 +123,8 @@ def knn_accuracy(
         Accuracy, between 0 and 1.
 
     Raises:
-        ValueError: for features and labels that do not fit together, k above N, or an unknown metric.
+        ValueError: for features and labels that do not fit together, k above N, an unknown metric, or a
+            temperature that is not positive.
 
     Source:
         Wu et al. (arXiv 1805.01978), section 3.4, gives the weighted vote.
@@ -129,6 +134,8 @@ def knn_accuracy(
         raise ValueError(f"k must be between 1 and the number of training images, {len(x)}, got {k}")
     if metric not in ("cosine", "hamming"):
         raise ValueError(f'metric must be "cosine" or "hamming", got {metric!r}')
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}; 0.1 is usual")
     classes, place = np.unique(y, return_inverse=True)
     if metric == "hamming":  # with entries of -1 and 1, the product orders as the Hamming distance does
         x, x_test = 2 * x - 1, 2 * x_test - 1
@@ -136,8 +143,10 @@ def knn_accuracy(
     train = torch.nn.functional.normalize(train, dim=1)
     votes_for = torch.nn.functional.one_hot(torch.from_numpy(place), len(classes)).float()
     predicted = []
-    for rows in torch.nn.functional.normalize(test, dim=1).split(1000):
+    for rows in torch.split(torch.nn.functional.normalize(test, dim=1), 1000):
         similarity, neighbour = (rows @ train.T).topk(k, dim=1)
-        weight = (similarity / temperature).exp() if metric == "cosine" else torch.ones_like(similarity)
+        # Relative to the nearest, which changes no winner and keeps the exponential finite.
+        nearer = similarity - similarity[:, :1]
+        weight = (nearer / temperature).exp() if metric == "cosine" else torch.ones_like(similarity)
         predicted.append((weight.unsqueeze(-1) * votes_for[neighbour]).sum(dim=1).argmax(dim=1))
     return float(np.mean(classes[torch.cat(predicted).numpy()] == y_test))

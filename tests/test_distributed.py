@@ -1,0 +1,298 @@
+"""Two real processes against one: the loss, its gradient, training, and refusals that leave nobody waiting.
+
+The processes start once for each of the two groups of checks, save what they computed, and the tests compare.
+"""
+
+import time
+import warnings
+from contextlib import contextmanager
+from datetime import timedelta
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tolerances import assert_close
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper, functional
+from stochastic_bottleneck.distributed import gather_rows
+
+pytestmark = pytest.mark.distributed
+
+WORLD, ROWS = 2, 3  # processes, and rows of each
+WHOLE = WORLD * ROWS
+WIDTH, DIM = 6, 5
+LIMIT = 60  # seconds until processes that wait for each other count as hanging
+
+
+def rows_of(rank):
+    return slice(rank * ROWS, (rank + 1) * ROWS)
+
+
+def tensors(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- starting processes ------------------------------------------------------------------------------------
+
+
+def launch(work, folder):
+    """What `work(rank)` returned in each of two processes of one gloo group, and what it warned of."""
+    processes = mp.spawn(_process, (work, str(folder)), WORLD, join=False)
+    end = time.monotonic() + LIMIT
+    try:
+        while not processes.join(timeout=1):  # raises when one of them has
+            assert time.monotonic() < end, f"{work.__name__} still runs after {LIMIT} s"
+    finally:
+        for process in processes.processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def _process(rank, work, folder):
+    torch.set_num_threads(1)
+    start = {"init_method": f"file://{folder}/meeting", "rank": rank, "world_size": WORLD}
+    dist.init_process_group("gloo", **start, timeout=timedelta(seconds=LIMIT / 2))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = work(rank)
+        torch.save({**result, "warnings": [str(w.message) for w in caught]}, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+# ---- what both sides compute -------------------------------------------------------------------------------
+
+KINDS = {
+    "bern": {"kind": "bern"},
+    "bern hard": {"kind": "bern", "hard": True},
+    "gauss": {"kind": "gauss"},
+    "gauss isotropic": {"kind": "gauss", "variance": "isotropic"},
+}
+MODELS = {(kind, symmetric): {} for kind in KINDS for symmetric in (False, True)}
+MODELS |= {
+    ("bern", False, "blocks"): {"block_size": 2},
+    ("bern", False, "alone"): {"gather_distributed": False},
+}
+LOSSES = {
+    "mean": {},
+    "cold": {"temperature": 0.05},
+    "blocks": {"block_size": 2},
+    "none": {"reduction": "none"},
+    "none in blocks": {"reduction": "none", "block_size": 4},
+    "alone": {"gather_distributed": False},
+}
+SHAPES = {"one way": (WHOLE, 4), "both ways": (2, WHOLE, 4)}
+NOISE = tensors(2, WHOLE, DIM, seed=7)  # of both branches
+
+
+def row_encoder():
+    """No statistics over the batch, which two processes would not share."""
+    return nn.Sequential(
+        nn.Conv2d(3, WIDTH, 3), nn.GroupNorm(2, WIDTH), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+def row_model(kind, symmetric, *_):
+    torch.manual_seed(0)
+    bottleneck = StochasticBottleneck(dim=DIM, in_features=WIDTH, location_std=None, **KINDS[kind])
+    head = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 4))
+    encoder = row_encoder()
+    return StochConWrapper(encoder, bottleneck=bottleneck, head=head, symmetric=symmetric).double()
+
+
+@contextmanager
+def known_noise(rows):
+    """The latents of these rows of the whole batch draw their own part of one noise, whoever holds them."""
+    draws = iter(NOISE)
+
+    def draw(like, generator=None):
+        return next(draws)[rows]
+
+    with mock.patch.multiple(functional, logistic_noise=draw, normal_noise=draw):
+        yield
+
+
+def model_step(case, rows=slice(None), wrap=lambda model: model):
+    """Loss and the gradient of every parameter."""
+    model = row_model(*case)
+    wrapped = wrap(model)  # kept until after the backward pass: its hooks average the gradient
+    x, x_prime = (tensors(WHOLE, 3, 5, 5, seed=seed)[rows] for seed in (1, 2))
+    with known_noise(rows):
+        output = wrapped(x, x_prime)
+    loss = InfoNCELoss(**{"gather_distributed": True, **MODELS[case]})(*output[:2])
+    loss.backward()
+    return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def loss_step(options, shape, rows=slice(None)):
+    """Loss and its gradient in both views, the mean taken of rows that were not reduced."""
+    views = [tensors(*shape, seed=seed)[..., rows, :].clone().requires_grad_() for seed in (3, 4)]
+    loss = InfoNCELoss(**{"gather_distributed": True, **options})(*views)
+    gradients = torch.autograd.grad(loss.mean(), views)
+    return [loss.detach(), *gradients]
+
+
+# ---- two processes equal one -------------------------------------------------------------------------------
+
+
+def compute(rank):
+    return {
+        "models": {case: model_step(case, rows_of(rank), DistributedDataParallel) for case in MODELS},
+        "losses": {
+            (name, shape): loss_step(LOSSES[name], SHAPES[shape], rows_of(rank))
+            for name in LOSSES
+            for shape in SHAPES
+        },
+        "training": {kind: train(kind, rank) for kind in ("bern", "gauss")},
+    }
+
+
+def train(kind, rank):
+    """Three ordinary steps on images of this process's own."""
+    torch.manual_seed(rank)  # noise, and weights until DistributedDataParallel has made them equal
+    encoder = nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.BatchNorm2d(WIDTH), nn.ReLU())
+    model = StochConWrapper(encoder, kind=kind, dim=DIM, projection_dim=4, feature_dim=WIDTH)
+    parallel = DistributedDataParallel(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer, loss = torch.optim.Adam(model.parameters(), lr=0.01), InfoNCELoss(gather_distributed=True)
+    noise = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        output = parallel(*torch.randn(2, 4, 3, 5, 5))
+        noise.append(output.z.detach())
+        loss(*output[:2]).backward()
+        optimizer.step()
+    after = {name: p.detach() for name, p in model.named_parameters()}
+    return {"before": before, "after": after, "z": torch.stack(noise)}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return launch(compute, tmp_path_factory.mktemp("compute"))
+
+
+def gathering(cases):
+    return [case for case in cases if "alone" not in case]
+
+
+@pytest.mark.parametrize("case", gathering(MODELS), ids=str)
+def test_model_equals_one_process_on_the_whole_batch(ranks, case):
+    expected = model_step(case)
+    assert all(value.any() for value in expected.values())
+    assert_close(sum(rank["models"][case]["loss"] for rank in ranks) / WORLD, expected["loss"])
+    for rank in ranks:
+        assert rank["models"][case].keys() == expected.keys()
+        for name in expected.keys() - {"loss"}:
+            assert_close(rank["models"][case][name], expected[name])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", gathering(LOSSES))
+def test_loss_equals_one_process_on_the_whole_batch(ranks, name, shape):
+    loss, *gradients = loss_step(LOSSES[name], SHAPES[shape])
+    results = [rank["losses"][name, shape] for rank in ranks]
+    if LOSSES[name].get("reduction") == "none":
+        for rank, result in enumerate(results):  # each process's own rows, of either view
+            expected = torch.cat([half[..., rows_of(rank)] for half in loss.split(WHOLE, dim=-1)], dim=-1)
+            assert_close(result[0], expected)
+    else:
+        assert_close(sum(result[0] for result in results) / WORLD, loss)
+    for view, expected in enumerate(gradients):  # DistributedDataParallel divides by the number of processes
+        assert_close(torch.cat([result[1 + view] for result in results], dim=-2) / WORLD, expected)
+
+
+def test_without_gathering_the_negatives_of_the_other_process_are_missing(ranks):
+    case = ("bern", False, "alone")
+    alone = [rank["models"][case] for rank in ranks]
+    expected = model_step(case)
+    assert sum(result["loss"] for result in alone) / WORLD < expected["loss"] - 0.1
+    assert not torch.allclose(alone[0]["encoder.backbone.0.weight"], expected["encoder.backbone.0.weight"])
+    for shape in SHAPES:
+        loss, *_ = loss_step(LOSSES["alone"], SHAPES[shape])
+        assert sum(rank["losses"]["alone", shape][0] for rank in ranks) / WORLD < loss - 0.1
+
+
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_training_keeps_the_weights_of_all_processes_equal(ranks, kind):
+    first, second = (rank["training"][kind] for rank in ranks)
+    assert not torch.equal(first["z"], second["z"])
+    for name, weight in first["after"].items():
+        assert torch.equal(weight, second["after"][name]), name
+        assert not torch.equal(weight, first["before"][name]), name
+
+
+def test_no_process_warns(ranks):
+    assert {message for rank in ranks for message in rank["warnings"]} == set()
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
+
+UNEVEN = {  # shapes of v and v_prime on each process, and the part of the message that names them
+    "rows": ([(3, 4), (3, 4)], [(2, 4), (2, 4)], "rank 0: (3, 4) and (3, 4), rank 1: (2, 4) and (2, 4)"),
+    "width": ([(3, 4), (3, 4)], [(3, 5), (3, 5)], "rank 0: (3, 4) and (3, 4), rank 1: (3, 5) and (3, 5)"),
+    "same size": ([(2, 6), (2, 6)], [(3, 4), (3, 4)], "rank 0: (2, 6) and (2, 6), rank 1: (3, 4) and (3, 4)"),
+    "empty": ([(3, 4), (3, 4)], [(0, 4), (0, 4)], "rank 1: (0, 4) and (0, 4)"),
+    "ways": ([(1, 3, 4)] * 2, [(3, 4)] * 2, "rank 0: (1, 3, 4) and (1, 3, 4), rank 1: (3, 4) and (3, 4)"),
+    "one view": ([(3, 4), (3, 4)], [(3, 4), (2, 4)], "rank 1: (3, 4) and (2, 4)"),
+}
+
+
+def refuse(rank):
+    """Messages of the errors, and a loss that shows both processes still in step afterwards."""
+    loss, messages = InfoNCELoss(gather_distributed=True), {}
+    for name, case in UNEVEN.items():
+        try:
+            loss(*(torch.ones(shape) for shape in case[rank]))
+        except ValueError as error:
+            messages[name] = str(error)
+    return {"messages": messages, "loss": loss_step({}, SHAPES["one way"], rows_of(rank))[0]}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    return launch(refuse, tmp_path_factory.mktemp("refuse"))
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_uneven_batches_are_refused_on_every_process(refusals, name):
+    for rank in refusals:
+        message = rank["messages"][name]
+        assert message.startswith("gather_distributed needs one batch shape on every process, got rank 0: ")
+        assert UNEVEN[name][-1] in message
+        assert "drop_last=True" in message
+
+
+def test_a_refusal_leaves_the_processes_in_step(refusals):
+    assert_close(sum(rank["loss"] for rank in refusals) / WORLD, loss_step({}, SHAPES["one way"])[0])
+
+
+# ---- nothing to gather -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def group_of_one(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def assert_gathers_nothing():
+    views = tensors(ROWS, 4, seed=3), tensors(ROWS, 4, seed=4)
+    gathered, offset = gather_rows(*views)
+    assert offset == 0
+    assert all(a is b for a, b in zip(gathered, views, strict=True))
+    assert torch.equal(InfoNCELoss(gather_distributed=True)(*views), InfoNCELoss()(*views))
+
+
+def test_without_a_process_group_gathering_is_the_identity():
+    assert not dist.is_initialized()
+    assert_gathers_nothing()
+
+
+def test_in_a_group_of_one_gathering_is_the_identity(group_of_one):
+    assert_gathers_nothing()

@@ -1,0 +1,351 @@
+"""Linear probe, nearest neighbours and the forest curve, against scikit-learn and against rules of our own."""
+
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from stochastic_bottleneck.evaluation import (
+    ForestCurve,
+    ProbeResult,
+    forest_curve,
+    knn_accuracy,
+    linear_probe,
+)
+
+linear_model = pytest.importorskip("sklearn.linear_model")
+ensemble = pytest.importorskip("sklearn.ensemble")
+neighbors = pytest.importorskip("sklearn.neighbors")
+pipeline = pytest.importorskip("sklearn.pipeline")
+preprocessing = pytest.importorskip("sklearn.preprocessing")
+model_selection = pytest.importorskip("sklearn.model_selection")
+
+CLASSES = 3
+
+
+def dataset(seed=0, n=90, m=60, width=8, noise=2.0):
+    """Overlapping blobs, so that scores lie between chance and 1: train and test features and labels."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(CLASSES, width))
+    labels = rng.integers(0, CLASSES, n + m)
+    features = (centres[labels] + noise * rng.normal(size=(n + m, width))).astype(np.float32)
+    return features[:n], labels[:n], features[n:], labels[n:]
+
+
+def bits(seed=0, n=90, m=60, width=64):
+    """Bits that tell little of the class each, and differ in how much."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n + m)
+    odds = 0.5 + 0.4 * rng.uniform(-1, 1, (CLASSES, width))
+    values = (rng.random((n + m, width)) < odds[labels]).astype(np.float32)
+    return values[:n], labels[:n], values[n:], labels[n:]
+
+
+def macro_f1(truth, predicted):
+    """Mean over classes of 2 TP / (2 TP + FP + FN)."""
+    pairs, scores = Counter(zip(truth.tolist(), predicted.tolist(), strict=True)), []
+    for c in {*truth.tolist(), *predicted.tolist()}:
+        wrong = sum(n for (t, p), n in pairs.items() if (t == c) != (p == c))
+        scores.append(2 * pairs[c, c] / (2 * pairs[c, c] + wrong))
+    return sum(scores) / len(scores)
+
+
+EVALUATIONS = {  # with options that make them quick
+    "linear_probe": (linear_probe, {"regularisations": (0.1,)}),
+    "knn_accuracy": (knn_accuracy, {"k": 5}),
+    "forest_curve": (forest_curve, {"counts": (2,), "trees": 5, "jobs": 1}),
+}
+each_evaluation = pytest.mark.parametrize("name", EVALUATIONS)
+
+
+def evaluate(name, *data, **options):
+    function, quick = EVALUATIONS[name]
+    return function(*data, **{**quick, **options})
+
+
+# ---- linear probe ------------------------------------------------------------------------------------------
+
+
+def logistic_regression(c):
+    return pipeline.make_pipeline(
+        preprocessing.StandardScaler(), linear_model.LogisticRegression(C=c, max_iter=200)
+    )
+
+
+@pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
+def test_probe_of_one_strength_is_logistic_regression(c):
+    x, y, x_test, y_test = dataset()
+    predicted = logistic_regression(c).fit(x, y).predict(x_test)
+    result = linear_probe(x, y, x_test, y_test, regularisations=(c,))
+    assert isinstance(result, ProbeResult)
+    assert result.accuracy == pytest.approx((predicted == y_test).mean())
+    assert result.f1 == pytest.approx(macro_f1(y_test, predicted))
+    assert result.regularisation == c
+    assert 1 / CLASSES < result.accuracy < 1
+
+
+def choose(x, y, strengths, share, seed):
+    """The rule of the docstring: from strong to weak until accuracy on the part held out falls."""
+    x = preprocessing.StandardScaler().fit_transform(x)
+    x_fit, x_held, y_fit, y_held = model_selection.train_test_split(
+        x, y, test_size=share, random_state=seed, stratify=y
+    )
+    scores = [
+        linear_model.LogisticRegression(C=c, max_iter=200).fit(x_fit, y_fit).score(x_held, y_held)
+        for c in sorted(strengths)
+    ]
+    falls = [i for i in range(1, len(scores)) if scores[i] < scores[i - 1]]
+    return sorted(strengths)[falls[0] - 1 if falls else -1]
+
+
+def test_strength_is_chosen_on_the_part_held_out():
+    strengths, chosen = (1.0, 1e-4, 1e-2, 1e-1, 1e-3), set()
+    for seed in range(6):
+        data = dataset(seed, n=60, noise=4.0)
+        for share in (0.2, 0.5):
+            result = linear_probe(*data, regularisations=strengths, validation_share=share, seed=seed)
+            expected = choose(*data[:2], strengths, share, seed)
+            assert result.regularisation == expected
+            refitted = linear_probe(*data, regularisations=(expected,))  # on the whole training set
+            assert result == refitted
+            chosen.add(expected)
+    assert len(chosen) > 2
+
+
+def test_probe_learns_nothing_from_the_test_set():
+    x, y, x_test, y_test = dataset(noise=4.0)
+    order = np.random.default_rng(1).permutation(len(y_test))
+    result = linear_probe(x, y, x_test, y_test)
+    assert linear_probe(x, y, x_test[order], y_test[order]) == result
+    shuffled = linear_probe(x, y, x_test, y_test[order])
+    other = linear_probe(x, y, 100 + 10 * x_test, y_test)  # would move the scaler
+    assert shuffled.regularisation == other.regularisation == result.regularisation
+    assert shuffled.accuracy != result.accuracy
+    # One image alone gets the prediction it gets among the others.
+    alone = [linear_probe(x, y, x_test[i : i + 1], y_test[i : i + 1]).accuracy for i in range(10)]
+    assert np.mean(alone) == linear_probe(x, y, x_test[:10], y_test[:10]).accuracy
+
+
+def test_probe_does_not_depend_on_the_scale_of_a_feature():
+    x, y, x_test, y_test = dataset()
+    scale = np.float32(2.0) ** np.arange(x.shape[1])  # powers of two, exact
+    assert linear_probe(scale * x, y, scale * x_test, y_test) == linear_probe(x, y, x_test, y_test)
+
+
+def test_a_probe_stopped_early_does_not_warn():
+    assert linear_probe(*dataset(), regularisations=(100.0,), max_iter=1).accuracy > 0
+
+
+# ---- nearest neighbours ------------------------------------------------------------------------------------
+
+
+def assert_predicts(data, predicted, **options):
+    """Accuracy is 1 on the labels that are expected, and 0 on any others."""
+    x, y, x_test, _ = data
+    assert knn_accuracy(x, y, x_test, predicted, **options) == 1.0
+    assert knn_accuracy(x, y, x_test, (predicted + 1) % CLASSES, **options) == 0.0
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.5])
+@pytest.mark.parametrize("k", [1, 7, 20, 90])
+def test_cosine_neighbours_are_scikit_learns(k, temperature):
+    data = dataset()
+
+    def weights(distance):
+        return np.exp(
+            -distance.astype(np.float64) / temperature
+        )  # exp(similarity / temperature) but a factor
+
+    model = neighbors.KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights)
+    predicted = model.fit(*data[:2]).predict(data[2])
+    assert len(set(predicted)) > 1
+    assert_predicts(data, predicted, k=k, temperature=temperature)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_hamming_neighbours_are_scikit_learns(k):
+    x, y, x_test, y_test = bits()
+    distances = np.sort((x_test[:, None] != x[None]).sum(-1), axis=1)
+    clear = distances[:, k - 1] < distances[:, k]  # which of equally distant neighbours votes is open
+    assert clear.sum() >= 10
+    model = neighbors.KNeighborsClassifier(k, metric="hamming", algorithm="brute").fit(x.astype(bool), y)
+    predicted = model.predict(x_test[clear].astype(bool))
+    assert_predicts((x, y, x_test[clear], y_test[clear]), predicted, k=k, metric="hamming")
+
+
+def test_weight_of_a_vote_falls_with_distance():
+    x = np.array([[1, 0], [0.8, 0.6], [0.8, -0.6]])  # similarities 1, 0.8 and 0.8 to the first
+    data = x, np.array([0, 1, 1]), x[:1], np.array([0])
+    assert knn_accuracy(*data, k=3, temperature=0.1) == 1.0  # e^10 against 2 e^8
+    assert knn_accuracy(*data, k=3, temperature=1.0) == 0.0  # e against 2 e^0.8
+
+
+def test_neighbours_of_more_images_than_one_block():
+    x, y, x_test, y_test = dataset(m=2100)
+    whole = knn_accuracy(x, y, x_test, y_test, k=5)
+    parts = [knn_accuracy(x, y, x_test[i : i + 300], y_test[i : i + 300], k=5) for i in range(0, 2100, 300)]
+    assert whole == pytest.approx(np.mean(parts))
+
+
+def test_neighbours_of_labels_that_are_not_consecutive():
+    x, y, x_test, y_test = dataset()
+    names = np.array([40, -3, 7])
+    assert knn_accuracy(x, names[y], x_test, names[y_test]) == knn_accuracy(x, y, x_test, y_test)
+
+
+def test_neighbours_need_no_scikit_learn(monkeypatch):
+    without_scikit_learn(monkeypatch)
+    assert knn_accuracy(*dataset()) > 1 / CLASSES
+
+
+# ---- forest against the number of bits ---------------------------------------------------------------------
+
+
+def test_curve_is_scikit_learns_forest_on_the_best_bits():
+    x, y, x_test, y_test = bits()
+    curve = forest_curve(x, y, x_test, y_test, counts=(1, 4, 16), trees=20, seed=3, jobs=1)
+    assert isinstance(curve, ForestCurve)
+    forest = ensemble.RandomForestClassifier(20, random_state=3)
+    importances = forest.fit(x, y).feature_importances_
+    assert sorted(curve.ranking) == list(range(64))
+    assert (np.diff(importances[list(curve.ranking)]) <= 0).all()
+    assert curve.counts == (1, 4, 16, 64)
+    for count, f1 in zip(curve.counts[:-1], curve.f1, strict=False):
+        kept = list(curve.ranking[:count])
+        predicted = forest.fit(x[:, kept], y).predict(x_test[:, kept])
+        assert f1 == pytest.approx(macro_f1(y_test, predicted))
+    assert curve.f1[-1] == pytest.approx(macro_f1(y_test, forest.fit(x, y).predict(x_test)))
+    assert len(set(curve.f1)) > 1
+
+
+def test_ranking_learns_nothing_from_the_test_set():
+    x, y, x_test, y_test = bits()
+    curve = evaluate("forest_curve", x, y, x_test, y_test)
+    other = evaluate("forest_curve", x, y, 1 - x_test, (y_test + 1) % CLASSES)
+    assert other.ranking == curve.ranking
+    assert other.f1 != curve.f1
+    assert evaluate("forest_curve", 1 - x, y[::-1], x_test, y_test).ranking != curve.ranking
+
+
+def test_bits_that_tell_the_class_come_first():
+    x, y, x_test, y_test = bits()
+    x[:, 17], x_test[:, 17] = y > 0, y_test > 0
+    x[:, 40], x_test[:, 40] = y > 1, y_test > 1
+    curve = evaluate("forest_curve", x, y, x_test, y_test, trees=50)
+    assert set(curve.ranking[:2]) == {17, 40}
+    assert curve.f1[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((1, 2), (1, 2, 8)),
+        ((2, 1, 2), (1, 2, 8)),
+        ((8,), (8,)),
+        ((3, 8, 9, 1000), (3, 8)),
+        ((), (8,)),
+    ],
+)
+def test_counts_ascend_once_each_and_end_with_all(counts, expected):
+    curve = evaluate("forest_curve", *bits(width=8), counts=counts)
+    assert curve.counts == expected
+    assert len(curve.f1) == len(expected)
+
+
+def test_forests_follow_their_seed():
+    first, again, other = (evaluate("forest_curve", *bits(), seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first.ranking != other.ranking
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------
+
+AS_TENSORS = {
+    "tensors": torch.from_numpy,
+    "tensors with a gradient": lambda x: (
+        torch.from_numpy(x).requires_grad_() if x.dtype == np.float32 else torch.from_numpy(x)
+    ),
+    "float64": lambda x: torch.from_numpy(x).double() if x.dtype == np.float32 else x,
+    "bfloat16": lambda x: torch.from_numpy(x).bfloat16() if x.dtype == np.float32 else x,
+    "integers": lambda x: torch.from_numpy(x).byte() if x.dtype == np.float32 else x.astype(np.uint8),
+    "booleans": lambda x: x.astype(bool) if x.dtype == np.float32 else x,
+}
+
+
+@each_evaluation
+@pytest.mark.parametrize("kind", AS_TENSORS)
+def test_tensors_and_arrays_alike(name, kind):
+    data = bits()  # 0 and 1, exact in every dtype
+    assert evaluate(name, *map(AS_TENSORS[kind], data)) == evaluate(name, *data)
+
+
+@each_evaluation
+def test_inputs_are_left_alone(name):
+    data = bits()
+    copies = [x.copy() for x in data]
+    evaluate(name, *data)
+    assert all(np.array_equal(a, b) for a, b in zip(data, copies, strict=True))
+
+
+X, Y = np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
+NOT_FINITE = np.full((4, 3), np.nan, np.float32)
+
+
+@each_evaluation
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((X[0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F at least 1, got \(3,\)"),
+        ((X, Y, X[:0], Y[:0]), r"test_features must have shape \(N, F\) with N and F .* got \(0, 3\)"),
+        ((X[:, :0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F .* got \(4, 0\)"),
+        ((X, Y[:3], X, Y), r"train_labels must have shape \(4,\), one an image, got \(3,\)"),
+        ((X, Y, X, Y[:, None]), r"test_labels must have shape \(4,\), one an image, got \(4, 1\)"),
+        ((X, Y, NOT_FINITE, Y), "test_features must be finite; the model that made them has diverged"),
+        ((X * np.float32(np.inf), Y, X, Y), "train_features must be finite"),
+        ((X, Y, X[:, :2], Y), "train_features and test_features must be equally wide, got 3 and 2"),
+        ((X, Y * 0, X, Y), "train_labels must hold at least two classes"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(name, data, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(name, *data)
+    with pytest.raises(ValueError, match=message):
+        evaluate(name, *map(torch.from_numpy, data))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("knn_accuracy", {"k": 0}, "k must be between 1 and the number of training images, 4, got 0"),
+        ("knn_accuracy", {"k": 5}, "k must be between 1 and the number of training images, 4, got 5"),
+        ("knn_accuracy", {"k": 1, "metric": "l2"}, 'metric must be "cosine" or "hamming", got \'l2\''),
+        ("knn_accuracy", {"k": 1, "temperature": 0.0}, "temperature must be a finite number above 0, got 0"),
+        (
+            "knn_accuracy",
+            {"k": 1, "temperature": np.nan},
+            "temperature must be a finite number above 0, got nan",
+        ),
+        ("linear_probe", {"regularisations": ()}, r"must be one or more numbers above 0, got \(\)"),
+        ("linear_probe", {"regularisations": (1.0, 0.0)}, r"numbers above 0, got \(1\.0, 0\.0\)"),
+        ("forest_curve", {"counts": (2, 0)}, r"counts must be at least 1, got \(2, 0\)"),
+    ],
+)
+def test_options_outside_their_range_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(name, X, Y, X, Y, **options)
+
+
+def without_scikit_learn(monkeypatch):
+    for module in [m for m in sys.modules if m.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "forest_curve"])
+def test_without_scikit_learn_the_error_names_the_extra(name, monkeypatch):
+    without_scikit_learn(monkeypatch)
+    message = r'needs scikit-learn; install it with pip install "stochastic-bottleneck\[examples\]"'
+    with pytest.raises(ModuleNotFoundError, match=message):
+        evaluate(name, *dataset())

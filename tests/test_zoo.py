@@ -1,0 +1,259 @@
+"""`as_encoder` on torchvision's and timm's architectures: its width, its features, and what it leaves alone.
+
+Models have random weights and see images as small as they take, so that the sweep fits the fast run.
+"""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from stochastic_bottleneck import StochConWrapper, as_encoder
+
+timm = pytest.importorskip("timm")
+zoo = pytest.importorskip("torchvision.models")
+
+CLASSES = 7
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
+
+# Side of the images that each model sees.
+TORCHVISION = {
+    "resnet18": 32,
+    "resnet50": 32,
+    "resnext50_32x4d": 32,
+    "wide_resnet50_2": 32,
+    "vgg11": 32,
+    "vgg11_bn": 32,
+    "alexnet": 64,
+    "densenet121": 32,
+    "squeezenet1_0": 32,
+    "squeezenet1_1": 32,
+    "googlenet": 32,
+    "inception_v3": 75,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "mobilenet_v3_large": 32,
+    "mnasnet0_5": 32,
+    "mnasnet1_0": 32,
+    "shufflenet_v2_x0_5": 32,
+    "shufflenet_v2_x1_0": 32,
+    "efficientnet_b0": 32,
+    "efficientnet_v2_s": 32,
+    "regnet_x_400mf": 32,
+    "regnet_y_400mf": 32,
+    "convnext_tiny": 32,
+    "vit_b_32": 32,
+    "swin_t": 32,
+    "swin_v2_t": 32,
+    "maxvit_t": 224,
+}
+OPTIONS = {
+    "googlenet": {"init_weights": False},  # its own initialisation warns that it is slow
+    "inception_v3": {"init_weights": False},
+    "vit_b_32": {"image_size": 32},
+}
+TIMM = {
+    "resnet18": 32,
+    "resnet26d": 32,
+    "seresnet18": 32,
+    "skresnet18": 32,
+    "resnest14d": 32,
+    "resnext26ts": 32,
+    "res2net50_26w_4s": 32,
+    "nf_resnet26": 32,
+    "vgg11": 32,
+    "densenet121": 32,
+    "dla34": 32,
+    "dpn48b": 32,
+    "legacy_xception": 64,
+    "xception41p": 32,
+    "inception_v4": 75,
+    "hrnet_w18_small": 32,
+    "cspresnet50": 32,
+    "ese_vovnet19b_slim_dw": 32,
+    "selecsls42": 32,
+    "hgnet_tiny": 32,
+    "repvgg_a0": 32,
+    "mobileone_s0": 32,
+    "efficientnet_b0": 32,
+    "tf_efficientnetv2_b0": 32,
+    "mnasnet_small": 32,
+    "mobilenetv3_small_050": 32,
+    "mobilenetv4_conv_small": 32,
+    "mobilenetv4_hybrid_medium": 64,
+    "lcnet_035": 32,
+    "ghostnet_050": 32,
+    "rexnet_100": 32,
+    "regnetx_002": 32,
+    "regnety_002": 32,
+    "dm_nfnet_f0": 32,
+    "eca_nfnet_l0": 32,
+    "convnext_atto": 32,
+    "convnextv2_atto": 32,
+    "convmixer_768_32": 32,
+    "inception_next_atto": 32,
+    "poolformer_s12": 32,
+    "poolformerv2_s12": 32,
+    "caformer_s18": 32,
+    "focalnet_tiny_srf": 64,
+    "fastvit_t8": 64,
+    "repvit_m0_9": 32,
+    "edgenext_xx_small": 64,
+    "mobilevit_xxs": 64,
+    "mobilevitv2_050": 64,
+    "efficientvit_b0": 64,
+    "swiftformer_xs": 64,
+    "mambaout_femto": 32,
+    "starnet_s1": 32,
+    "pvt_v2_b0": 64,
+    "tiny_vit_5m_224": 224,
+    "davit_tiny": 64,
+    "crossvit_9_240": 240,
+}
+SIZED = {
+    "botnet26t_256": 64,
+    "efficientvit_m0": 64,
+    "efficientformerv2_s0": 64,
+    "vit_tiny_patch16_224": 32,
+    "vit_wee_patch16_reg1_gap_256": 32,
+    "vit_small_patch14_reg4_dinov2": 28,
+    "vit_tiny_r_s16_p8_224": 64,
+    "deit_tiny_patch16_224": 32,
+    "deit_tiny_distilled_patch16_224": 32,
+    "deit3_small_patch16_224": 32,
+    "beit_base_patch16_224": 32,
+    "eva02_tiny_patch14_224": 28,
+    "cait_xxs24_224": 32,
+    "xcit_nano_12_p16_224": 32,
+    "convit_tiny": 32,
+    "mixer_s32_224": 32,
+    "gmlp_ti16_224": 32,
+    "resmlp_12_224": 32,
+    "swin_tiny_patch4_window7_224": 32,
+    "swinv2_tiny_window8_256": 32,
+    "maxvit_nano_rw_256": 64,
+    "coatnet_nano_rw_224": 64,
+    "coat_lite_tiny": 32,
+    "levit_128s": 32,
+    "pit_ti_distilled_224": 64,
+    "twins_pcpvt_small": 64,
+    "visformer_tiny": 64,
+    "volo_d1_224": 64,
+    "gcvit_xxtiny": 64,
+    "mvitv2_tiny": 64,
+    "sequencer2d_s": 64,
+}
+"""Models of timm that are built for one size of image."""
+SLOW = {("torchvision", "vgg11_bn"), ("timm", "vgg11"), ("timm", "dm_nfnet_f0")}
+"""Heavy siblings of models that the fast run has."""
+CASES = [
+    pytest.param(library, name, marks=[pytest.mark.slow] if (library, name) in SLOW else [])
+    for library, names in (("torchvision", TORCHVISION), ("timm", {**TIMM, **SIZED}))
+    for name in names
+]
+
+
+def build(library, name):
+    """The model and two images for it."""
+    if library == "torchvision":
+        size = TORCHVISION[name]
+        model = getattr(zoo, name)(weights=None, num_classes=CLASSES, **OPTIONS.get(name, {}))
+    else:
+        if not timm.is_model(name):
+            pytest.skip(f"this timm has no {name}")
+        size = TIMM.get(name) or SIZED[name]
+        options = {"img_size": size} if name in SIZED else {}
+        model = timm.create_model(name, num_classes=CLASSES, drop_rate=0.1, **options)
+    return model, torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def features_before_the_classifier(library, model, x):
+    """What the model itself feeds to its last layer."""
+    if library == "timm":
+        return model.forward_head(model.forward_features(x), pre_logits=True)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    classifier = layers[-1] if layers else model.classifier[1]  # SqueezeNet's is a convolution
+    fed = []
+    hook = classifier.register_forward_pre_hook(lambda module, args: fed.append(args[0]))
+    model(x)
+    hook.remove()
+    return fed[0].mean((2, 3)) if fed[0].ndim == 4 else fed[0]
+
+
+def classifier_parts(library, model):
+    """Modules of the classifier as its library bounds it, and of auxiliary ones."""
+    heads = [model.get_classifier()] if library == "timm" else [getattr(model, n, None) for n in AUXILIARY]
+    # LeViT and EfficientViT (MSRA) classify by norm, dropout and Linear in one.
+    heads += [m for m in model.modules() if type(m).__name__ == "NormLinear"]
+    return {m for head in heads if isinstance(head, nn.Module) for m in head.modules()}
+
+
+def dropouts(model, leaving_out):
+    """Number of dropout layers of each probability; a library may rebuild them, or add some."""
+    return Counter(m.p for m in set(model.modules()) - leaving_out if isinstance(m, nn.Dropout))
+
+
+@contextmanager
+def nothing_runs():
+    def refuse(module, args):
+        raise AssertionError(f"{type(module).__name__} was run")
+
+    hook = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(("library", "name"), CASES)
+def test_architecture(library, name):
+    model, x = build(library, name)
+    expected = features_before_the_classifier(library, model.eval(), x)
+    next(model.children()).train()  # flags that differ
+    flags = {name: module.training for name, module in model.named_modules()}
+    weights = dict(model.named_parameters())
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    classifier = classifier_parts(library, model)
+    kept, random = dropouts(model, classifier), torch.get_rng_state()
+
+    with nothing_runs():
+        encoder = as_encoder(model)
+
+    assert encoder.backbone is model
+    assert encoder.feature_dim == expected.shape[-1]
+    assert kept <= dropouts(model, classifier)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(module.training == flags.get(name, False) for name, module in model.named_modules())
+    assert all(parameter is weights[name] for name, parameter in model.named_parameters())
+    assert len(list(model.parameters())) < len(weights)
+
+    wrapper = StochConWrapper(encoder, dim=4, head=nn.Identity())
+    assert wrapper.bottleneck.in_features == encoder.feature_dim
+    torch.testing.assert_close(wrapper.encode(x), expected)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
+@pytest.mark.parametrize(("library", "name"), [("torchvision", "mobilenet_v3_small"), ("timm", "resnet18")])
+def test_wrapper_takes_the_model_itself(library, name):
+    model, x = build(library, name)
+    expected = features_before_the_classifier(library, model.eval(), x)
+    with nothing_runs():
+        wrapper = StochConWrapper(model, dim=4)
+    assert wrapper.encoder.feature_dim == expected.shape[-1]
+    torch.testing.assert_close(wrapper.encode(x), expected)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "efficientnet_b0"])
+def test_dropout_before_the_classifier_acts_in_training(name):
+    """Batch norm apart, two passes in training differ by dropout alone."""
+    model, x = build("torchvision", name)
+    encoder = as_encoder(model).eval()
+    torch.testing.assert_close(encoder(x), encoder(x))
+    for layer in model.classifier.modules():
+        layer.training = True
+    assert (encoder(x) != encoder(x)).any()

@@ -66,7 +66,8 @@ class StochConWrapper(nn.Module):
         symmetric: run the algorithm both ways round on one encoder pass, each view stochastic once.
         feature_dim: width F of the encoder's features; None to read it from the encoder's structure, or from
             the first batch.
-        checkpoint_encoder: recompute the encoder's activations in the backward pass to save memory.
+        checkpoint_encoder: recompute the encoder's activations in the backward pass to save memory. Compiled
+            by torch 2.7 or older, BatchNorm's running statistics then count each batch twice.
 
     Raises:
         ValueError: for a value outside its range, or views of different shapes.

@@ -63,6 +63,11 @@ class LazyBatchNorm(nn.LazyBatchNorm1d):
         super().__init__()
         self.running_mean, self.running_var = _OpenBuffer(), _OpenBuffer()
 
+    def initialize_parameters(self, input: Tensor) -> None:
+        """Take the width from the batch, or from a state_dict that was loaded before it."""
+        super().initialize_parameters(input)
+        self.num_features = self.weight.shape[0]
+
 
 def linear(in_features: int | None, out_features: int | None, bias: bool = True) -> nn.Linear:
     """Linear map; a width of None is learned with the first batch (an output width becomes the input's)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from stochastic_bottleneck import functional
+from stochastic_bottleneck import _checks
 from stochastic_bottleneck._layers import LazyLinear, linear, mlp
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
 
@@ -105,7 +105,7 @@ class StochasticBottleneck(nn.Module):
         for name, width in (("in_features", in_features), ("out_features", out_features)):
             if width is not None:
                 _check_width(name, width)
-        functional.check_temperature(temperature)
+        _checks.check_temperature(temperature)
         if location_std is not None and not 0 < location_std < math.inf:
             raise ValueError(f"location_std must be a finite number above 0 or None, got {location_std!r}")
         if hard and kind != "bern":
@@ -136,7 +136,7 @@ class StochasticBottleneck(nn.Module):
         Raises:
             ValueError: for a temperature that is not positive and finite.
         """
-        functional.check_temperature(temperature)
+        _checks.check_temperature(temperature)
         self.temperature.fill_(temperature)
 
     def posterior(self, features: Tensor, opposing: Tensor | None = None) -> Posterior:

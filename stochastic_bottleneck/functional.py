@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from stochastic_bottleneck import _checks
 from stochastic_bottleneck._ops import bernoulli, gaussian
 from stochastic_bottleneck._ops import info_nce as _info_nce
 
@@ -29,9 +30,6 @@ __all__ = [
     "relaxed_bernoulli_log_prob",
     "relaxed_bernoulli_rsample",
 ]
-
-MIN_TEMPERATURE = 0.01
-"""The lowest InfoNCE temperature for which finite results are promised."""
 
 
 def info_nce(
@@ -82,10 +80,10 @@ def info_nce(
     Source:
         SimCLR (arXiv 2002.05709), equation 1; StochCon (arXiv 2110.00552) minimises it unchanged.
     """
-    check_views(v, v_prime)
-    check_info_nce_options(temperature, reduction, block_size)
+    _checks.check_views(v, v_prime)
+    _checks.check_info_nce_options(temperature, reduction, block_size)
     if columns is not None:
-        _check_columns(v, columns, offset)
+        _checks.check_columns(v, columns, offset)
     # A product of half-precision rows would lose the small differences that the loss lives on.
     with _without_autocast(v.device.type):
         c, c_prime = (None, None) if columns is None else columns
@@ -154,9 +152,11 @@ def relaxed_bernoulli_rsample(
     Source:
         Maddison et al., The Concrete Distribution (arXiv 1611.00712), equation 4.
     """
-    _check_floating(logits, "logits")
-    check_temperature(temperature)
-    noise = _check_noise(logits, noise, "logits") if noise is not None else logistic_noise(logits)
+    _checks.check_floating(logits, "logits")
+    _checks.check_temperature(temperature)
+    if noise is None:
+        noise = logistic_noise(logits)
+    _checks.check_noise(logits, noise, "logits")
     return bernoulli.relaxed_rsample(logits, temperature, hard, noise)
 
 
@@ -174,8 +174,8 @@ def relaxed_bernoulli_log_prob(logits: Tensor, temperature: Tensor | float, z: T
     Source:
         Maddison et al. (arXiv 1611.00712), appendix C.3.2.
     """
-    _check_floating(logits, "logits")
-    check_temperature(temperature)
+    _checks.check_floating(logits, "logits")
+    _checks.check_temperature(temperature)
     return bernoulli.relaxed_log_prob(logits, temperature, z)
 
 
@@ -193,19 +193,34 @@ def bernoulli_kl(logits: Tensor) -> Tensor:
         >>> bernoulli_kl(torch.tensor([0.0, -1e4, 1e4]))
         tensor([0.0000, 0.6931, 0.6931])
     """
-    _check_floating(logits, "logits")
+    _checks.check_floating(logits, "logits")
     return bernoulli.kl(logits)
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:
-    """Entropy of each bit in nats, between 0 and log 2. Shapes as in `bernoulli_kl`."""
-    _check_floating(logits, "logits")
+    """Entropy of each bit.
+
+    Args:
+        logits: log odds of a one. Shape: (...)
+
+    Returns:
+        Entropy in nats, between 0 and log 2. Shape: (...)
+    """
+    _checks.check_floating(logits, "logits")
     return bernoulli.entropy(logits)
 
 
 def bernoulli_log_prob(logits: Tensor, z: Tensor) -> Tensor:
-    """Log mass of bits in nats; linear in `z` between 0 and 1. Shape: (...) for all."""
-    _check_floating(logits, "logits")
+    """Log mass of bits, linear in `z` between 0 and 1.
+
+    Args:
+        logits: log odds of a one. Shape: (...)
+        z: bits. Shape: (...)
+
+    Returns:
+        Log mass in nats. Shape: (...)
+    """
+    _checks.check_floating(logits, "logits")
     return bernoulli.log_prob(logits, z)
 
 
@@ -227,8 +242,10 @@ def gaussian_rsample(mean: Tensor, log_std: Tensor, noise: Tensor | None = None)
     Source:
         Kingma and Welling (arXiv 1312.6114), section 2.4.
     """
-    _check_gaussian(mean, log_std)
-    noise = _check_noise(mean, noise, "mean") if noise is not None else normal_noise(mean)
+    _checks.check_gaussian(mean, log_std)
+    if noise is None:
+        noise = normal_noise(mean)
+    _checks.check_noise(mean, noise, "mean")
     return gaussian.rsample(mean, log_std, noise)
 
 
@@ -247,42 +264,37 @@ def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
         >>> gaussian_kl(torch.tensor([0.0, 1.0]), torch.zeros(2))
         tensor([0.0000, 0.5000])
     """
-    _check_gaussian(mean, log_std)
+    _checks.check_gaussian(mean, log_std)
     return gaussian.kl(mean, log_std)
 
 
 def gaussian_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
-    """Differential entropy of each dimension in nats. Shapes as in `gaussian_kl`."""
-    _check_gaussian(mean, log_std)
+    """Differential entropy of each dimension.
+
+    Args:
+        mean: gives the shape alone. Shape: (..., D)
+        log_std: log standard deviation. Shape: (..., D) or (..., 1)
+
+    Returns:
+        Entropy in nats. Shape: (..., D)
+    """
+    _checks.check_gaussian(mean, log_std)
     return gaussian.entropy(mean, log_std)
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
-    """Log density of each dimension of `z` in nats. Shapes as in `gaussian_kl`."""
-    _check_gaussian(mean, log_std)
+    """Log density of each dimension.
+
+    Args:
+        mean: Shape: (..., D)
+        log_std: log standard deviation. Shape: (..., D) or (..., 1)
+        z: where the density is taken. Shape: (..., D)
+
+    Returns:
+        Log density in nats. Shape: (..., D)
+    """
+    _checks.check_gaussian(mean, log_std)
     return gaussian.log_prob(mean, log_std, z)
-
-
-def check_temperature(temperature: Tensor | float) -> None:
-    """Refuse a Concrete temperature that is not positive; a tensor's value is not read (no host sync)."""
-    if not isinstance(temperature, Tensor) and not 0 < temperature < float("inf"):
-        raise ValueError(
-            f"temperature must be a finite number above 0, got {temperature!r}; 0.5 to 1 is usual"
-        )
-
-
-def check_info_nce_options(temperature: float, reduction: str, block_size: int | None) -> None:
-    """Refuse options of the loss that lie outside their range."""
-    # Tuples of types, here as everywhere: torch 2.4 cannot compile a union.
-    if not isinstance(temperature, (int, float)) or not MIN_TEMPERATURE <= temperature < float("inf"):
-        raise ValueError(
-            f"temperature must be a finite number of at least {MIN_TEMPERATURE}, got {temperature!r}; "
-            "0.1 to 0.5 is usual"
-        )
-    if reduction not in ("mean", "none"):
-        raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}')
-    if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
-        raise ValueError(f"block_size must be a positive int or None, got {block_size!r}")
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
@@ -293,7 +305,7 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 def _noise_options(like: Tensor, generator: torch.Generator | None) -> dict[str, Any]:
-    _check_floating(like, "like")
+    _checks.check_floating(like, "like")
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     options: dict[str, Any] = {"dtype": dtype, "device": like.device}
     if generator is not None:
@@ -304,75 +316,3 @@ def _noise_options(like: Tensor, generator: torch.Generator | None) -> dict[str,
             )
         options["generator"] = generator
     return options
-
-
-def _check_floating(x: Tensor, name: str) -> None:
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()"
-        )
-
-
-def _check_noise(parameter: Tensor, noise: Tensor, name: str) -> Tensor:
-    if noise.shape != parameter.shape:
-        raise ValueError(
-            f"noise must have the shape of {name}, {tuple(parameter.shape)}, got {tuple(noise.shape)}"
-        )
-    return noise
-
-
-def _check_gaussian(mean: Tensor, log_std: Tensor) -> None:
-    _check_floating(mean, "mean")
-    one_a_sample = (*mean.shape[:-1], 1)
-    if log_std.shape != mean.shape and tuple(log_std.shape) != one_a_sample:
-        raise ValueError(
-            f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_a_sample}, "
-            f"got {tuple(log_std.shape)}"
-        )
-
-
-def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "v_prime") -> None:
-    """Refuse views that do not pair up row by row."""
-    for x, x_name in ((v, name), (v_prime, name_prime)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{x_name} must be a tensor, got {type(x).__name__}")
-        _check_floating(x, x_name)
-    if v.ndim not in (2, 3):
-        raise ValueError(
-            f"{name} must have shape (N, D) or (K, N, D), got {tuple(v.shape)}; "
-            "flatten features to one row an image"
-        )
-    if v.shape != v_prime.shape:
-        raise ValueError(
-            f"{name} and {name_prime} must have one shape, got {tuple(v.shape)} and {tuple(v_prime.shape)}; "
-            "row i of both must come from image i"
-        )
-    if 0 in v.shape:
-        raise ValueError(
-            f"{name} is empty, shape {tuple(v.shape)}; "
-            "skip empty batches (drop_last=True in the data loader does)"
-        )
-    if v.dtype != v_prime.dtype:
-        raise TypeError(f"{name} and {name_prime} must have one dtype, got {v.dtype} and {v_prime.dtype}")
-    if v.device != v_prime.device:
-        raise ValueError(
-            f"{name} and {name_prime} must be on one device, got {v.device} and {v_prime.device}; "
-            "move one with .to()"
-        )
-
-
-def _check_columns(v: Tensor, columns: tuple[Tensor, Tensor], offset: int) -> None:
-    check_views(*columns, "columns[0]", "columns[1]")
-    c = columns[0]
-    if c.dtype != v.dtype or c.device != v.device:
-        raise ValueError(
-            f"columns must have v's dtype and device, {v.dtype} on {v.device}, got {c.dtype} on {c.device}"
-        )
-    if c.ndim != v.ndim or c.shape[-1] != v.shape[-1] or c.shape[:-2] != v.shape[:-2]:
-        raise ValueError(
-            f"columns must match v in all but the rows, got {tuple(c.shape)} for v {tuple(v.shape)}"
-        )
-    if not 0 <= offset <= c.shape[-2] - v.shape[-2]:
-        raise ValueError(
-            f"offset must place v's {v.shape[-2]} rows inside the {c.shape[-2]} columns, got {offset}"
-        )

@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from stochastic_bottleneck import functional
-from stochastic_bottleneck.distributed import check_equal_shapes, gather_rows
+from stochastic_bottleneck import _checks, functional
+from stochastic_bottleneck.distributed import check_alike, gather_rows
 
 __all__ = ["InfoNCELoss"]
 
@@ -49,7 +49,7 @@ class InfoNCELoss(nn.Module):
         block_size: int | None = None,
     ) -> None:
         super().__init__()
-        functional.check_info_nce_options(temperature, reduction, block_size)
+        _checks.check_info_nce_options(temperature, reduction, block_size)
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         self.reduction = reduction
@@ -67,8 +67,8 @@ class InfoNCELoss(nn.Module):
         """
         columns, offset = None, 0
         if self.gather_distributed:
-            check_equal_shapes(v, v_prime)  # first: a process that stops alone leaves the others waiting
-            functional.check_views(v, v_prime)
+            check_alike(v, v_prime)  # first: a process that stops alone leaves the others waiting
+            _checks.check_views(v, v_prime)
             (c, c_prime), offset = gather_rows(v, v_prime)
             columns = (c, c_prime)
         return functional.info_nce(

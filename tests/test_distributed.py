@@ -240,6 +240,10 @@ UNEVEN = {  # shapes of v and v_prime on each process, and the part of the messa
     "ways": ([(1, 3, 4)] * 2, [(3, 4)] * 2, "rank 0: (1, 3, 4) and (1, 3, 4), rank 1: (3, 4) and (3, 4)"),
     "one view": ([(3, 4), (3, 4)], [(3, 4), (2, 4)], "rank 1: (3, 4) and (2, 4)"),
 }
+UNLIKE = {  # dtype on each process, and the part of the message that names them
+    "precision": (torch.float32, torch.float64, "rank 0: float32 and float32, rank 1: float64 and float64"),
+    "integers": (torch.float32, torch.int64, "rank 1: not floating point and not floating point"),
+}
 
 
 def refuse(rank):
@@ -248,6 +252,11 @@ def refuse(rank):
     for name, case in UNEVEN.items():
         try:
             loss(*(torch.ones(shape) for shape in case[rank]))
+        except ValueError as error:
+            messages[name] = str(error)
+    for name, case in UNLIKE.items():
+        try:
+            loss(*torch.ones(2, 3, 4, dtype=case[rank]))
         except ValueError as error:
             messages[name] = str(error)
     return {"messages": messages, "loss": loss_step({}, SHAPES["one way"], rows_of(rank))[0]}
@@ -265,6 +274,14 @@ def test_uneven_batches_are_refused_on_every_process(refusals, name):
         assert message.startswith("gather_distributed needs one batch shape on every process, got rank 0: ")
         assert UNEVEN[name][-1] in message
         assert "drop_last=True" in message
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_unlike_dtypes_are_refused_on_every_process(refusals, name):
+    for rank in refusals:
+        message = rank["messages"][name]
+        assert message.startswith("gather_distributed needs one dtype on every process, got rank 0: float32")
+        assert UNLIKE[name][-1] in message
 
 
 def test_a_refusal_leaves_the_processes_in_step(refusals):

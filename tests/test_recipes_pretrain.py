@@ -12,7 +12,7 @@ import torch
 from recipes import files
 from recipes.files import write_atomically, write_json
 from recipes.models import make_encoder, make_model
-from recipes.pretrain import TrainingError, TrainingOptions, pretrain
+from recipes.pretrain import Pretraining, TrainingError, TrainingOptions, pretrain
 from safetensors.torch import load_file
 from small_images import batch
 
@@ -171,6 +171,16 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(tmp_path):
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] < 0.01
+
+
+def test_weights_decay_and_biases_and_norms_do_not():
+    model = make("bern")
+    optimizer = Pretraining(model, batch(26), OPTIONS).configure_optimizers()["optimizer"]
+    decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    names = {name: decayed[id(p)] for name, p in model.named_parameters()}
+    assert {decay for name, decay in names.items() if name.endswith("bias")} == {0.0}
+    assert names["encoder.backbone.bn1.weight"] == 0.0
+    assert names["encoder.backbone.conv1.0.weight"] == names["head.3.weight"] == OPTIONS.weight_decay
 
 
 # ---- models are compared on equal terms -----------------------------------------------------------------------

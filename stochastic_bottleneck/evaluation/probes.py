@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, sklearn
 
@@ -59,8 +60,8 @@ def linear_probe(
         Accuracy, F1 and the strength chosen.
 
     Raises:
-        ValueError: for features and labels that do not fit together, or regularisations that are missing or
-            not positive.
+        ValueError: for features and labels that do not fit together, regularisations that are missing or not
+            positive, a validation_share outside (0, 1), or a class too small to be split.
         ModuleNotFoundError: without scikit-learn.
 
     Example:
@@ -76,6 +77,8 @@ def linear_probe(
     x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
     if len(regularisations) == 0 or min(regularisations) <= 0:
         raise ValueError(f"regularisations must be one or more numbers above 0, got {tuple(regularisations)}")
+    if len(regularisations) > 1:
+        _check_split(y, validation_share)
     scaler = sklearn("preprocessing").StandardScaler().fit(x)
     x, x_test = scaler.transform(x), scaler.transform(x_test)
     model = sklearn("linear_model").LogisticRegression(max_iter=max_iter)
@@ -96,6 +99,18 @@ def linear_probe(
         predicted = model.set_params(C=chosen).fit(x, y).predict(x_test)
     f1 = sklearn("metrics").f1_score(y_test, predicted, average="macro")
     return ProbeResult(float(np.mean(predicted == y_test)), float(f1), chosen)
+
+
+def _check_split(labels: NDArray[Any], share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"validation_share must lie between 0 and 1, got {share!r}; 0.2 is usual")
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2 or min(share, 1 - share) * len(labels) < len(classes):
+        raise ValueError(
+            f"train_labels must hold at least two images of each of the {len(classes)} classes, and enough for one of "
+            f"each on both sides of validation_share={share}, got {len(labels)} images, {counts.min()} in the smallest "
+            "class; give more images, or a single regularisation"
+        )
 
 
 def knn_accuracy(

@@ -329,6 +329,21 @@ def test_data_that_does_not_fit_is_refused(name, data, message):
         ),
         ("linear_probe", {"regularisations": ()}, r"must be one or more numbers above 0, got \(\)"),
         ("linear_probe", {"regularisations": (1.0, 0.0)}, r"numbers above 0, got \(1\.0, 0\.0\)"),
+        (
+            "linear_probe",
+            {"validation_share": 0.0, "regularisations": (0.1, 1.0)},
+            "validation_share must lie between 0 and 1, got 0.0",
+        ),
+        (
+            "linear_probe",
+            {"validation_share": 1, "regularisations": (0.1, 1.0)},
+            "validation_share must lie between 0 and 1, got 1",
+        ),
+        (
+            "linear_probe",
+            {"regularisations": (0.1, 1.0)},
+            "each of the 2 classes, .*got 4 images, 2 in the smallest class; give more",
+        ),
         ("forest_curve", {"counts": (2, 0)}, r"counts must be at least 1, got \(2, 0\)"),
     ],
 )

@@ -11,13 +11,13 @@ leaves `results.json`, `table.md`, figures and weights in `--out`; one that was 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from recipes.files import write_json
 from recipes.models import ENCODERS, MODELS, make_encoder, make_model
 from recipes.pretrain import TrainingError, TrainingOptions, pretrain
 from recipes.screen import console
+from recipes.stages import RunError, Stages, check_folder
+from rich.markup import escape
 from timm.optim import list_optimizers
 
 # ---- presets --------------------------------------------------------------------------------------------------
@@ -86,7 +88,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "min_crop": 0.08,
     },
 }
-POSITIVE = ("lr", "loss_temperature", "min_crop", "temperature", "temperature_end")
+POSITIVE = ("lr", "loss_temperature", "temperature", "temperature_end")
+RANGES = {  # both ends allowed
+    "seed": (0, 2**31 - 1),  # the upper half of torch's 64 bits; the lower half counts steps
+    "epochs": (1, 10**6),
+    "batch_size": (2, 10**6),  # batch norm needs two
+    "dim": (1, 10**6),
+    "projection_dim": (1, 10**6),
+    "weight_decay": (0, 1),
+    "warmup_epochs": (0, 10**6),
+    "jitter": (0, 2.5),  # where the hue has gone round
+    "min_crop": (0.01, 0.99),
+    "location_std": (0, 10**6),
+}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -158,16 +172,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--symmetric", action=argparse.BooleanOptionalAction, help="make each view the stochastic one once"
     )
     args = parser.parse_args(arguments)
-    for name in ("epochs", "batch_size", "dim", "projection_dim", *POSITIVE):
+    for name in POSITIVE:
         value = getattr(args, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}")
-    if args.location_std is not None and args.location_std < 0:
-        parser.error(f"--location-std must be 0 or above, got {args.location_std}")
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be finite and above 0, got {value}")
+    for name, (low, high) in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            parser.error(f"--{name.replace('_', '-')} must be between {low} and {high}, got {value}")
     if args.optimizer is not None and args.optimizer not in list_optimizers():
         parser.error(f"--optimizer {args.optimizer} is not one of timm's: {', '.join(list_optimizers())}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this torch finds no CUDA device; use --device cpu")
+    if args.precision == "16" and (args.device == "cpu" or not torch.cuda.is_available()):
+        parser.error("--precision 16 needs a CUDA device, got a CPU; use --precision bf16 or 32")
     return _fill_in(args)
 
 
@@ -176,9 +194,9 @@ def _fill_in(args: argparse.Namespace) -> argparse.Namespace:
     args.reason = "as asked"
     if args.preset is None:
         args.preset = "paper" if cuda and args.device != "cpu" else "quick"
-        args.reason = (
-            "a CUDA device is here" if args.preset == "paper" else "there is no CUDA device to train on"
-        )
+        args.reason = "a CUDA device is here" if args.preset == "paper" else "made for a CPU"
+        if not cuda:
+            args.reason = "there is no CUDA device to train on"
     if args.device == "auto":
         args.device = "cuda" if cuda else "cpu"
     preset = PRESETS[args.preset]
@@ -197,10 +215,6 @@ def _fill_in(args: argparse.Namespace) -> argparse.Namespace:
 # ---- the run --------------------------------------------------------------------------------------------------
 
 
-class RunError(Exception):
-    """A run that cannot start as asked, with what to change."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 0 when everything was done, 2 for what the user can mend, 130 when stopped."""
     args = parse(arguments)
@@ -211,11 +225,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(args, command)
     except (RunError, data.DataError, TrainingError, OSError) as error:
-        console.print(f"[bold red]stopped:[/] {error}", soft_wrap=True, highlight=False)
+        console.print(f"[bold red]stopped:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
     except KeyboardInterrupt:
         console.print(
-            f"\nstopped; what is done is kept. Go on with:\n  {resume}", soft_wrap=True, highlight=False
+            f"\nstopped; what is done is kept. Go on with:\n  {resume}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
         )
         return 130
     return 0
@@ -225,15 +242,20 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """Train and evaluate what was asked for, and report it."""
     begin = time.perf_counter()
     announce(args)
-    config = claim_folder(args)
+    left_out = ("out", "resume", "reason", "model", "data")
+    config = {name: value for name, value in vars(args).items() if name not in left_out}
+    check_folder(args.out, config, args.resume)
     images = load_data(args)
+    if not (args.out / "config.json").exists():
+        write_json(args.out / "config.json", config)
     console.print(
-        f"{images.name}: {len(images.train.labels):,} training, {len(images.test.labels):,} test images"
+        f"{images.name}: {len(images.train.labels):,} training, {len(images.test.labels):,} test images",
+        markup=False,
     )
     results = {
         "command": command,
         "date": date.today().isoformat(),
-        "config": config,
+        "config": {**config, "model": args.model},
         "environment": report.environment(),
         "data": {
             "name": images.name,
@@ -266,31 +288,10 @@ def announce(args: argparse.Namespace) -> None:
         f"of batch {args.batch_size}, {args.dim} latent dimensions, seed {args.seed}; results go to {args.out}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     if args.preset == "paper" and args.device == "cpu":
         console.print("[yellow]preset paper on a CPU takes months; --preset cpu is made for one[/]")
-
-
-def claim_folder(args: argparse.Namespace) -> dict[str, Any]:
-    """Configuration of this run, after making sure that `--out` holds no other."""
-    left_out = ("out", "resume", "reason", "model", "data")
-    config = {name: value for name, value in vars(args).items() if name not in left_out}
-    path = args.out / "config.json"
-    if path.exists() and not args.resume:
-        raise RunError(
-            f"{args.out} holds an earlier run; add --resume to finish or show it, or give another folder with --out"
-        )
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        changed = [f"{k}: {earlier.get(k)} then, {v} now" for k, v in config.items() if earlier.get(k) != v]
-        if changed:
-            raise RunError(
-                f"--resume: {args.out} was started with other settings ({'; '.join(changed)}); give the same, or "
-                "another folder with --out"
-            )
-    else:
-        write_json(path, config)
-    return {**config, "model": args.model}
 
 
 def load_data(args: argparse.Namespace) -> data.ImageData:
@@ -298,40 +299,6 @@ def load_data(args: argparse.Namespace) -> data.ImageData:
     source = data.SAMPLE if args.data is None and args.preset == "quick" else args.data
     images = data.load(source)
     return data.hold_out(images) if args.held_out else images
-
-
-class Stages:
-    """Parts of a run, each kept in a file of its own as soon as it is done.
-
-    Args:
-        folder: of the run.
-        fingerprint: of the data; a part made from other data is refused.
-        total: number of parts, for the headings.
-    """
-
-    def __init__(self, folder: Path, fingerprint: str, total: int) -> None:
-        self.folder, self.fingerprint, self.total = folder, fingerprint, total
-        self.seconds: dict[str, float] = {}
-        self.begin = time.perf_counter()
-
-    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Result of a part: read where it was kept, worked out otherwise."""
-        path = self.folder / name / "evaluation.json"
-        done = json.loads(path.read_text()) if path.exists() else None
-        if done and done["sha256"] != self.fingerprint:
-            raise RunError(f"{path} was made from other data; give the same --data, or another --out")
-        console.rule(
-            f"{len(self.seconds) + 1}/{self.total}  {report.LABELS[name]}{', kept' if done else ''}",
-            align="left",
-        )
-        if not done:
-            begin = time.perf_counter()
-            result = work()
-            seconds = round(time.perf_counter() - begin, 1)
-            done = {"sha256": self.fingerprint, "seconds": seconds, "result": result}
-            write_json(path, done)
-        self.seconds[name] = done["seconds"]
-        return done["result"]
 
 
 def judge_pixels(images: data.ImageData) -> dict[str, Any]:
@@ -392,7 +359,7 @@ def show(results: dict[str, Any], folder: Path) -> None:
     console.print(report.terminal_table(results))
     for sentence in report.against_baselines(results):
         console.print(sentence, highlight=False)
-    console.print(f"{folder}{os.sep}: {', '.join(written)}", highlight=False, soft_wrap=True)
+    console.print(f"{folder}{os.sep}: {', '.join(written)}", highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
@@ -110,14 +113,13 @@ def _from_torchvision(root: Path, *, download: bool) -> ImageData:
 
 
 def _from_files(source: Path, name: str) -> ImageData:
-    found: dict[str, dict[str, list[np.ndarray]]] = {"train": {}, "test": {}}
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {"train": {}, "test": {}}
     try:
         for path, content in passing_bar(_members(source), f"reading {source.name}"):
             split, class_name = path.parts[-3:-1]
-            found["test" if split == "val" else split].setdefault(class_name, []).append(
-                _decode(path, content)
-            )
-    except (tarfile.TarError, EOFError, OSError) as error:
+            of_class = found["test" if split == "val" else split].setdefault(class_name, {})
+            of_class[str(path)] = _decode(path, content)
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{source} is damaged or not a tar ({error}); fetch or unpack it again") from error
     classes = sorted(found["train"])
     if not classes:
@@ -128,14 +130,17 @@ def _from_files(source: Path, name: str) -> ImageData:
             f"the classes below train/ and test/ of {source} must be the same and none empty; "
             f"these have images on one side only: {', '.join(only)}"
         )
-    train, test = (_stack([found[split][c] for c in classes]) for split in ("train", "test"))
+    train, test = (
+        _stack([[image for _, image in sorted(found[split][c].items(), key=itemgetter(0))] for c in classes])
+        for split in ("train", "test")
+    )
     return ImageData(train, test, tuple(classes), name, _fingerprint(train, test))
 
 
 def _members(source: Path) -> Iterator[tuple[Path, bytes]]:
-    """Image files below train/<class>/ and test/<class>/, in a fixed order."""
+    """Image files below train/<class>/ and test/<class>/."""
     if source.is_dir():
-        for path in sorted(source.rglob("*")):
+        for path in source.rglob("*"):
             if _is_image(path.relative_to(source)):
                 yield path, path.read_bytes()
         return
@@ -145,6 +150,11 @@ def _members(source: Path) -> Iterator[tuple[Path, bytes]]:
                 content = archive.extractfile(member)
                 assert content is not None  # a regular file has content
                 yield Path(member.name), content.read()
+        # tarfile takes a damaged header for the end, and leaves the last checksum of a gzip unread.
+        archive.fileobj.seek(archive.offset)
+        rest = archive.fileobj.read()
+        if len(rest) < tarfile.BLOCKSIZE or rest.strip(tarfile.NUL):
+            raise tarfile.ReadError("it breaks off before its end")
 
 
 def _is_image(path: Path) -> bool:
@@ -158,7 +168,7 @@ def _is_image(path: Path) -> bool:
 def _decode(path: Path, content: bytes) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(content)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"cannot read the image {path} ({error}); replace or remove it") from error
     return np.asarray(image if image.size == (SIZE, SIZE) else ImageOps.fit(image, (SIZE, SIZE)))
 

@@ -7,12 +7,14 @@ import io
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
 from safetensors.torch import load_file, save
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -139,10 +141,13 @@ class Pretraining(L.LightningModule):
         """Timm's optimizer without decay on biases and norms, linear warm-up and cosine decay by step."""
         o = self.options
         optimizer = create_optimizer_v2(self.model, o.optimizer, o.learning_rate, o.weight_decay)
+        total = o.epochs * self.steps_an_epoch
+        warmup = min(round(o.warmup_epochs * self.steps_an_epoch), total - 1)
         schedule = CosineLRScheduler(
             optimizer,
-            t_initial=max(1, o.epochs * self.steps_an_epoch),
-            warmup_t=max(1, round(o.warmup_epochs * self.steps_an_epoch)),
+            t_initial=total - warmup,
+            warmup_t=warmup,
+            warmup_prefix=True,  # the cosine begins at the peak, where the warm-up ends
             warmup_lr_init=o.learning_rate / 100,
             t_in_epochs=False,
         )
@@ -180,9 +185,10 @@ class Pretraining(L.LightningModule):
         """Keep the losses, and stop before a diverged state replaces the last good checkpoint."""
         losses = torch.stack(self._epoch_losses).float()
         if not losses.isfinite().all():
+            kept = "the checkpoint of the epoch before is kept; " if self.current_epoch else ""
             raise TrainingError(
-                f"the loss became {losses[~losses.isfinite()][0].item()} in epoch {self.current_epoch + 1}; the "
-                "checkpoint of the epoch before is kept; try a lower --lr, or --precision 32"
+                f"the loss became {losses[~losses.isfinite()][0].item()} in epoch {self.current_epoch + 1}; "
+                f"{kept}try a lower --lr, or --precision 32"
             )
         self.losses += losses.tolist()
         self.seconds += time.perf_counter() - self._epoch_start
@@ -203,6 +209,16 @@ class Pretraining(L.LightningModule):
             self.schedule.load_state_dict(run["schedule"])
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that a kill cannot halve; Lightning's own move from the system's temporary files can be a copy."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write one."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(Path(path), content.getvalue())
+
+
 def pretrain(model: nn.Module, images: Tensor, options: TrainingOptions, folder: Path, name: str) -> Training:
     """Train a model, or finish or load what an earlier run left in `folder`.
 
@@ -216,14 +232,14 @@ def pretrain(model: nn.Module, images: Tensor, options: TrainingOptions, folder:
     Raises:
         TrainingError: when a batch is larger than the data, the loss diverges, or a checkpoint does not fit.
     """
-    if options.batch_size > len(images):
+    if not 2 <= options.batch_size <= len(images):
         raise TrainingError(
-            f"--batch-size {options.batch_size} is more than the {len(images)} training images"
+            f"--batch-size must be between 2 and the {len(images)} training images, got {options.batch_size}"
         )
     weights, log, last = folder / "weights.safetensors", folder / "loss.csv", folder / "last.ckpt"
     if weights.exists() and log.exists():
-        model.load_state_dict(load_file(weights))
-        rows = list(csv.DictReader(log.open()))
+        _restore(model, weights, load_file)
+        rows = list(csv.DictReader(log.read_text().splitlines()))
         losses, seconds = [float(row["loss"]) for row in rows], float(rows[-1]["seconds"]) if rows else 0.0
         return Training(model.eval(), losses, seconds)
     module = Pretraining(model.to(memory_format=torch.channels_last), images, options)
@@ -237,13 +253,16 @@ def pretrain(model: nn.Module, images: Tensor, options: TrainingOptions, folder:
         precision=LIGHTNING_PRECISION[options.precision],
         max_epochs=options.epochs,
         callbacks=[checkpoint, RunProgress(name, options.batch_size)],
+        plugins=WholeCheckpoints(),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    _fit(trainer, module, last if _readable(last) else None)
+    if last.exists():
+        _restore(module, last, lambda path: torch.load(path, "cpu", weights_only=True)["state_dict"])
+    _fit(trainer, module, last if last.exists() else None)
     model.eval()
     write_atomically(log, _loss_table(module))
     write_atomically(weights, save({k: v.contiguous() for k, v in model.cpu().state_dict().items()}))
@@ -253,8 +272,10 @@ def pretrain(model: nn.Module, images: Tensor, options: TrainingOptions, folder:
 def _fit(trainer: L.Trainer, module: Pretraining, checkpoint: Path | None) -> None:
     try:
         with warnings.catch_warnings():
-            # A deprecation inside Lightning, and its advice on workers: images in memory need none.
-            warnings.filterwarnings("ignore", message=".*(LeafSpec|does not have many workers).*")
+            # A deprecation inside Lightning; its advice on workers, which images in memory do not need; and its
+            # notes on a folder that holds files, as that of a resumed run does, or that was moved.
+            told = "LeafSpec|does not have many workers|exists and is not empty|dirpath has changed"
+            warnings.filterwarnings("ignore", message=f".*({told})")
             trainer.fit(module, ckpt_path=checkpoint)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from stop
@@ -264,16 +285,13 @@ def _as_is(batch: Tensor) -> Tensor:
     return batch
 
 
-def _readable(checkpoint: Path) -> bool:
-    if not checkpoint.exists():
-        return False
+def _restore(module: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]]) -> None:
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(read(path))
     except Exception as error:
         raise TrainingError(
-            f"{checkpoint} is damaged ({error}); delete it to train this model anew"
+            f"{path} is damaged or of another model ({error}); delete it to train this model anew"
         ) from error
-    return True
 
 
 def _loss_table(module: Pretraining) -> bytes:
@@ -281,5 +299,5 @@ def _loss_table(module: Pretraining) -> bytes:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["step", "loss", "seconds"])
     share = module.seconds / max(1, len(module.losses))
-    writer.writerows([i, f"{loss:.6f}", f"{share * i:.2f}"] for i, loss in enumerate(module.losses, 1))
+    writer.writerows([i, repr(loss), f"{share * i:.2f}"] for i, loss in enumerate(module.losses, 1))
     return table.getvalue().encode()

@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from recipes.files import write_atomically
@@ -53,20 +54,22 @@ def environment() -> dict[str, Any]:
         "scikit-learn",
         "numpy",
     )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
+        return None
+    return told.stdout.strip()
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -105,10 +108,11 @@ def title(results: dict[str, Any]) -> str:
 
 def terminal_table(results: dict[str, Any]) -> Table:
     """The table for a terminal."""
-    table = Table(title=title(results), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=escape(title(results)), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("model", no_wrap=True)
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
+        heading = column.replace(" ", "\n", 1)  # two lines, so that 80 columns are enough
+        table.add_column(heading, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
     for row in rows(results):
         table.add_row(*row)
     return table
@@ -126,12 +130,15 @@ def against_baselines(results: dict[str, Any]) -> list[str]:
     baselines = {name: result["h"]["probe"] for name, result in results["baselines"].items()}
     sentences = []
     for name, model in results["models"].items():
-        gaps = {LABELS[b]: 100 * (model["h"]["probe"] - score) for b, score in baselines.items()}
-        said = " and ".join(
-            f"{abs(g):.1f} points {'above' if g > 0 else 'below'} {b}" for b, g in gaps.items()
-        )
-        sentences.append(f"{LABELS[name]}, linear probe on h: {said}")
+        gaps = [_gap(100 * (model["h"]["probe"] - score), LABELS[b]) for b, score in baselines.items()]
+        sentences.append(f"{LABELS[name]}, linear probe on h: {' and '.join(gaps)}")
     return sentences
+
+
+def _gap(points: float, baseline: str) -> str:
+    if abs(points) < 0.05:
+        return f"level with {baseline}"
+    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'} {baseline}"
 
 
 def write(results: dict[str, Any], folder: Path) -> list[Path]:

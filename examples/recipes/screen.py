@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 
 T = TypeVar("T")
@@ -18,7 +19,9 @@ console = Console()
 
 def passing_bar(items: Iterable[T], description: str) -> Iterator[T]:
     """Go through items with a progress bar that leaves nothing behind."""
-    yield from track(items, description, console=console, transient=True, disable=not console.is_terminal)
+    yield from track(
+        items, escape(description), console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 class RunProgress(L.Callback):

@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         **COMMON,
         "encoder": "small",
-        "epochs": 14,
+        "epochs": 11,
         "batch_size": 128,
         "optimizer": "sgd",
         "lr": 0.2,

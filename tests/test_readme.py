@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import cifar10_full
 import pytest
 import torch
 from publish import TABLE, publish, with_tables
@@ -17,28 +18,36 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-def test_its_python_runs_from_top_to_bottom():
+def test_its_python_runs():
+    two_lines, *rest = blocks("python")
     names = {}
-    for block in blocks("python"):
+    for block in rest:
         exec(compile(block, "README.md", "exec"), names)
     assert names["codes"].shape == (8, 16)
     assert names["codes"].dtype == torch.uint8
     assert names["features"].shape == (8, 32)
     assert names["uncertainty"].shape == (8,)
+    assert len(two_lines.splitlines()) == 2
+    assert two_lines in rest[0]
+    names["loss"] = None
+    exec(compile(two_lines, "README.md", "exec"), names)
     assert names["loss"].isfinite()
-
-
-def test_two_lines_wrap_a_model():
-    wrapping = [block for block in blocks("python") if "from_simclr" in block]
-    assert [len(block.splitlines()) for block in wrapping] == [2]
 
 
 def test_ci_follows_its_commands():
     ci = (ROOT / ".ci" / "run").read_text()
-    followed = set(re.findall(r"readme \"?([a-z ]+)\"?", ci.replace("follow_readme", "readme")))
-    named = {m[1] for block in blocks("bash") if (m := re.match(r"# ([a-z ]+)\n", block))}
-    assert named == {"install for development", "train", "test"}
-    assert named <= followed
+    followed = re.findall(r'follow_readme "(.+)"', ci)
+    named = [m[1] for block in blocks("bash") if (m := re.match(r"# (set up .+)\n", block))]
+    assert sorted(named) == sorted(followed) == ["set up and pass the tests", "set up and run the main job"]
+
+
+def test_its_presets_are_those_of_the_script():
+    rows = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", README, re.MULTILINE)}
+    assert set(rows) == set(cifar10_full.PRESETS)
+    for name, preset in cifar10_full.PRESETS.items():
+        cells = [cell.strip() for cell in rows[name].split("|")]
+        shown = [preset[key] for key in ("encoder", "epochs", "batch_size", "optimizer")]
+        assert [cells[2], *cells[4:7]] == [str(value) for value in shown]
 
 
 def test_its_tables_are_up_to_date():

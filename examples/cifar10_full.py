@@ -280,8 +280,10 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def announce(args: argparse.Namespace) -> None:
     """Say what is about to happen, and why, before anything is spent."""
-    console.rule(
-        f"[bold]preset {args.preset}[/] ({args.reason}), device {args.device}, precision {args.precision}"
+    console.print(
+        f"[bold]preset {args.preset}[/] ({args.reason}), device {args.device}, precision {args.precision}",
+        highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"{', '.join(report.LABELS[name] for name in args.model)}: encoder {args.encoder}, {args.epochs} epochs "

@@ -22,36 +22,37 @@ from recipes.screen import console
 
 TABLE = Path(__file__).parent / "results" / "quick_settings.csv"
 
+BASE = ("--symmetric",)
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "preset": (),
-    "logits and means as the projector gives them": ("--location-std", "0"),
-    "location std 4": ("--location-std", "4"),
-    "one way round (Algorithm 1 to the letter)": ("--no-symmetric",),
-    "crops from 8 %": ("--min-crop", "0.08"),
-    "crops from 40 %": ("--min-crop", "0.4"),
-    "loss temperature 0.5": ("--loss-temperature", "0.5"),
-    "half the learning rate": ("--lr", "0.1"),
+    "preset: one way round (Algorithm 1)": (),
+    "both ways round": BASE,
+    "both ways, logits and means not normalised": (*BASE, "--location-std", "0"),
+    "both ways, location std 4": (*BASE, "--location-std", "4"),
+    "both ways, crops from 8 %": (*BASE, "--min-crop", "0.08"),
+    "both ways, crops from 40 %": (*BASE, "--min-crop", "0.4"),
+    "both ways, loss temperature 0.5": (*BASE, "--loss-temperature", "0.5"),
+    "both ways, half the learning rate": (*BASE, "--lr", "0.1"),
 }
 FOR_BITS: dict[str, tuple[str, ...]] = {
-    "Concrete temperature 0.5": ("--temperature", "0.5"),
-    "Concrete temperature 1 to 0.25": ("--temperature-end", "0.25"),
-    "straight-through bits": ("--hard",),
+    "both ways, Concrete temperature 0.5": (*BASE, "--temperature", "0.5"),
+    "both ways, Concrete temperature 1 to 0.25": (*BASE, "--temperature-end", "0.25"),
+    "both ways, straight-through bits": (*BASE, "--hard"),
 }
+FOR_LATENTS = {"--symmetric", "--location-std"}
 COLUMNS = (
     "setting", "model", "seed", "options", "h_probe", "h_knn", "z_probe", "z_knn", "share_of_ones", "bit_correlation"
 )  # fmt: skip
 
 
-def measure(name: str, options: tuple[str, ...], seed: int, folder: Path) -> dict[str, float | None]:
-    """Scores of one model with one setting."""
-    slug = "_".join(part.lstrip("-") for part in options) or "preset"
-    args = cifar10_full.parse(
-        ["--preset", "quick", "--held-out", "--seed", str(seed), "--out", str(folder / slug), *options]
-    )
-    path = args.out / f"{name}-{seed}.json"
+def measure(name: str, options: tuple[str, ...], seed: int, folder: Path) -> Path:
+    """Train and judge one model with one setting, unless that was done; returns where its scores are kept."""
+    path = place(name, options, seed, folder)
     if not path.exists():
-        args.out = args.out / f"seed{seed}"
-        console.rule(f"{slug}, {report.LABELS[name]}, seed {seed}", align="left")
+        out = path.parent / f"seed{seed}"
+        args = cifar10_full.parse(
+            ["--preset", "quick", "--held-out", "--seed", str(seed), "--out", str(out), *options]
+        )
+        console.rule(f"{path.parent.name}, {report.LABELS[name]}, seed {seed}", align="left")
         result = cifar10_full.train(name, args, data.hold_out(data.load(data.SAMPLE)))
         scores = {
             f"{key}_{score}": result.get(key, {}).get(score) for key in "hz" for score in ("probe", "knn")
@@ -59,45 +60,68 @@ def measure(name: str, options: tuple[str, ...], seed: int, folder: Path) -> dic
         bits = result.get("bits", {})
         scores |= {"share_of_ones": bits.get("share_of_ones"), "bit_correlation": bits.get("correlation")}
         write_json(path, scores)
-    return json.loads(path.read_text())
+    return path
+
+
+def place(name: str, options: tuple[str, ...], seed: int, folder: Path) -> Path:
+    """File of one model's scores with one setting."""
+    return folder / ("_".join(part.lstrip("-") for part in options) or "preset") / f"{name}-{seed}.json"
+
+
+def models_of(setting: str, options: tuple[str, ...]) -> tuple[str, ...]:
+    """Models that a setting makes a difference to."""
+    if setting in FOR_BITS:
+        return ("bern",)
+    named = {option for option in options if option.startswith("--")}
+    return ("bern", "gauss") if named and named <= FOR_LATENTS else cifar10_full.MODELS
+
+
+def table(seeds: list[int], folder: Path) -> str:
+    """Everything that has been measured, as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    pixels = json.loads((folder / "pixels.json").read_text())
+    writer.writerow({"setting": "raw pixels", "h_probe": pixels["probe"], "h_knn": pixels["knn"]})
+    for setting, options in {**SETTINGS, **FOR_BITS}.items():
+        for name in models_of(setting, options):
+            for seed in seeds:
+                path = place(name, options, seed, folder)
+                if path.exists():
+                    scores = json.loads(path.read_text())
+                    rounded = {k: None if v is None else round(v, 4) for k, v in scores.items()}
+                    row = {"setting": setting, "model": name, "seed": seed, "options": " ".join(options)}
+                    writer.writerow(row | rounded)
+    return text.getvalue()
 
 
 def main() -> None:
-    """Measure every setting, then print or publish the table."""
+    """Measure every setting, or publish what has been measured."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="keeps what is done")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--publish", action="store_true", help=f"write {TABLE.relative_to(TABLE.parents[2])}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help=f"train nothing; write what is done to {TABLE.relative_to(TABLE.parents[2])}",
+    )
     args = parser.parse_args()
-    held_out = data.hold_out(data.load(data.SAMPLE))
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
     pixels = args.out / "pixels.json"
-    if not pixels.exists():
-        write_json(pixels, evaluate.judge(evaluate.pixels(held_out), held_out))
-    scores = json.loads(pixels.read_text())
-    table.writerow({"setting": "raw pixels", "h_probe": scores["probe"], "h_knn": scores["knn"]})
-    for seed in args.seeds:
-        for setting, options in {**SETTINGS, **FOR_BITS}.items():
-            latent_only = "--location-std" in options or "--no-symmetric" in options
-            models = (
-                ("bern",)
-                if setting in FOR_BITS
-                else ("bern", "gauss")
-                if latent_only
-                else cifar10_full.MODELS
-            )
-            for name in models:
-                scores = measure(name, options, seed, args.out)
-                rounded = {k: None if v is None else round(v, 4) for k, v in scores.items()}
-                words = " ".join(options)
-                table.writerow({"setting": setting, "model": name, "seed": seed, "options": words, **rounded})
+    if args.publish and not pixels.exists():
+        parser.error(f"--publish: {args.out} holds nothing that was measured; run without --publish first")
     if args.publish:
-        write_atomically(TABLE, text.getvalue().encode())
-    console.print(text.getvalue(), highlight=False, soft_wrap=True)
+        write_atomically(TABLE, table(args.seeds, args.out).encode())
+    else:
+        if not pixels.exists():
+            held_out = data.hold_out(data.load(data.SAMPLE))
+            write_json(pixels, evaluate.judge(evaluate.pixels(held_out), held_out))
+        for seed in args.seeds:
+            for setting, options in {**SETTINGS, **FOR_BITS}.items():
+                for name in models_of(setting, options):
+                    measure(name, options, seed, args.out)
+    console.print(table(args.seeds, args.out), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -546,11 +546,12 @@ class Step(nn.Module):
 
 
 def assert_same_training(m, **compiler):
-    twin = copy.deepcopy(m)
+    """Compiled and eager agree; in float64, since a bias ahead of a batch norm has a gradient of rounding alone."""
+    twin = copy.deepcopy(m.double())
     results = []
     for step in (Step(m), torch.compile(Step(twin), fullgraph=True, **compiler)):
         torch.manual_seed(3)
-        results.append(step(X, X_PRIME))
+        results.append(step(X.double(), X_PRIME.double()))
         results[-1][0].backward()
     (loss, output), (fast_loss, fast_output) = results
     assert type(fast_output) is StochConOutput
@@ -558,7 +559,7 @@ def assert_same_training(m, **compiler):
     assert_close(fast_output.z, output.z)
     for (name, a), b in zip(m.named_parameters(), twin.named_parameters(), strict=True):
         torch.testing.assert_close(
-            b[1].grad, a.grad, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            b[1].grad, a.grad, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
         )
     for (name, a), b in zip(m.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(b, a, msg=lambda text, name=name: f"{name}: {text}")

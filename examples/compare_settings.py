@@ -113,6 +113,8 @@ def main() -> None:
         parser.error(f"--publish: {args.out} holds nothing that was measured; run without --publish first")
     if args.publish:
         write_atomically(TABLE, table(args.seeds, args.out).encode())
+        measured_on = {"data": "CIFAR-10 sample (JPEG copy), a fifth of the training images held out"}
+        write_json(TABLE.with_suffix(".json"), {**measured_on, "environment": report.environment()})
     else:
         if not pixels.exists():
             held_out = data.hold_out(data.load(data.SAMPLE))

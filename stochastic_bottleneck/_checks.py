@@ -30,8 +30,16 @@ def check_info_nce_options(temperature: float, reduction: str, block_size: int |
         raise ValueError(f"block_size must be a positive int or None, got {block_size!r}")
 
 
+def check_width(name: str, value: object) -> None:
+    """Refuse a number of dimensions that is not a positive int."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive int, got {value!r}")
+
+
 def check_floating(x: Tensor, name: str) -> None:
-    """Refuse integers and booleans."""
+    """Refuse what is no tensor, integers and booleans."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
     if not x.is_floating_point():
         raise TypeError(
             f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()"
@@ -44,11 +52,24 @@ def check_noise(parameter: Tensor, noise: Tensor, name: str) -> None:
         raise ValueError(
             f"noise must have the shape of {name}, {tuple(parameter.shape)}, got {tuple(noise.shape)}"
         )
+    if noise.device != parameter.device:
+        raise ValueError(
+            f"noise must be on the device of {name}, {parameter.device}, got {noise.device}; move it with .to()"
+        )
+
+
+def check_value(z: Tensor, parameter: Tensor, name: str) -> None:
+    """Refuse values whose dimensions are not the distribution's; several samples at once may lead."""
+    if z.shape[-1:] != parameter.shape[-1:]:
+        raise ValueError(
+            f"z must end in the last dimension of {name}, {tuple(parameter.shape)}, got {tuple(z.shape)}"
+        )
 
 
 def check_gaussian(mean: Tensor, log_std: Tensor) -> None:
     """Refuse a scale that is neither one a dimension nor one a sample."""
     check_floating(mean, "mean")
+    check_floating(log_std, "log_std")
     one_a_sample = (*mean.shape[:-1], 1)
     if log_std.shape != mean.shape and tuple(log_std.shape) != one_a_sample:
         raise ValueError(
@@ -60,8 +81,6 @@ def check_gaussian(mean: Tensor, log_std: Tensor) -> None:
 def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "v_prime") -> None:
     """Refuse views that do not pair up row by row."""
     for x, x_name in ((v, name), (v_prime, name_prime)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{x_name} must be a tensor, got {type(x).__name__}")
         check_floating(x, x_name)
     if v.ndim not in (2, 3):
         raise ValueError(

@@ -101,10 +101,11 @@ class StochasticBottleneck(nn.Module):
         super().__init__()
         _check_choice("kind", kind, ("bern", "gauss"))
         _check_choice("variance", variance, ("diagonal", "isotropic"))
-        _check_width("dim", dim)
+        _checks.check_width("dim", dim)
         for name, width in (("in_features", in_features), ("out_features", out_features)):
             if width is not None:
-                _check_width(name, width)
+                _checks.check_width(name, width)
+        temperature = float(temperature)  # a tensor's value would go unchecked
         _checks.check_temperature(temperature)
         if location_std is not None and not 0 < location_std < math.inf:
             raise ValueError(f"location_std must be a finite number above 0 or None, got {location_std!r}")
@@ -117,7 +118,7 @@ class StochasticBottleneck(nn.Module):
         self.location_norm = nn.BatchNorm1d(dim, affine=False) if location_std is not None else nn.Identity()
         self.upsampler = _build("upsampler", upsampler, dim, self.out_features, self.out_features)
         # A buffer follows the module's device, is saved with it, and can change without recompiling.
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.register_buffer("temperature", torch.tensor(temperature))
         self._check_identity_widths(self.in_features, self.out_features)
 
     @property
@@ -136,6 +137,7 @@ class StochasticBottleneck(nn.Module):
         Raises:
             ValueError: for a temperature that is not positive and finite.
         """
+        temperature = float(temperature)
         _checks.check_temperature(temperature)
         self.temperature.fill_(temperature)
 
@@ -213,13 +215,17 @@ class StochasticBottleneck(nn.Module):
         return parameters
 
     def _check_features(self, features: Tensor, name: str) -> None:
+        _checks.check_floating(features, name)
         if features.ndim != 2:
             raise ValueError(
                 f"{name} must have shape (N, F), got {tuple(features.shape)}; "
                 "pool or flatten to one row an image"
             )
-        if not features.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {features.dtype}")
+        if features.device != self.temperature.device:
+            raise ValueError(
+                f"{name} must be on the module's device, {self.temperature.device}, got {features.device}; "
+                "move one with .to()"
+            )
         if features.shape[0] == 0:
             raise ValueError(f"{name} is empty, shape {tuple(features.shape)}; skip empty batches")
         if self.in_features is None:
@@ -228,7 +234,8 @@ class StochasticBottleneck(nn.Module):
             raise ValueError(f"{name} must be {self.in_features} wide (in_features), got {features.shape[1]}")
         if self.training and self.location_std is not None and features.shape[0] == 1:
             raise ValueError(
-                "a training batch of one image cannot be normalised; use a larger batch, or location_std=None"
+                "a training batch of one image cannot be normalised; use a larger batch (drop_last=True in the data "
+                "loader), or location_std=None and maps without BatchNorm"
             )
 
     def _adopt_width(self, features: Tensor) -> None:
@@ -291,8 +298,3 @@ def _build(
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_width(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive int, got {value!r}")

@@ -57,7 +57,7 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
     if isinstance(z, np.ndarray):
         return np.packbits(z.astype(bool), axis=-1)
     padding = -z.shape[-1] % 8
-    padded = torch.nn.functional.pad(z.to(torch.uint8), (0, padding))
+    padded = torch.nn.functional.pad(z.bool().to(torch.uint8), (0, padding))
     bits = torch.unflatten(padded, -1, (-1, 8))
     return (bits * _weights(z.device)).sum(dim=-1, dtype=torch.uint8)
 
@@ -122,6 +122,8 @@ def hamming_distance(a: ArrayT, b: ArrayT) -> ArrayT:
         raise ValueError(f"a and b must be equally wide, got {a.shape[-1]} and {b.shape[-1]} bytes")
     if isinstance(a, np.ndarray):
         return np.asarray(_POPCOUNT[a ^ b].sum(axis=-1, dtype=np.int64))
+    if a.device != b.device:
+        raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}; move one with .to()")
     return torch.from_numpy(_POPCOUNT).to(a.device)[(a ^ b).int()].sum(dim=-1)
 
 

@@ -84,6 +84,8 @@ def info_nce(
     _checks.check_info_nce_options(temperature, reduction, block_size)
     if columns is not None:
         _checks.check_columns(v, columns, offset)
+    elif offset:
+        raise ValueError(f"offset places v among columns, got {offset} without columns; pass both or neither")
     # A product of half-precision rows would lose the small differences that the loss lives on.
     with _without_autocast(v.device.type):
         c, c_prime = (None, None) if columns is None else columns
@@ -176,6 +178,7 @@ def relaxed_bernoulli_log_prob(logits: Tensor, temperature: Tensor | float, z: T
     """
     _checks.check_floating(logits, "logits")
     _checks.check_temperature(temperature)
+    _checks.check_value(z, logits, "logits")
     return bernoulli.relaxed_log_prob(logits, temperature, z)
 
 
@@ -221,6 +224,7 @@ def bernoulli_log_prob(logits: Tensor, z: Tensor) -> Tensor:
         Log mass in nats. Shape: (...)
     """
     _checks.check_floating(logits, "logits")
+    _checks.check_value(z, logits, "logits")
     return bernoulli.log_prob(logits, z)
 
 
@@ -294,6 +298,7 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
         Log density in nats. Shape: (..., D)
     """
     _checks.check_gaussian(mean, log_std)
+    _checks.check_value(z, mean, "mean")
     return gaussian.log_prob(mean, log_std, z)
 
 

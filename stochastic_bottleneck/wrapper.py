@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stochastic_bottleneck import _checks
 from stochastic_bottleneck._layers import mlp
 from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
 from stochastic_bottleneck.codes import pack_bits
@@ -112,8 +113,7 @@ class StochConWrapper(nn.Module):
             raise TypeError(f"head must be a module, got {type(head).__name__}")
         if variance_from not in ("opposing", "own"):
             raise ValueError(f'variance_from must be "opposing" or "own", got {variance_from!r}')
-        if not isinstance(projection_dim, int) or projection_dim < 1:
-            raise ValueError(f"projection_dim must be a positive int, got {projection_dim!r}")
+        _checks.check_width("projection_dim", projection_dim)
         self.encoder = encoder if isinstance(encoder, Encoder) else as_encoder(encoder, feature_dim)
         width = self.encoder.feature_dim
         if bottleneck is None:
@@ -305,8 +305,9 @@ def _kept_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms leave their running statistics alone inside; the first pass has counted the batch."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     kept = [(m, m.momentum, m.num_batches_tracked) for m in norms]
-    for m in norms:
-        m.momentum, m.num_batches_tracked = 0.0, None
+    for m, _, count in kept:
+        m.momentum = 0.0
+        m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm insists on one
     try:
         yield
     finally:

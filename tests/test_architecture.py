@@ -27,7 +27,7 @@ ROOMS = {
         "functional",
         "_version",
     },
-    "wrapper": {"bottleneck", "encoders", "posteriors", "codes", "_layers"},
+    "wrapper": {"_checks", "bottleneck", "encoders", "posteriors", "codes", "_layers"},
     "schedules": {"bottleneck"},
     "bottleneck": {"posteriors", "_checks", "_layers"},
     "posteriors": {"functional"},

@@ -595,7 +595,9 @@ def test_bad_options_are_refused_when_built(options, error, message):
 CALLED = [
     ((features()[0],), ValueError, r"features must have shape \(N, F\), got \(6,\); pool or flatten"),
     ((torch.ones(2, 6, 3, 3),), ValueError, "features must have shape"),
-    ((torch.ones(2, 6).long(),), TypeError, "features must be floating point, got torch.int64"),
+    ((torch.ones(2, 6).long(),), TypeError, "features must be a floating point tensor, got torch.int64"),
+    ((features().numpy(),), TypeError, "features must be a tensor, got ndarray"),
+    ((features().to("meta"),), ValueError, "features must be on the module's device, cpu, got meta"),
     ((torch.ones(0, 6),), ValueError, r"features is empty, shape \(0, 6\); skip empty batches"),
     ((torch.ones(2, 5),), ValueError, r"features must be 6 wide \(in_features\), got 5"),
     (
@@ -655,3 +657,13 @@ def test_bad_temperatures_are_refused(temperature):
     with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
         module.set_temperature(temperature)
     assert module.temperature.item() == 1.0
+
+
+@pytest.mark.parametrize("temperature", [torch.tensor(-1.0), torch.tensor(float("nan")), 0.0])
+def test_temperatures_are_checked_whatever_holds_them(temperature):
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
+        StochasticBottleneck("bern", D, in_features=F, temperature=temperature)
+    module = StochasticBottleneck("bern", D, in_features=F)
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
+        module.set_temperature(temperature)
+    assert module.temperature == 1.0

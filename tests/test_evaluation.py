@@ -327,6 +327,11 @@ def test_data_that_does_not_fit_is_refused(name, data, message):
             {"k": 1, "temperature": np.nan},
             "temperature must be a finite number above 0, got nan",
         ),
+        (
+            "knn_accuracy",
+            {"k": 1, "metric": "hamming", "halve": True},
+            'metric="hamming" needs features that are 0 or 1',
+        ),
         ("linear_probe", {"regularisations": ()}, r"must be one or more numbers above 0, got \(\)"),
         ("linear_probe", {"regularisations": (1.0, 0.0)}, r"numbers above 0, got \(1\.0, 0\.0\)"),
         (
@@ -348,8 +353,9 @@ def test_data_that_does_not_fit_is_refused(name, data, message):
     ],
 )
 def test_options_outside_their_range_are_refused(name, options, message):
+    x = X / 2 if options.pop("halve", False) else X
     with pytest.raises(ValueError, match=message):
-        evaluate(name, X, Y, X, Y, **options)
+        evaluate(name, x, Y, x, Y, **options)
 
 
 def without_scikit_learn(monkeypatch):

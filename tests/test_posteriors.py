@@ -349,6 +349,27 @@ def test_noise_is_independent_and_standard(noise):
 X, INTS = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64)
 CONCRETE = "temperature must be a finite number above 0, got "
 ERRORS = [
+    *(
+        (function, args, ValueError, r"z must end in the last dimension of .*, \(4, 3\), got \(4, 1\)")
+        for function, args in (
+            (functional.bernoulli_log_prob, (torch.zeros(4, 3), torch.ones(4, 1))),
+            (functional.relaxed_bernoulli_log_prob, (torch.zeros(4, 3), 1.0, torch.full((4, 1), 0.5))),
+            (functional.gaussian_log_prob, (torch.zeros(4, 3), torch.zeros(4, 1), torch.ones(4, 1))),
+        )
+    ),
+    (
+        functional.gaussian_kl,
+        (torch.zeros(4, 3), torch.zeros(4, 3).long()),
+        TypeError,
+        "log_std must be a float",
+    ),
+    (functional.bernoulli_kl, ([0.0],), TypeError, "logits must be a tensor, got list"),
+    (
+        functional.gaussian_rsample,
+        (torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(4, 3, device="meta")),
+        ValueError,
+        "noise must be on the device of mean, cpu, got meta",
+    ),
     (
         functional.relaxed_bernoulli_rsample,
         (INTS, 1.0),

@@ -474,9 +474,11 @@ def test_state_round_trips(tmp_path):
         assert torch.equal(other.encode(X, "upsampled"), m.encode(X, "upsampled"))
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_checkpointing_changes_neither_gradients_nor_statistics(symmetric):
+def test_checkpointing_changes_neither_gradients_nor_statistics(symmetric, norm):
     m = model(symmetric=symmetric)
+    m.encoder.backbone[1] = norm(WIDTH)
     twin = copy.deepcopy(m)
     twin.checkpoint_encoder = True
     saved = []

@@ -48,7 +48,7 @@ def forest_curve(
         counts: numbers of features to keep; those of D and above become "all".
         trees: trees of each forest.
         seed: of the forests.
-        jobs: processes for fitting; -1 for all cores.
+        jobs: threads for fitting; -1 for all cores.
 
     Returns:
         Counts, scores and the ranking.

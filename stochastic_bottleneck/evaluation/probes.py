@@ -152,6 +152,8 @@ def knn_accuracy(
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}; 0.1 is usual")
     classes, place = np.unique(y, return_inverse=True)
+    if metric == "hamming" and not all(np.isin(bits, (0, 1)).all() for bits in (x, x_test)):
+        raise ValueError('metric="hamming" needs features that are 0 or 1; unpack codes, or use "cosine"')
     if metric == "hamming":  # with entries of -1 and 1, the product orders as the Hamming distance does
         x, x_test = 2 * x - 1, 2 * x_test - 1
     train, test = torch.from_numpy(x), torch.from_numpy(x_test)

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "_ext")]
 
 project = "stochastic_bottleneck"
-author = "the stochastic_bottleneck contributors"
+author = "the stochastic_bottleneck authors"
 release = metadata.version("stochastic-bottleneck")
 version = release
 

@@ -45,7 +45,7 @@ COMMON = {
     "symmetric": False,
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    # Chosen on a held-out fifth of the sample's training images: examples/compare_settings.py.
+    # What examples/compare_settings.py lists was chosen on a held-out fifth of the sample's training images.
     "quick": {
         **COMMON,
         "encoder": "small",
@@ -290,7 +290,7 @@ def announce(args: argparse.Namespace) -> None:
         markup=False,
     )
     if args.preset == "paper" and args.device == "cpu":
-        console.print("[yellow]preset paper on a CPU takes months; --preset cpu is made for one[/]")
+        console.print("[yellow]preset paper is far too slow for a CPU; --preset cpu is made for one[/]")
 
 
 def load_data(args: argparse.Namespace) -> data.ImageData:

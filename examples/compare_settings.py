@@ -1,4 +1,4 @@
-"""How the quick preset's settings were chosen: each alternative trained alike, judged on held-out training images.
+"""How settings of the quick preset were chosen: each alternative trained alike, judged on held-out training images.
 
     python examples/compare_settings.py --out runs/settings
     python examples/compare_settings.py --out runs/settings --publish    # writes examples/results/quick_settings.csv
@@ -114,7 +114,7 @@ def main() -> None:
     if args.publish:
         write_atomically(TABLE, table(args.seeds, args.out).encode())
         measured_on = {"data": "CIFAR-10 sample (JPEG copy), a fifth of the training images held out"}
-        write_json(TABLE.with_suffix(".json"), {**measured_on, "environment": report.environment()})
+        write_json(TABLE.with_suffix(".json"), {**measured_on, "published_from": report.environment()})
     else:
         if not pixels.exists():
             held_out = data.hold_out(data.load(data.SAMPLE))

@@ -85,6 +85,7 @@ def main() -> None:
         f"wrapped: features of {len(after):,} test images differ by {(after - before).abs().max().item():g}",
         highlight=False,
     )
+    console.print("the layers around the latent start untrained, so the loss starts higher")
     train(model, sample.train.images, args.steps, args.batch_size, "after ")
     describe(model, test_images)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -102,12 +103,13 @@ def bit_usage(bits: NDArray[np.float32], data: ImageData) -> dict[str, Any]:
     """
     packed = codes.pack_bits(bits)
     share = codes.share_of_ones(bits)
+    correlation = codes.bit_correlation(bits)  # nan, which JSON lacks, where fewer than two bits vary
     height, width = data.test.images.shape[-2:]
     return {
         "share_of_ones": float(share.mean()),
         "share_of_ones_by_bit": share.tolist(),
         "entropy": float(codes.bit_entropy(bits).mean()),
-        "correlation": codes.bit_correlation(bits),
+        "correlation": None if math.isnan(correlation) else correlation,
         "class_information": float(codes.bit_class_information(bits, data.test.labels).mean()),
         "distinct_codes": codes.distinct_codes(bits),
         "images": len(bits),

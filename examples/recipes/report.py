@@ -56,11 +56,18 @@ def environment() -> dict[str, Any]:
     )
     return {
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": {name: metadata.version(name) for name in packages},
         "commit": _commit(),
     }
+
+
+def _processor() -> str:
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, None) or platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:
@@ -199,13 +206,14 @@ def forest_figure(results: dict[str, Any]) -> Figure:
 def usage_figure(bits: dict[str, Any]) -> Figure:
     """Share of ones of each bit, sorted: flat at a half when every bit is used."""
     figure, axes = _axes("bits, sorted by their share of ones", "share of ones over the test images (%)")
+    correlation = "-" if bits["correlation"] is None else f"{bits['correlation']:.2f}"
     shares = sorted(100 * share for share in bits["share_of_ones_by_bit"])
     axes.bar(range(1, len(shares) + 1), shares, width=1.0, color=STYLES["bern"][0])
     axes.axhline(50, color="black", linestyle=":", linewidth=1)
     axes.set_ylim(0, 100)
     axes.set_title(
         f"mean {100 * bits['share_of_ones']:.1f} % ones, {bits['entropy']:.3f} bits of entropy a bit, "
-        f"mean |correlation| {bits['correlation']:.2f}",
+        f"mean |correlation| {correlation}",
         fontsize=9,
     )
     return figure

@@ -128,7 +128,7 @@ def test_the_default_preset_is_said_and_explained_before_anything_starts(
     assert f"device {device}" in first
     assert "SimCLR, StochCon Bern, StochCon Gauss" in first
     assert f"encoder {cifar10_full.PRESETS[preset]['encoder']}" in first
-    assert ("takes months" in first) == (preset == "paper" and device == "cpu")
+    assert ("far too slow for a CPU" in first) == (preset == "paper" and device == "cpu")
     assert "no data at" in stopped
     if cuda:
         assert NO_GPU not in first

@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import json
+from functools import cache
 from pathlib import Path
 
 import cifar10_full
@@ -44,6 +45,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@cache
+def held_out() -> data.ImageData:
+    """Sample whose test images are training images left out, read once for all that is measured."""
+    return data.hold_out(data.load(data.SAMPLE))
+
+
 def measure(name: str, options: tuple[str, ...], seed: int, folder: Path) -> Path:
     """Train and judge one model with one setting, unless that was done; returns where its scores are kept."""
     path = place(name, options, seed, folder)
@@ -53,7 +60,7 @@ def measure(name: str, options: tuple[str, ...], seed: int, folder: Path) -> Pat
             ["--preset", "quick", "--held-out", "--seed", str(seed), "--out", str(out), *options]
         )
         console.rule(f"{path.parent.name}, {report.LABELS[name]}, seed {seed}", align="left")
-        result = cifar10_full.train(name, args, data.hold_out(data.load(data.SAMPLE)))
+        result = cifar10_full.train(name, args, held_out())
         scores = {
             f"{key}_{score}": result.get(key, {}).get(score) for key in "hz" for score in ("probe", "knn")
         }
@@ -117,8 +124,7 @@ def main() -> None:
         write_json(TABLE.with_suffix(".json"), {**measured_on, "published_from": report.environment()})
     else:
         if not pixels.exists():
-            held_out = data.hold_out(data.load(data.SAMPLE))
-            write_json(pixels, evaluate.judge(evaluate.pixels(held_out), held_out))
+            write_json(pixels, evaluate.judge(evaluate.pixels(held_out()), held_out()))
         for seed in args.seeds:
             for setting, options in {**SETTINGS, **FOR_BITS}.items():
                 for name in models_of(setting, options):

@@ -1,7 +1,9 @@
-"""The linear map and the MLP that projector, upsampler and head are made of; widths may be learned late."""
+"""The linear map and the MLP of projector, upsampler and head, whose widths may be learned late; evaluation mode."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,3 +84,15 @@ def mlp(in_features: int | None, hidden: int | None, out_features: int | None) -
     return nn.Sequential(
         linear(in_features, hidden, bias=False), norm, nn.ReLU(inplace=True), linear(hidden, out_features)
     )
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own flag back afterwards."""
+    flags = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in flags.items():
+            m.training = training

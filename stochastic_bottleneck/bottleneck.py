@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._layers import LazyLinear, linear, mlp
+from stochastic_bottleneck._layers import LazyLinear, evaluation_mode, linear, mlp
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
 
 __all__ = ["BottleneckOutput", "StochasticBottleneck"]
@@ -256,11 +256,8 @@ class StochasticBottleneck(nn.Module):
         # A row of zeros in evaluation mode shapes the placeholders and leaves statistics and noise alone.
         for module, width in ((self.projector, self.in_features), (self.upsampler, self.dim)):
             if any(is_lazy(p) for p in module.parameters()):
-                flags = {m: m.training for m in module.modules()}
-                with torch.no_grad():
-                    module.eval()(features.new_zeros(1, width))
-                for m, training in flags.items():
-                    m.training = training
+                with evaluation_mode(module), torch.no_grad():
+                    module(features.new_zeros(1, width))
 
     def _check_identity_widths(self, width: int | None, out: int | None) -> None:
         if type(self.projector) is nn.Identity and width not in (None, self.parameter_width):

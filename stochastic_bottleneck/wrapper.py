@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._layers import mlp
+from stochastic_bottleneck._layers import evaluation_mode, mlp
 from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
 from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.encoders import Encoder, as_encoder, simclr_parts
@@ -217,7 +217,7 @@ class StochConWrapper(nn.Module):
             ValueError: for an unknown representation, or bits of a Gaussian.
         """
         extractor = self.feature_extractor(representation)
-        with _evaluation(self), torch.no_grad():
+        with evaluation_mode(self), torch.no_grad():
             features: Tensor = extractor(x)
         return features
 
@@ -286,18 +286,6 @@ class _FeatureExtractor(nn.Module):
             return output.features
         z = self.bottleneck.posterior(h).mode()
         return pack_bits(z, validate=False) if self.representation == "bits" else z
-
-
-@contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own flag back afterwards."""
-    flags = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in flags.items():
-            m.training = training
 
 
 @contextmanager

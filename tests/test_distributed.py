@@ -252,14 +252,11 @@ UNLIKE = {  # dtype on each process, and the part of the message that names them
 def refuse(rank):
     """Messages of the errors, and a loss that shows both processes still in step afterwards."""
     loss, messages = InfoNCELoss(gather_distributed=True), {}
-    for name, case in UNEVEN.items():
+    refused = {name: [torch.ones(shape) for shape in case[rank]] for name, case in UNEVEN.items()}
+    refused |= {name: torch.ones(2, 3, 4, dtype=case[rank]) for name, case in UNLIKE.items()}
+    for name, views in refused.items():
         try:
-            loss(*(torch.ones(shape) for shape in case[rank]))
-        except ValueError as error:
-            messages[name] = str(error)
-    for name, case in UNLIKE.items():
-        try:
-            loss(*torch.ones(2, 3, 4, dtype=case[rank]))
+            loss(*views)
         except ValueError as error:
             messages[name] = str(error)
     return {"messages": messages, "loss": loss_step({}, SHAPES["one way"], rows_of(rank))[0]}

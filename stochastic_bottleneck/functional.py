@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._ops import bernoulli, gaussian
+from stochastic_bottleneck._ops import bernoulli, gaussian, info_nce_op
 from stochastic_bottleneck._ops import info_nce as _info_nce
 
 __all__ = [
@@ -59,8 +59,9 @@ def info_nce(
             Two tensors of Shape: (M, D) or (K, M, D), M >= N
         offset: place of `v`'s first row among `columns`.
         reduction: "mean" over all rows, or "none".
-        block_size: rows handled at a time; memory then grows with block_size x 2M instead of 2N x 2M, at
-            the price of one recomputation. None handles all rows at once.
+        block_size: most rows and columns of the tiles in which pairs are handled, to use as little memory as
+            can be. None chooses by size: the matrix of all pairs for small batches, then tiles that fit the
+            processor's cache; either way memory does not grow with N x M.
 
     Returns:
         Loss in nats, float32 or float64. Shape: () for "mean"; (2N,) or (K, 2N) for "none", the rows of `v`
@@ -86,10 +87,14 @@ def info_nce(
         _checks.check_columns(v, columns, offset)
     elif offset:
         raise ValueError(f"offset places v among columns, got {offset} without columns; pass both or neither")
+    c, c_prime = columns or (None, None)
+    views = (v, v_prime, c, c_prime, offset, float(temperature))
     # A product of half-precision rows would lose the small differences that the loss lives on.
     with _without_autocast(v.device.type):
-        c, c_prime = (None, None) if columns is None else columns
-        losses = _info_nce.info_nce(v, v_prime, c, c_prime, offset, float(temperature), block_size)
+        if _worth_tiles((v if c is None else c).shape[-2], block_size):
+            losses = info_nce_op.info_nce(*views, block_size)
+        else:
+            losses = _info_nce.plain(*views)
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -300,6 +305,12 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
     _checks.check_gaussian(mean, log_std)
     _checks.check_value(z, mean, "mean")
     return gaussian.log_prob(mean, log_std, z)
+
+
+def _worth_tiles(columns: int, block_size: int | None) -> bool:
+    """Whether tiles take less time than the matrix of all pairs."""
+    # Compiled, the matrix is one fused kernel; and all common batch sizes share the one graph that it is in.
+    return block_size is not None or columns > (512 if torch.compiler.is_compiling() else 127)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:

@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from stochastic_bottleneck import _checks, functional
-from stochastic_bottleneck.distributed import check_alike, gather_rows
+from stochastic_bottleneck import _checks, distributed, functional
+from stochastic_bottleneck.distributed import check_alike, several_processes
 
 __all__ = ["InfoNCELoss"]
 
@@ -66,21 +66,19 @@ class InfoNCELoss(nn.Module):
         Returns:
             Loss in nats. Shape: () for "mean"; (2N,) or (K, 2N) for "none"
         """
-        columns, offset = None, 0
-        if self.gather_distributed:
-            check_alike(v, v_prime)  # first: a process that stops alone leaves the others waiting
+        if not (self.gather_distributed and several_processes()):
+            return functional.info_nce(
+                v, v_prime, self.temperature, reduction=self.reduction, block_size=self.block_size
+            )
+        try:
             _checks.check_views(v, v_prime)
-            (c, c_prime), offset = gather_rows(v, v_prime)
-            columns = (c, c_prime)
-        return functional.info_nce(
-            v,
-            v_prime,
-            self.temperature,
-            columns=columns,
-            offset=offset,
-            reduction=self.reduction,
-            block_size=self.block_size,
-        )
+        except (TypeError, ValueError):
+            check_alike(
+                v, v_prime
+            )  # the others are asking the same: a process that stops alone leaves them waiting
+            raise
+        losses = distributed.info_nce(v, v_prime, self.temperature, self.block_size)
+        return losses.mean() if self.reduction == "mean" else losses
 
     def extra_repr(self) -> str:
         """Options that differ between losses."""

@@ -1,0 +1,188 @@
+"""NT-Xent of this process's rows against the rows of all processes, as one operator.
+
+The sum of all processes' losses has, for a row i of this process, the gradient
+
+    dL/du_i = sum_k exp(s_ik) (a_i + a_k) u_k  +  (q_i + q_p(i)) u_p(i)
+
+of `info_nce_op`, with k over all processes' rows. So the backward pass needs no gradient from elsewhere, only the
+other rows' weights a_k: one number a row travels, where summing every process's gradient of every row would send D.
+The pairs among local rows are symmetric, and are computed while the others' rows are on their way.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stochastic_bottleneck._ops import unit_rows
+from stochastic_bottleneck._ops.gather import Gathering, all_gather, check_alike
+from stochastic_bottleneck._ops.info_nce import plain
+from stochastic_bottleneck._ops.info_nce_op import (
+    again,
+    fake_rows,
+    from_sums,
+    lower,
+    precision,
+    stack,
+    sums_dtype,
+    unstack,
+)
+from stochastic_bottleneck._ops.tiles import Pairs, Precision, kept_bytes
+
+
+def info_nce(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None) -> Tensor:
+    """Per-row losses of this process, v's rows first, exact to `info_nce.plain` with everyone's rows as columns."""
+    keep = torch.is_grad_enabled() and (v.requires_grad or v_prime.requires_grad) and block_size is None
+    losses: Tensor = _GatheredInfoNCE.apply(v, v_prime, temperature, block_size, keep)[0]
+    return losses
+
+
+class _GatheredInfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = _forward(*inputs)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        v, v_prime, ctx.temperature, ctx.block_size, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(v, v_prime, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        v, v_prime, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            formula = partial(_plain, temperature=ctx.temperature)
+            return *again(formula, [v, v_prime], grads[0]), None, None, None
+        grad = _backward(grads[0], *saved, ctx.temperature, ctx.block_size, v.dtype)
+        return *unstack(grad, v), None, None, None
+
+
+@torch.library.custom_op(
+    "stochastic_bottleneck::info_nce_gathered",
+    mutates_args=(),
+    schema="(Tensor v, Tensor v_prime, float temperature, SymInt? block_size, bool keep)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses, then what `_backward` asks for first; `c` are the other processes' unit rows."""
+    check_alike(v, v_prime)
+    both = stack(v, v_prime)
+    others = Gathering(both.to(v.dtype))
+    u, factors = unit_rows.forward(both)
+    kept, kept_remote = _kept(u, keep)
+    options = _options(v.dtype, u, temperature, block_size)
+    sums = torch.stack([p.sums() for p in _local(u, options, kept)])
+    c, _ = unit_rows.forward(others.wait().to(u.dtype))
+    sums += torch.stack([p.sums() for p in _remote(u, c, options, kept_remote)])
+    losses, weight, pull = from_sums(sums.view(u.shape[:-1]), (u * u.flip(1)).sum(dim=-1), temperature)
+    return losses.view(*v.shape[:-2], -1), weight, pull, u, factors, c, kept, kept_remote
+
+
+@_forward.register_fake
+def _(
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, keep: bool
+) -> tuple[Tensor, ...]:
+    u = fake_rows(v)
+    k, _, n, d = u.shape
+    return (
+        u.new_empty(*v.shape[:-2], 2 * n),
+        u.new_empty(u.shape[:-1], dtype=sums_dtype(v.dtype, temperature)),
+        u.new_empty(u.shape[:-1]),
+        u,
+        u.new_empty(*u.shape[:-1], 2),
+        u.new_empty(k, 2 * n * (dist.get_world_size() - 1), d),
+        *_kept(u, keep),
+    )
+
+
+@torch.library.custom_op(
+    "stochastic_bottleneck::info_nce_gathered_backward",
+    mutates_args=(),
+    schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor factors, Tensor c, Tensor kept,"
+    " Tensor kept_remote, float temperature, SymInt? block_size, ScalarType dtype) -> Tensor",
+)
+def _backward(
+    grad_losses: Tensor,
+    weight: Tensor,
+    pull: Tensor,
+    u: Tensor,
+    factors: Tensor,
+    c: Tensor,
+    kept: Tensor,
+    kept_remote: Tensor,
+    temperature: float,
+    block_size: int | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient of the stacked views in the inputs' dtype, of the sum of all processes' losses."""
+    g = grad_losses.reshape(weight.shape)
+    a = g * weight
+    others = Gathering(a)
+    options, weights = _options(dtype, u, temperature, block_size), a.flatten(1)
+    local = _local(u, options, kept)
+    grad = torch.stack([p.gradients(w)[0] for p, w in zip(local, weights, strict=True)])
+    remote = zip(_remote(u, c, options, kept_remote), weights, others.wait(), strict=True)
+    grad = grad.add_(torch.stack([p.gradients(w, b)[0] for p, w, b in remote])).view_as(u)
+    grad.addcmul_((g * -pull).sum(dim=1)[:, None, :, None], u.flip(1))
+    return lower(unit_rows.backward(grad, u, factors), dtype)
+
+
+@_backward.register_fake
+def _(
+    grad_losses: Tensor,
+    weight: Tensor,
+    pull: Tensor,
+    u: Tensor,
+    factors: Tensor,
+    c: Tensor,
+    kept: Tensor,
+    kept_remote: Tensor,
+    temperature: float,
+    block_size: int | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty_like(u, dtype=dtype)
+
+
+def _plain(v: Tensor, v_prime: Tensor, temperature: float) -> Tensor:
+    columns, columns_prime = all_gather(torch.stack((v, v_prime)), dim=-2).unbind(0)
+    return plain(v, v_prime, columns, columns_prime, dist.get_rank() * v.shape[-2], temperature)
+
+
+Options = tuple[float, Precision, int | None]
+
+
+def _options(dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None) -> Options:
+    columns = 2 * u.shape[2] * dist.get_world_size()
+    return temperature, precision(dtype, columns, temperature, u.device), block_size
+
+
+def _local(u: Tensor, options: Options, kept: Tensor) -> list[Pairs]:
+    """The pairs among this process's rows, for each loss."""
+    n = u.shape[2]
+    return [
+        Pairs(rows, None, (0, n, -n), *options, own) for rows, own in zip(u.flatten(1, 2), kept, strict=True)
+    ]
+
+
+def _remote(u: Tensor, c: Tensor, options: Options, kept: Tensor) -> list[Pairs]:
+    """The pairs of this process's rows and the others', for each loss: negatives all of them."""
+    rows = u.flatten(1, 2)
+    return [Pairs(r, columns, (), *options, own) for r, columns, own in zip(rows, c, kept, strict=True)]
+
+
+def _kept(u: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Memory for the exponentials of local and of remote pairs."""
+    k, _, n, _ = u.shape
+    widths = (2 * n, 2 * n * (dist.get_world_size() - 1))
+    sizes = [kept_bytes(2 * k, 2 * n, width) if keep else 0 for width in widths]
+    local, remote = (u.new_empty(k, size, dtype=torch.uint8) for size in sizes)
+    return local, remote

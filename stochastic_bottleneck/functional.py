@@ -51,6 +51,9 @@ def info_nce(
     where `sim` is the cosine similarity and :math:`p(i)` the same image's other view. Rows need not be
     normalised. A zero row has similarity 0 with every row, and a finite gradient.
 
+    Statistics are float32 or better. From 512 images on, bfloat16 rows at temperatures from 0.05 on are multiplied
+    in bfloat16 where the hardware is faster at that, which moves a loss by at most :math:`2^{-9} (3 / \tau + 1)`.
+
     Args:
         v: first views. Shape: (N, D), or (K, N, D) for K independent losses over the same images.
         v_prime: second views, the same shape, dtype and device as `v`.
@@ -59,9 +62,9 @@ def info_nce(
             Two tensors of Shape: (M, D) or (K, M, D), M >= N
         offset: place of `v`'s first row among `columns`.
         reduction: "mean" over all rows, or "none".
-        block_size: most rows and columns of the tiles in which pairs are handled, to use as little memory as
-            can be. None chooses by size: the matrix of all pairs for small batches, then tiles that fit the
-            processor's cache; either way memory does not grow with N x M.
+        block_size: most rows and columns of the tiles in which pairs are handled, with the least memory. None
+            chooses by size: the matrix of all pairs for small batches, and for others tiles that fit the
+            processor's cache. Memory does not grow with N x M.
 
     Returns:
         Loss in nats, float32 or float64. Shape: () for "mean"; (2N,) or (K, 2N) for "none", the rows of `v`

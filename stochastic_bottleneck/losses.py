@@ -21,10 +21,11 @@ class InfoNCELoss(nn.Module):
         temperature: tau, at least 0.01. SimCLR uses 0.5 for CIFAR10 and 0.1 for ImageNet.
         gather_distributed: contrast with the rows of all processes, with the exact gradient: under
             DistributedDataParallel loss and gradients equal one process on the whole batch. Needs the same
-            batch size on every process, which is checked on the host before the rows travel: with several
-            processes, call the loss outside a `torch.compile(fullgraph=True)`. No effect without a process group.
+            batch size on every process, which is checked on the host before the rows travel, so CUDA graphs
+            cannot hold this loss. No effect without a process group.
         reduction: "mean", or "none" for one loss a row.
-        block_size: rows handled at a time to bound memory; None for all at once.
+        block_size: most rows and columns of the tiles in which pairs are handled; None chooses by size. See
+            `functional.info_nce`.
 
     Raises:
         ValueError: for a value outside its range, when built or when called; on every process, when their

@@ -129,12 +129,24 @@ def model_step(case, rows=slice(None), wrap=lambda model: model):
     return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
 
 
-def loss_step(options, shape, rows=slice(None)):
+def loss_step(options, shape, rows=slice(None), dtype=torch.float64, wrap=lambda loss: loss, **how):
     """Loss and its gradient in both views, the mean taken of rows that were not reduced."""
-    views = [tensors(*shape, seed=seed)[..., rows, :].clone().requires_grad_() for seed in (3, 4)]
-    loss = InfoNCELoss(**{"gather_distributed": True, **options})(*views)
-    gradients = torch.autograd.grad(loss.mean(), views)
-    return [loss.detach(), *gradients]
+    views = [tensors(*shape, seed=seed)[..., rows, :].to(dtype).requires_grad_() for seed in (3, 4)]
+    loss = wrap(InfoNCELoss(**{"gather_distributed": True, **options}))(*views)
+    gradients = torch.autograd.grad(loss.mean(), views, **how)
+    return [loss.detach(), *(gradient.detach() for gradient in gradients)]
+
+
+def compiled(loss):
+    return torch.compile(loss, fullgraph=True, backend="aot_eager")
+
+
+WAYS = {
+    "compiled": {"wrap": compiled},
+    "to be differentiated again": {"create_graph": True},
+    "float16": {"dtype": torch.float16},
+    "bfloat16": {"dtype": torch.bfloat16},
+}
 
 
 # ---- two processes equal one -------------------------------------------------------------------------------
@@ -146,6 +158,11 @@ def compute(rank):
         "losses": {
             (name, shape): loss_step(LOSSES[name], SHAPES[shape], rows_of(rank))
             for name in LOSSES
+            for shape in SHAPES
+        },
+        "ways": {
+            (way, shape): loss_step({}, SHAPES[shape], rows_of(rank), **WAYS[way])
+            for way in WAYS
             for shape in SHAPES
         },
         "training": {kind: train(kind, rank) for kind in ("bern", "gauss")},
@@ -204,6 +221,19 @@ def test_loss_equals_one_process_on_the_whole_batch(ranks, name, shape):
         assert_close(sum(result[0] for result in results) / WORLD, loss)
     for view, expected in enumerate(gradients):  # DistributedDataParallel divides by the number of processes
         assert_close(torch.cat([result[1 + view] for result in results], dim=-2) / WORLD, expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_to_the_same_loss(ranks, way, shape):
+    dtype = WAYS[way].get("dtype", torch.float64)
+    loss, *gradients = loss_step({}, SHAPES[shape], dtype=dtype)
+    results = [rank["ways"][way, shape] for rank in ranks]
+    assert_close(sum(result[0] for result in results) / WORLD, loss)
+    for view, expected in enumerate(gradients):
+        found = torch.cat([result[1 + view] for result in results], dim=-2)
+        assert found.dtype == dtype
+        assert_close(found / WORLD, expected)
 
 
 def test_without_gathering_the_negatives_of_the_other_process_are_missing(ranks):

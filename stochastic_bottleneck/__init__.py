@@ -4,6 +4,7 @@ from stochastic_bottleneck import codes, functional
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
 from stochastic_bottleneck.encoders import Encoder, as_encoder
+from stochastic_bottleneck.gradient_cache import cached_backward
 from stochastic_bottleneck.losses import InfoNCELoss
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
 from stochastic_bottleneck.schedules import TemperatureSchedule
@@ -21,6 +22,7 @@ __all__ = [
     "TemperatureSchedule",
     "__version__",
     "as_encoder",
+    "cached_backward",
     "codes",
     "functional",
 ]

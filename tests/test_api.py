@@ -47,6 +47,7 @@ FIXED = {
         "TemperatureSchedule",
         "Encoder",
         "as_encoder",
+        "cached_backward",
         "codes",
         "functional",
         "__version__",

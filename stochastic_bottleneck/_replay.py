@@ -1,0 +1,76 @@
+"""What running a model changes beside gradients: random numbers and buffers, kept so that it can run again the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Buffer(NamedTuple):
+    """A module's buffer, and a copy of its values."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    values: Tensor
+
+
+def buffers(model: nn.Module) -> list[Buffer]:
+    """All buffers as they are now."""
+    return [
+        Buffer(module, name, tensor, tensor.clone())
+        for module in model.modules()
+        for name, tensor in module.named_buffers(recurse=False)
+    ]
+
+
+def set_buffers(kept: Sequence[Buffer]) -> None:
+    """Put back what `buffers` found."""
+    with torch.no_grad():
+        for module, name, tensor, values in kept:
+            tensor.copy_(values)
+            if getattr(module, name) is not tensor:  # the model has put another in its place
+                setattr(module, name, tensor)
+
+
+def devices_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[torch.device]:
+    """Devices in use beside the CPU."""
+    found = {x.device for x in (*inputs, *model.parameters(), *model.buffers())}
+    return [device for device in found if device.type not in ("cpu", "meta")]
+
+
+def random_states(devices: Sequence[torch.device]) -> list[Tensor]:
+    """States of the global generators, the CPU's first; they live on the host, so nothing waits for a device."""
+    return [torch.get_rng_state(), *(getattr(torch, d.type).get_rng_state(d) for d in devices)]
+
+
+def set_random_states(devices: Sequence[torch.device], states: Sequence[Tensor]) -> None:
+    """Put back what `random_states` found."""
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        getattr(torch, device.type).set_rng_state(state, device)
+
+
+@contextmanager
+def kept_state(model: nn.Module, devices: Sequence[torch.device]) -> Iterator[None]:
+    """Afterwards random numbers and buffers go on as if nothing had happened inside."""
+    kept, states = buffers(model), random_states(devices)
+    try:
+        yield
+    finally:
+        set_buffers(kept)
+        set_random_states(devices, states)
+
+
+@contextmanager
+def without_autocast(devices: Sequence[torch.device]) -> Iterator[None]:
+    """For a backward pass, which follows the dtypes of the forward pass by itself."""
+    with ExitStack() as stack:
+        for kind in {"cpu", *(device.type for device in devices)}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

@@ -1,4 +1,7 @@
-"""Views of the examples: shape and range, and the laws they are drawn by, read off the pictures themselves."""
+"""Views of the examples: shape and range, and the laws they are drawn by, read off the pictures themselves.
+
+Beside torchvision, and by the same draws, they are tested in `test_recipes_views.py`.
+"""
 
 import random
 

@@ -50,7 +50,6 @@ def environment() -> dict[str, Any]:
         "torchvision",
         "timm",
         "lightning",
-        "kornia",
         "scikit-learn",
         "numpy",
     )

@@ -23,6 +23,7 @@ extensions = [
     "mathml",
     "pictures",
     "cifar10_results",
+    "benchmark_results",
     "public_names",
 ]
 exclude_patterns = ["_build", "_generated/*.rst"]
@@ -35,6 +36,7 @@ nitpick_ignore_regex = [
 ]
 
 cifar10_results = "../examples/results/cifar10_quick"  # relative to this folder
+benchmark_results = "../benchmarks/results"  # likewise
 
 # In docstrings, `name` is code: a link where it names something documented, plain code elsewhere.
 default_role = "py:obj"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from stochastic_bottleneck._ops.unit_rows import unit_rows
 
@@ -26,6 +27,7 @@ def plain(
     columns_prime: Tensor | None,
     offset: int,
     temperature: float,
+    reduction: str = "none",
 ) -> Tensor:
     """Per-row losses of both views, first v's rows, then v_prime's, from the matrix of all pairs.
 
@@ -36,19 +38,27 @@ def plain(
         columns_prime: all processes' second views, None for `v_prime`. Shape: (..., M, D)
         offset: place of `v`'s first row in `columns`.
         temperature: tau.
+        reduction: "none", or "mean" over all rows.
 
     Returns:
-        Losses in nats, float32 or float64. Shape: (..., 2N)
+        Losses in nats, float32 or float64. Shape: (..., 2N), or () for "mean"
     """
-    u, u_prime = unit_rows(v), unit_rows(v_prime)
-    c = u if columns is None else unit_rows(columns)
-    c_prime = u_prime if columns_prime is None else unit_rows(columns_prime)
-    rows, everything = torch.cat((u, u_prime), dim=-2), torch.cat((c, c_prime), dim=-2)
-    place = torch.arange(offset, offset + u.shape[-2], device=u.device)
-    self_index = torch.cat((place, place + c.shape[-2]))
-    positive_index = torch.cat((place + c.shape[-2], place))
-    logits = rows @ everything.transpose(-1, -2) / temperature
-    itself = self_index[:, None] == torch.arange(everything.shape[-2], device=rows.device)
-    # The very number that the sum holds too: a loss is then never below 0, and exactly 0 for N = 1.
-    positive = logits.gather(-1, positive_index[:, None].expand(*logits.shape[:-1], 1)).squeeze(-1)
-    return logits.masked_fill(itself, float("-inf")).logsumexp(dim=-1) - positive
+    n, m = v.shape[-2], v.shape[-2] if columns is None else columns.shape[-2]
+    rows = unit_rows(torch.cat((v, v_prime), dim=-2))
+    everything = rows
+    if columns is not None and columns_prime is not None:
+        everything = unit_rows(torch.cat((columns, columns_prime), dim=-2))
+    logits = (rows / temperature) @ everything.mT
+    if columns is None:
+        itself = torch.eye(2 * n, dtype=torch.bool, device=v.device)
+        positive = torch.arange(-n, n, device=v.device) % (2 * n)
+    else:
+        place = torch.arange(offset, offset + n, device=v.device)
+        itself = torch.cat((place, place + m))[:, None] == torch.arange(2 * m, device=v.device)
+        positive = torch.cat((place + m, place))
+    logits = logits.masked_fill(itself, float("-inf"))
+    if logits.ndim == 2:
+        return F.cross_entropy(logits, positive, reduction=reduction)
+    classes = positive.expand(logits.shape[:-1]).flatten()
+    losses = F.cross_entropy(logits.flatten(0, -2), classes, reduction=reduction)
+    return losses if reduction == "mean" else losses.view(logits.shape[:-1])

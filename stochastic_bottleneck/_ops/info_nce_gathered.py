@@ -76,14 +76,14 @@ def _forward(
     check_alike(v, v_prime)
     both = stack(v, v_prime)
     others = Gathering(both.to(v.dtype))
-    u, factors = unit_rows.forward(both)
+    u, length = unit_rows.forward(both)
     kept, kept_remote = _kept(u, keep)
     options = _options(v.dtype, u, temperature, block_size)
     sums = torch.stack([p.sums() for p in _local(u, options, kept)])
     c, _ = unit_rows.forward(others.wait().to(u.dtype))
     sums += torch.stack([p.sums() for p in _remote(u, c, options, kept_remote)])
     losses, weight, pull = from_sums(sums.view(u.shape[:-1]), (u * u.flip(1)).sum(dim=-1), temperature)
-    return losses.view(*v.shape[:-2], -1), weight, pull, u, factors, c, kept, kept_remote
+    return losses.view(*v.shape[:-2], -1), weight, pull, u, length, c, kept, kept_remote
 
 
 @_forward.register_fake
@@ -97,7 +97,7 @@ def _(
         u.new_empty(u.shape[:-1], dtype=sums_dtype(v.dtype, temperature)),
         u.new_empty(u.shape[:-1]),
         u,
-        u.new_empty(*u.shape[:-1], 2),
+        u.new_empty(*u.shape[:-1], 1),
         u.new_empty(k, 2 * n * (dist.get_world_size() - 1), d),
         *_kept(u, keep),
     )
@@ -106,7 +106,7 @@ def _(
 @torch.library.custom_op(
     "stochastic_bottleneck::info_nce_gathered_backward",
     mutates_args=(),
-    schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor factors, Tensor c, Tensor kept,"
+    schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor length, Tensor c, Tensor kept,"
     " Tensor kept_remote, float temperature, SymInt? block_size, ScalarType dtype) -> Tensor",
 )
 def _backward(
@@ -114,7 +114,7 @@ def _backward(
     weight: Tensor,
     pull: Tensor,
     u: Tensor,
-    factors: Tensor,
+    length: Tensor,
     c: Tensor,
     kept: Tensor,
     kept_remote: Tensor,
@@ -132,7 +132,7 @@ def _backward(
     remote = zip(_remote(u, c, options, kept_remote), weights, others.wait(), strict=True)
     grad = grad.add_(torch.stack([p.gradients(w, b)[0] for p, w, b in remote])).view_as(u)
     grad.addcmul_((g * -pull).sum(dim=1)[:, None, :, None], u.flip(1))
-    return lower(unit_rows.backward(grad, u, factors), dtype)
+    return lower(unit_rows.backward(grad, u, length), dtype)
 
 
 @_backward.register_fake
@@ -141,7 +141,7 @@ def _(
     weight: Tensor,
     pull: Tensor,
     u: Tensor,
-    factors: Tensor,
+    length: Tensor,
     c: Tensor,
     kept: Tensor,
     kept_remote: Tensor,

@@ -107,15 +107,15 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, then what `_backward` asks for first."""
-    u, factors = unit_rows.forward(stack(v, v_prime))
-    c, c_factors = u.new_empty(0), u.new_empty(0)
+    u, length = unit_rows.forward(stack(v, v_prime))
+    c, c_length = u.new_empty(0), u.new_empty(0)
     if columns is not None and columns_prime is not None:
-        c, c_factors = unit_rows.forward(stack(columns, columns_prime))
+        c, c_length = unit_rows.forward(stack(columns, columns_prime))
     kept = _kept(v, columns, keep)
     pairs = _pairs(v.dtype, u, c, kept, offset, temperature, block_size)
     sums = torch.stack([p.sums() for p in pairs]).view(u.shape[:-1])
     losses, weight, pull = from_sums(sums, (u * _opposite(u, c, offset)).sum(dim=-1), temperature)
-    return losses.view(*v.shape[:-2], -1), weight, pull, u, factors, c, c_factors, kept
+    return losses.view(*v.shape[:-2], -1), weight, pull, u, length, c, c_length, kept
 
 
 @_forward.register_fake
@@ -136,9 +136,9 @@ def _(
         u.new_empty(u.shape[:-1], dtype=sums_dtype(v.dtype, temperature)),
         u.new_empty(u.shape[:-1]),
         u,
-        u.new_empty(*u.shape[:-1], 2),
+        u.new_empty(*u.shape[:-1], 1),
         c,
-        u.new_empty(0) if columns is None else u.new_empty(*c.shape[:-1], 2),
+        u.new_empty(0) if columns is None else u.new_empty(*c.shape[:-1], 1),
         _kept(v, columns, keep),
     )
 
@@ -146,7 +146,7 @@ def _(
 @torch.library.custom_op(
     "stochastic_bottleneck::info_nce_backward",
     mutates_args=(),
-    schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor factors, Tensor c, Tensor c_factors,"
+    schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor length, Tensor c, Tensor c_length,"
     " Tensor kept, SymInt offset, float temperature, SymInt? block_size, ScalarType dtype) -> (Tensor, Tensor)",
 )
 def _backward(
@@ -154,9 +154,9 @@ def _backward(
     weight: Tensor,
     pull: Tensor,
     u: Tensor,
-    factors: Tensor,
+    length: Tensor,
     c: Tensor,
-    c_factors: Tensor,
+    c_length: Tensor,
     kept: Tensor,
     offset: int,
     temperature: float,
@@ -171,7 +171,7 @@ def _backward(
     if not c.numel():
         grad = torch.stack([p.gradients(w.flatten())[0] for p, w in zip(pairs, a, strict=True)]).view_as(u)
         grad.addcmul_(q.sum(dim=1)[:, None, :, None], u.flip(1))
-        return lower(unit_rows.backward(grad, u, factors), dtype), torch.empty_like(c, dtype=dtype)
+        return lower(unit_rows.backward(grad, u, length), dtype), torch.empty_like(c, dtype=dtype)
     grad, grad_c = torch.empty_like(u), torch.zeros_like(c)
     for i, p in enumerate(pairs):
         loss, view = divmod(i, 2)
@@ -180,8 +180,8 @@ def _backward(
     grad.addcmul_(q[..., None], _opposite(u, c, offset))
     grad_c[:, :, offset : offset + n] += (q[..., None] * u).flip(1)
     return (
-        lower(unit_rows.backward(grad, u, factors), dtype),
-        lower(unit_rows.backward(grad_c, c, c_factors), dtype),
+        lower(unit_rows.backward(grad, u, length), dtype),
+        lower(unit_rows.backward(grad_c, c, c_length), dtype),
     )
 
 
@@ -191,9 +191,9 @@ def _(
     weight: Tensor,
     pull: Tensor,
     u: Tensor,
-    factors: Tensor,
+    length: Tensor,
     c: Tensor,
-    c_factors: Tensor,
+    c_length: Tensor,
     kept: Tensor,
     offset: int,
     temperature: float,

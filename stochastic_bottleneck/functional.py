@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stochastic_bottleneck import _checks
+from stochastic_bottleneck._noise import logistic_noise, normal_noise
 from stochastic_bottleneck._ops import bernoulli, gaussian, info_nce_op
 from stochastic_bottleneck._ops import info_nce as _info_nce
 
@@ -24,11 +25,13 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_rsample",
+    "gaussian_rsample_kl",
     "info_nce",
     "logistic_noise",
     "normal_noise",
     "relaxed_bernoulli_log_prob",
     "relaxed_bernoulli_rsample",
+    "relaxed_bernoulli_rsample_kl",
 ]
 
 
@@ -94,43 +97,10 @@ def info_nce(
     views = (v, v_prime, c, c_prime, offset, float(temperature))
     # A product of half-precision rows would lose the small differences that the loss lives on.
     with _without_autocast(v.device.type):
-        if _worth_tiles((v if c is None else c).shape[-2], block_size):
-            losses = info_nce_op.info_nce(*views, block_size)
-        else:
-            losses = _info_nce.plain(*views)
+        if not _worth_tiles((v if c is None else c).shape[-2], block_size):
+            return _info_nce.plain(*views, reduction)
+        losses = info_nce_op.info_nce(*views, block_size)
     return losses.mean() if reduction == "mean" else losses
-
-
-def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard logistic noise in `like`'s shape and device, float32 (float64 for a float64 `like`).
-
-    Args:
-        like: gives shape, device and dtype. Shape: (...)
-        generator: source of randomness; None for the global one.
-
-    Returns:
-        Noise of mean 0 and standard deviation pi / sqrt(3). Shape: (...)
-
-    Example:
-        >>> import torch
-        >>> noise = logistic_noise(torch.empty(2, 3), torch.Generator().manual_seed(0))
-        >>> noise.shape
-        torch.Size([2, 3])
-    """
-    return bernoulli.logistic_noise(torch.rand(like.shape, **_noise_options(like, generator)))
-
-
-def normal_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise in `like`'s shape and device, float32 (float64 for a float64 `like`).
-
-    Args:
-        like: gives shape, device and dtype. Shape: (...)
-        generator: source of randomness; None for the global one.
-
-    Returns:
-        Noise of mean 0 and standard deviation 1. Shape: (...)
-    """
-    return torch.randn(like.shape, **_noise_options(like, generator))
 
 
 def relaxed_bernoulli_rsample(
@@ -162,12 +132,36 @@ def relaxed_bernoulli_rsample(
     Source:
         Maddison et al., The Concrete Distribution (arXiv 1611.00712), equation 4.
     """
-    _checks.check_floating(logits, "logits")
-    _checks.check_temperature(temperature)
-    if noise is None:
-        noise = logistic_noise(logits)
-    _checks.check_noise(logits, noise, "logits")
+    noise = _relaxed_noise(logits, temperature, noise)
     return bernoulli.relaxed_rsample(logits, temperature, hard, noise)
+
+
+def relaxed_bernoulli_rsample_kl(
+    logits: Tensor, temperature: Tensor | float, hard: bool = False, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`relaxed_bernoulli_rsample` and `bernoulli_kl` in one pass, for less than the two cost.
+
+    Args:
+        logits: log odds of a one. Shape: (...)
+        temperature: Concrete temperature, above 0.
+        hard: return exact bits in the forward pass and use the relaxed gradient (straight-through).
+        noise: standard logistic noise; drawn here when None. Shape: (...)
+
+    Returns:
+        Samples in the dtype of `logits`, and the divergence of each bit from a fair coin in nats, float32 or
+        float64. Two tensors of Shape: (...)
+
+    Raises:
+        ValueError: for a temperature that is not positive, or noise of another shape.
+        TypeError: for logits that are not floating point.
+
+    Example:
+        >>> import torch
+        >>> relaxed_bernoulli_rsample_kl(torch.tensor([0.0, 1e4]), 1.0, noise=torch.zeros(2))
+        (tensor([0.5000, 1.0000]), tensor([0.0000, 0.6931]))
+    """
+    noise = _relaxed_noise(logits, temperature, noise)
+    return bernoulli.relaxed_rsample_kl(logits, temperature, hard, noise)
 
 
 def relaxed_bernoulli_log_prob(logits: Tensor, temperature: Tensor | float, z: Tensor) -> Tensor:
@@ -254,11 +248,26 @@ def gaussian_rsample(mean: Tensor, log_std: Tensor, noise: Tensor | None = None)
     Source:
         Kingma and Welling (arXiv 1312.6114), section 2.4.
     """
-    _checks.check_gaussian(mean, log_std)
-    if noise is None:
-        noise = normal_noise(mean)
-    _checks.check_noise(mean, noise, "mean")
-    return gaussian.rsample(mean, log_std, noise)
+    return gaussian.rsample(mean, log_std, _gaussian_noise(mean, log_std, noise))
+
+
+def gaussian_rsample_kl(mean: Tensor, log_std: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`gaussian_rsample` and `gaussian_kl` in one pass, for less than the two cost.
+
+    Args:
+        mean: Shape: (..., D)
+        log_std: log standard deviation. Shape: (..., D), or (..., 1) for one a sample
+        noise: standard normal noise; drawn here when None. Shape: (..., D)
+
+    Returns:
+        Samples in the dtype of `mean`, and the divergence of each dimension from the standard normal in nats,
+        float32 or float64. Two tensors of Shape: (..., D)
+
+    Raises:
+        ValueError: for shapes that do not fit.
+        TypeError: for a mean that is not floating point.
+    """
+    return gaussian.rsample_kl(mean, log_std, _gaussian_noise(mean, log_std, noise))
 
 
 def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
@@ -318,20 +327,23 @@ def _worth_tiles(columns: int, block_size: int | None) -> bool:
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
     # Devices without autocast refuse even to turn it off; torch 2.4 cannot compile the question.
-    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device):
+    if torch.compiler.is_compiling() or (
+        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    ):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
-def _noise_options(like: Tensor, generator: torch.Generator | None) -> dict[str, Any]:
-    _checks.check_floating(like, "like")
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    options: dict[str, Any] = {"dtype": dtype, "device": like.device}
-    if generator is not None:
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "generator must be None in compiled code, where torch draws from the global generator only; "
-                "seed that with torch.manual_seed, or pass noise"
-            )
-        options["generator"] = generator
-    return options
+def _relaxed_noise(logits: Tensor, temperature: Tensor | float, noise: Tensor | None) -> Tensor:
+    _checks.check_floating(logits, "logits")
+    _checks.check_temperature(temperature)
+    noise = logistic_noise(logits) if noise is None else noise
+    _checks.check_noise(logits, noise, "logits")
+    return noise
+
+
+def _gaussian_noise(mean: Tensor, log_std: Tensor, noise: Tensor | None) -> Tensor:
+    _checks.check_gaussian(mean, log_std)
+    noise = normal_noise(mean) if noise is None else noise
+    _checks.check_noise(mean, noise, "mean")
+    return noise

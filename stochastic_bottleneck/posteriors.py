@@ -1,7 +1,7 @@
 """What the bottleneck believes about each image: small tuples of tensors that can sample and measure.
 
-Both kinds offer `rsample`, `mode`, `kl`, `entropy` and `log_prob`. Per-dimension terms are summed, so `kl`,
-`entropy` and `log_prob` give one number an image, in nats.
+Both kinds offer `rsample`, `kl`, both at once as `rsample_kl`, `mode`, `entropy` and `log_prob`. Per-dimension
+terms are summed, so `kl`, `entropy` and `log_prob` give one number an image, in nats.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ class BernoulliPosterior(NamedTuple):
         if noise is None:
             noise = functional.logistic_noise(self.logits, generator)
         return functional.relaxed_bernoulli_rsample(self.logits, self.temperature, hard, noise)
+
+    def rsample_kl(
+        self, *, hard: bool = False, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`rsample` and `kl` in one pass. Shapes: (..., D) and (...)."""
+        if noise is None:
+            noise = functional.logistic_noise(self.logits, generator)
+        z, kl = functional.relaxed_bernoulli_rsample_kl(self.logits, self.temperature, hard, noise)
+        return z, kl.sum(dim=-1)
 
     def mode(self) -> Tensor:
         """Most probable bits, exactly 0 or 1 (0 at a logit of 0). Shape: (..., D)."""
@@ -102,6 +111,15 @@ class GaussianPosterior(NamedTuple):
         if noise is None:
             noise = functional.normal_noise(self.mean, generator)
         return functional.gaussian_rsample(self.mean, self.log_std, noise)
+
+    def rsample_kl(
+        self, *, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`rsample` and `kl` in one pass. Shapes: (..., D) and (...)."""
+        if noise is None:
+            noise = functional.normal_noise(self.mean, generator)
+        z, kl = functional.gaussian_rsample_kl(self.mean, self.log_std, noise)
+        return z, kl.sum(dim=-1)
 
     def mode(self) -> Tensor:
         """The mean. Shape: (..., D)."""

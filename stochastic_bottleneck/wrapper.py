@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -253,7 +252,7 @@ class StochConWrapper(nn.Module):
         return features
 
     def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _kept_statistics(self.encoder)
+        return nullcontext(), _KeptStatistics(self.encoder)
 
     def _stochastic_branch(
         self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None
@@ -288,18 +287,23 @@ class _FeatureExtractor(nn.Module):
         return pack_bits(z, validate=False) if self.representation == "bits" else z
 
 
-@contextmanager
-def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms leave their running statistics alone inside; the first pass has counted the batch."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    kept = [(m, m.momentum, m.num_batches_tracked) for m in norms]
-    for m, _, count in kept:
-        m.momentum = 0.0
-        m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm insists on one
-    try:
-        yield
-    finally:
-        for m, momentum, count in kept:
+class _KeptStatistics(AbstractContextManager[None]):
+    """Batch norms leave their running statistics alone inside; the first pass has counted the batch.
+
+    Entered anew by every backward pass over the same graph.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+
+    def __enter__(self) -> None:
+        self.kept = [(m.momentum, m.num_batches_tracked) for m in self.norms]
+        for m, (_, count) in zip(self.norms, self.kept, strict=True):
+            m.momentum = 0.0
+            m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm insists on one
+
+    def __exit__(self, *_: object) -> None:
+        for m, (momentum, count) in zip(self.norms, self.kept, strict=True):
             m.momentum, m.num_batches_tracked = momentum, count
 
 

@@ -22,6 +22,7 @@ ROOMS = {
         "bottleneck",
         "posteriors",
         "losses",
+        "gradient_cache",
         "encoders",
         "codes",
         "functional",
@@ -32,13 +33,16 @@ ROOMS = {
     "bottleneck": {"posteriors", "_checks", "_layers"},
     "posteriors": {"functional"},
     "losses": {"functional", "distributed", "_checks"},
+    "gradient_cache": {"_checks", "_replay"},
     "encoders": {"_strip"},
     "evaluation": {"codes", "functional"},
     "codes": set(),
-    "functional": {"_ops", "_checks"},
+    "functional": {"_ops", "_checks", "_noise"},
+    "_noise": {"_ops", "_checks"},  # of functional
     "distributed": {"_ops"},
     "_checks": set(),
     "_layers": set(),  # of bottleneck and wrapper
+    "_replay": set(),  # of gradient_cache
     "_strip": set(),  # of encoders
     "_ops": set(),
     "_version": set(),

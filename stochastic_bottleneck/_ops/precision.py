@@ -18,10 +18,15 @@ class _SaturatingUpcast(torch.autograd.Function):
     otherwise send infinity into the encoder.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.dtype = x.dtype
+    def forward(x: Tensor) -> Tensor:
         return x.float()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:

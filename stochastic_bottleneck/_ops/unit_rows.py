@@ -21,7 +21,8 @@ def unit_rows(x: Tensor) -> Tensor:
     """Rows of `x` scaled to norm 1, in float32 or better; zero rows stay zero with a finite gradient."""
     x = at_least_float32(x)
     x = x / _scale(x.detach())
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1.0)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.clamp_min(1.0)
 
 
 def forward(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -474,6 +474,15 @@ def test_state_round_trips(tmp_path):
         assert torch.equal(other.encode(X, "upsampled"), m.encode(X, "upsampled"))
 
 
+def test_checkpointing_takes_a_second_backward_pass():
+    m = model(checkpoint_encoder=True)
+    loss = InfoNCELoss()(*m(X, X_PRIME)[:2])
+    weights = list(m.encoder.parameters())
+    first = torch.autograd.grad(loss, weights, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, weights), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_checkpointing_changes_neither_gradients_nor_statistics(symmetric, norm):

@@ -52,6 +52,7 @@ class _GatheredInfoNCE(torch.autograd.Function):
         v, v_prime, ctx.temperature, ctx.block_size, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(v, v_prime, *output[1:])
+        ctx.set_materialize_grads(False)  # zeros as large as all that is kept
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -73,6 +73,7 @@ class _InfoNCE(torch.autograd.Function):
         *views, ctx.offset, ctx.temperature, ctx.block_size, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*views, *output[1:])
+        ctx.set_materialize_grads(False)  # zeros as large as all that is kept
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -94,12 +94,11 @@ def info_nce(
     elif offset:
         raise ValueError(f"offset places v among columns, got {offset} without columns; pass both or neither")
     c, c_prime = columns or (None, None)
-    views = (v, v_prime, c, c_prime, offset, float(temperature))
     # A product of half-precision rows would lose the small differences that the loss lives on.
     with _without_autocast(v.device.type):
         if not _worth_tiles((v if c is None else c).shape[-2], block_size):
-            return _info_nce.plain(*views, reduction)
-        losses = info_nce_op.info_nce(*views, block_size)
+            return _info_nce.plain(v, v_prime, c, c_prime, offset, temperature, reduction)
+        losses = info_nce_op.info_nce(v, v_prime, c, c_prime, offset, temperature, block_size)
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -322,7 +321,7 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
 def _worth_tiles(columns: int, block_size: int | None) -> bool:
     """Whether tiles take less time than the matrix of all pairs."""
     # Compiled, the matrix is one fused kernel; and all common batch sizes share the one graph that it is in.
-    return block_size is not None or columns > (512 if torch.compiler.is_compiling() else 127)
+    return block_size is not None or columns > (512 if torch.compiler.is_compiling() else 191)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:

@@ -13,6 +13,8 @@ Source: SimCLR (arXiv 2002.05709), equation 1; StochCon (arXiv 2110.00552) keeps
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,33 +34,34 @@ def plain(
     """Per-row losses of both views, first v's rows, then v_prime's, from the matrix of all pairs.
 
     Args:
-        v: first views. Shape: (..., N, D)
-        v_prime: second views. Shape: (..., N, D)
-        columns: all processes' first views, None for `v`. Shape: (..., M, D)
-        columns_prime: all processes' second views, None for `v_prime`. Shape: (..., M, D)
+        v: first views. Shape: (N, D) or (K, N, D)
+        v_prime: second views. Shape: (N, D) or (K, N, D)
+        columns: all processes' first views, None for `v`. Shape: (M, D) or (K, M, D)
+        columns_prime: all processes' second views, None for `v_prime`. Shape: (M, D) or (K, M, D)
         offset: place of `v`'s first row in `columns`.
         temperature: tau.
         reduction: "none", or "mean" over all rows.
 
     Returns:
-        Losses in nats, float32 or float64. Shape: (..., 2N), or () for "mean"
+        Losses in nats, float32 or float64. Shape: (2N,) or (K, 2N), or () for "mean"
     """
     n, m = v.shape[-2], v.shape[-2] if columns is None else columns.shape[-2]
     rows = unit_rows(torch.cat((v, v_prime), dim=-2))
     everything = rows
     if columns is not None and columns_prime is not None:
         everything = unit_rows(torch.cat((columns, columns_prime), dim=-2))
-    logits = (rows / temperature) @ everything.mT
     if columns is None:
-        itself = torch.eye(2 * n, dtype=torch.bool, device=v.device)
+        left_out = rows.new_full((2 * n,), -math.inf).diag()
         positive = torch.arange(-n, n, device=v.device) % (2 * n)
     else:
         place = torch.arange(offset, offset + n, device=v.device)
         itself = torch.cat((place, place + m))[:, None] == torch.arange(2 * m, device=v.device)
+        left_out = rows.new_zeros(itself.shape).masked_fill_(itself, -math.inf)
         positive = torch.cat((place + m, place))
-    logits = logits.masked_fill(itself, float("-inf"))
-    if logits.ndim == 2:
+    # Added by the product itself, the mask costs no pass of its own, here and in the backward pass.
+    if rows.ndim == 2:
+        logits = torch.addmm(left_out, rows, everything.mT, alpha=1 / temperature)
         return F.cross_entropy(logits, positive, reduction=reduction)
-    classes = positive.expand(logits.shape[:-1]).flatten()
-    losses = F.cross_entropy(logits.flatten(0, -2), classes, reduction=reduction)
+    logits = torch.baddbmm(left_out, rows, everything.mT, alpha=1 / temperature)
+    losses = F.cross_entropy(logits.flatten(0, 1), positive.repeat(len(logits)), reduction=reduction)
     return losses if reduction == "mean" else losses.view(logits.shape[:-1])

@@ -23,10 +23,12 @@ from stochastic_bottleneck._ops.gather import Gathering, all_gather, check_alike
 from stochastic_bottleneck._ops.info_nce import plain
 from stochastic_bottleneck._ops.info_nce_op import (
     again,
+    cosine,
     fake_rows,
     from_sums,
     lower,
     precision,
+    pull_together,
     stack,
     sums_dtype,
     unstack,
@@ -55,8 +57,10 @@ class _GatheredInfoNCE(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # zeros as large as all that is kept
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         v, v_prime, *saved = ctx.saved_tensors
+        if grads[0] is None:
+            return (None,) * 5
         if torch.is_grad_enabled():  # to be differentiated again
             formula = partial(_plain, temperature=ctx.temperature)
             return *again(formula, [v, v_prime], grads[0]), None, None, None
@@ -83,7 +87,7 @@ def _forward(
     sums = torch.stack([p.sums() for p in _local(u, options, kept)])
     c, _ = unit_rows.forward(others.wait().to(u.dtype))
     sums += torch.stack([p.sums() for p in _remote(u, c, options, kept_remote)])
-    losses, weight, pull = from_sums(sums.view(u.shape[:-1]), (u * u.flip(1)).sum(dim=-1), temperature)
+    losses, weight, pull = from_sums(sums.view(u.shape[:-1]), cosine(u[:, 0], u[:, 1]), temperature)
     return losses.view(*v.shape[:-2], -1), weight, pull, u, length, c, kept, kept_remote
 
 
@@ -132,7 +136,7 @@ def _backward(
     grad = torch.stack([p.gradients(w)[0] for p, w in zip(local, weights, strict=True)])
     remote = zip(_remote(u, c, options, kept_remote), weights, others.wait(), strict=True)
     grad = grad.add_(torch.stack([p.gradients(w, b)[0] for p, w, b in remote])).view_as(u)
-    grad.addcmul_((g * -pull).sum(dim=1)[:, None, :, None], u.flip(1))
+    pull_together(grad, g * -pull, u)
     return lower(unit_rows.backward(grad, u, length), dtype)
 
 

@@ -76,9 +76,11 @@ class _InfoNCE(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # zeros as large as all that is kept
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         views, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         options = (None,) * 4
+        if grads[0] is None:
+            return (None,) * 8
         if torch.is_grad_enabled():  # to be differentiated again
             formula = partial(plain, offset=ctx.offset, temperature=ctx.temperature)
             return *again(formula, views, grads[0]), *options
@@ -115,7 +117,8 @@ def _forward(
     kept = _kept(v, columns, keep)
     pairs = _pairs(v.dtype, u, c, kept, offset, temperature, block_size)
     sums = torch.stack([p.sums() for p in pairs]).view(u.shape[:-1])
-    losses, weight, pull = from_sums(sums, (u * _opposite(u, c, offset)).sum(dim=-1), temperature)
+    positive = cosine(u[:, 0], u[:, 1]) if columns is None else (u * _opposite(u, c, offset)).sum(dim=-1)
+    losses, weight, pull = from_sums(sums, positive, temperature)
     return losses.view(*v.shape[:-2], -1), weight, pull, u, length, c, c_length, kept
 
 
@@ -170,8 +173,8 @@ def _backward(
     pairs = _pairs(dtype, u, c, kept, offset, temperature, block_size)
     n = u.shape[2]
     if not c.numel():
-        grad = torch.stack([p.gradients(w.flatten())[0] for p, w in zip(pairs, a, strict=True)]).view_as(u)
-        grad.addcmul_(q.sum(dim=1)[:, None, :, None], u.flip(1))
+        grad = stack_of([p.gradients(w.flatten())[0] for p, w in zip(pairs, a, strict=True)]).view_as(u)
+        pull_together(grad, q, u)
         return lower(unit_rows.backward(grad, u, length), dtype), torch.empty_like(c, dtype=dtype)
     grad, grad_c = torch.empty_like(u), torch.zeros_like(c)
     for i, p in enumerate(pairs):
@@ -264,6 +267,24 @@ def from_sums(sums: Tensor, positive: Tensor, temperature: float) -> tuple[Tenso
     return F.softplus(x, threshold=40).to(positive.dtype), weight, pull.to(positive.dtype)
 
 
+def cosine(u: Tensor, u_prime: Tensor) -> Tensor:
+    """Of each row and its other view, for both views. Shape: (K, 2, N)."""
+    once = (u * u_prime).sum(dim=-1)
+    return torch.stack((once, once), dim=1)
+
+
+def pull_together(grad: Tensor, q: Tensor, u: Tensor) -> None:
+    """Add what the positives send back, (q_i + q_p(i)) u_p(i). Shapes: (K, 2, N, D), (K, 2, N) and (K, 2, N, D)."""
+    both = q.sum(dim=1).unsqueeze(-1)
+    grad[:, 0].addcmul_(both, u[:, 1])
+    grad[:, 1].addcmul_(both, u[:, 0])
+
+
+def stack_of(tensors: list[Tensor]) -> Tensor:
+    """`torch.stack`, without a copy of the only one."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
+
 def again(
     formula: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
 ) -> list[Tensor | None]:
@@ -274,8 +295,8 @@ def again(
 
 
 def _opposite(u: Tensor, c: Tensor, offset: int) -> Tensor:
-    """Each row's other view, among the columns where there are any."""
-    return (c[:, :, offset : offset + u.shape[2]] if c.numel() else u).flip(1)
+    """Each row's other view among the columns."""
+    return c[:, :, offset : offset + u.shape[2]].flip(1)
 
 
 def _pairs(

@@ -94,9 +94,9 @@ class Pairs:
         for tile in self._tiles():
             memory = tile.within(scratch) if tile.kept is None else tile.within(self.kept, tile.kept)
             exponentials = self._exponentials(tile, memory, logits)
-            total[tile.rows] += exponentials.sum(1, dtype=dtype)
+            total[tile.rows].add_(exponentials.sum(1, dtype=dtype))
             if self.symmetric and tile.rows != tile.columns:
-                total[tile.columns] += exponentials.sum(0, dtype=dtype)
+                total[tile.columns].add_(exponentials.sum(0, dtype=dtype))
         return total
 
     def gradients(

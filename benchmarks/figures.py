@@ -7,8 +7,7 @@ from io import StringIO
 from itertools import cycle
 from typing import Any
 
-import matplotlib
-from matplotlib import pyplot as plt
+import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
@@ -16,8 +15,6 @@ from matplotlib.ticker import FuncFormatter
 from benchmarks import tables
 from benchmarks.contract import Benchmark
 from benchmarks.targets import Results
-
-matplotlib.use("svg")
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell them apart in grey print.
 OURS = "#0072B2"
@@ -36,7 +33,7 @@ STYLE = {
 
 def draw(benchmark: Benchmark, results: Results) -> dict[str, str]:
     """Each figure of a benchmark as SVG, by the stem of its file."""
-    with plt.rc_context(STYLE):
+    with mpl.rc_context(STYLE):
         if benchmark.axis is None:
             figures = {benchmark.name: bars(benchmark, results)}
         else:
@@ -49,7 +46,10 @@ def draw(benchmark: Benchmark, results: Results) -> dict[str, str]:
 
 def lines(benchmark: Benchmark, results: Results, metric: str) -> Figure:
     """Time or extra memory against a size, both logarithmic; names beside, in the order of the lines."""
-    figure, axes = plt.subplots(figsize=(7.6, 4.2), layout="constrained")
+    figure = Figure(
+        figsize=(7.6, 4.2), layout="constrained"
+    )  # not pyplot's, which would be kept until closed
+    axes = figure.subplots()
     axis = str(benchmark.axis)
     curves = {name: _points(results, name, axis, metric) for name in _styles(benchmark)}
     curves = {name: points for name, points in curves.items() if points}
@@ -82,13 +82,8 @@ def bars(benchmark: Benchmark, results: Results) -> Figure:
     rows = {case: [r for r in results["rows"] if r["case"] == case and r["median_s"]] for case in cases}
     rows = {case: found for case, found in rows.items() if found}
     heights = [len(found) for found in rows.values()]
-    figure, panels = plt.subplots(
-        len(rows),
-        squeeze=False,
-        figsize=(7.2, 0.34 * sum(heights) + 0.75 * len(rows)),
-        gridspec_kw={"height_ratios": heights},
-        layout="constrained",
-    )
+    figure = Figure(figsize=(7.2, 0.34 * sum(heights) + 0.75 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), squeeze=False, gridspec_kw={"height_ratios": heights})
     styles = _styles(benchmark)
     for axes, (case, found) in zip(panels[:, 0], rows.items(), strict=True):
         medians = [row["median_s"] for row in found]
@@ -160,5 +155,4 @@ def _short(text: str) -> str:
 def _svg(figure: Figure) -> str:
     content = StringIO()
     figure.savefig(content, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return "\n".join(line.rstrip() for line in content.getvalue().splitlines()) + "\n"

@@ -321,7 +321,7 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
 def _worth_tiles(columns: int, block_size: int | None) -> bool:
     """Whether tiles take less time than the matrix of all pairs."""
     # Compiled, the matrix is one fused kernel; and all common batch sizes share the one graph that it is in.
-    return block_size is not None or columns > (512 if torch.compiler.is_compiling() else 191)
+    return block_size is not None or columns > (512 if torch.compiler.is_compiling() else 256)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:

@@ -74,9 +74,8 @@ class InfoNCELoss(nn.Module):
         try:
             _checks.check_views(v, v_prime)
         except (TypeError, ValueError):
-            check_alike(
-                v, v_prime
-            )  # the others are asking the same: a process that stops alone leaves them waiting
+            # The others are asking the same: a process that stops alone leaves them waiting.
+            check_alike(v, v_prime)
             raise
         losses = distributed.info_nce(v, v_prime, self.temperature, self.block_size)
         return losses.mean() if self.reduction == "mean" else losses

@@ -79,9 +79,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, then what `_backward` asks for first; `c` are the other processes' unit rows."""
     check_alike(v, v_prime)
-    both = stack(v, v_prime)
-    others = Gathering(both.to(v.dtype))
-    u, length = unit_rows.forward(both)
+    others = Gathering(torch.stack((v, v_prime), dim=-3).view(-1, 2, *v.shape[-2:]))
+    u, length = unit_rows.forward(stack(v, v_prime))
     kept, kept_remote = _kept(u, keep)
     options = _options(v.dtype, u, temperature, block_size)
     sums = torch.stack([p.sums() for p in _local(u, options, kept)])

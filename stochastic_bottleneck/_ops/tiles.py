@@ -77,8 +77,7 @@ class Pairs:
         self.symmetric = columns is None
         self.rows = rows.to(precision.products)
         self.columns = self.rows if columns is None else columns.to(precision.products)
-        # 2 to the power is cheaper than e to the power, on processors and GPUs alike.
-        self.scaled = (rows * (math.log2(math.e) / temperature)).to(precision.products)
+        self.scale = math.log2(math.e) / temperature  # of powers of 2, which are cheaper than those of e
         self.diagonals = diagonals
         self.precision = precision
         self.block_size = block_size
@@ -166,7 +165,8 @@ class Pairs:
 
     def _exponentials(self, tile: Tile, memory: Tensor, logits: Tensor | None) -> Tensor:
         products = memory if logits is None else tile.within(logits)
-        torch.mm(self.scaled[tile.rows], self.columns[tile.columns].t(), out=products)
+        # With beta = 0 what the memory held does not matter, not even NaN.
+        products.addmm_(self.rows[tile.rows], self.columns[tile.columns].t(), beta=0, alpha=self.scale)
         if products is not memory:
             memory.copy_(products)
         memory.exp2_()

@@ -29,13 +29,13 @@ def forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """`unit_rows` without autograd, and the lengths that `backward` needs.
 
     Args:
-        x: float32 or float64. Shape: (..., D)
+        x: float32 or float64; overwritten by the unit rows. Shape: (..., D)
 
     Returns:
         Unit rows of Shape: (..., D), and their lengths. Shape: (..., 1)
     """
     scale = _scale(x)
-    y = x / scale
+    y = x.div_(scale)
     norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min_(1.0)
     return y.div_(norm), norm.mul_(scale).contiguous()
 

@@ -7,7 +7,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stochastic_bottleneck import _checks, distributed, functional
-from stochastic_bottleneck.distributed import check_alike, several_processes
 
 __all__ = ["InfoNCELoss"]
 
@@ -67,7 +66,7 @@ class InfoNCELoss(nn.Module):
         Returns:
             Loss in nats. Shape: () for "mean"; (2N,) or (K, 2N) for "none"
         """
-        if not (self.gather_distributed and several_processes()):
+        if not (self.gather_distributed and distributed.several_processes()):
             return functional.info_nce(
                 v, v_prime, self.temperature, reduction=self.reduction, block_size=self.block_size
             )
@@ -75,7 +74,7 @@ class InfoNCELoss(nn.Module):
             _checks.check_views(v, v_prime)
         except (TypeError, ValueError):
             # The others are asking the same: a process that stops alone leaves them waiting.
-            check_alike(v, v_prime)
+            distributed.check_alike(v, v_prime)
             raise
         losses = distributed.info_nce(v, v_prime, self.temperature, self.block_size)
         return losses.mean() if self.reduction == "mean" else losses

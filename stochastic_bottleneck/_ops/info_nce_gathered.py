@@ -22,23 +22,28 @@ from stochastic_bottleneck._ops import unit_rows
 from stochastic_bottleneck._ops.gather import Gathering, all_gather, check_alike
 from stochastic_bottleneck._ops.info_nce import plain
 from stochastic_bottleneck._ops.info_nce_op import (
+    Options,
     again,
+    among,
     cosine,
     fake_rows,
     from_sums,
+    keeps,
     lower,
     precision,
     pull_together,
     stack,
+    stack_of,
     sums_dtype,
     unstack,
 )
-from stochastic_bottleneck._ops.tiles import Pairs, Precision, kept_bytes
+from stochastic_bottleneck._ops.precision import at_least_float32
+from stochastic_bottleneck._ops.tiles import Pairs, kept_bytes
 
 
 def info_nce(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None) -> Tensor:
     """Per-row losses of this process, v's rows first, exact to `info_nce.plain` with everyone's rows as columns."""
-    keep = torch.is_grad_enabled() and (v.requires_grad or v_prime.requires_grad) and block_size is None
+    keep = keeps(block_size, v, v_prime)
     losses: Tensor = _GatheredInfoNCE.apply(v, v_prime, temperature, block_size, keep)[0]
     return losses
 
@@ -79,11 +84,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, then what `_backward` asks for first; `c` are the other processes' unit rows."""
     check_alike(v, v_prime)
-    others = Gathering(torch.stack((v, v_prime), dim=-3).view(-1, 2, *v.shape[-2:]))
-    u, length = unit_rows.forward(stack(v, v_prime))
+    others = Gathering(stack(v, v_prime))
+    u, length = unit_rows.forward(at_least_float32(stack(v, v_prime)))
     kept, kept_remote = _kept(u, keep)
     options = _options(v.dtype, u, temperature, block_size)
-    sums = torch.stack([p.sums() for p in _local(u, options, kept)])
+    sums = torch.stack([p.sums() for p in among(u, options, kept)])
     c, _ = unit_rows.forward(others.wait().to(u.dtype))
     sums += torch.stack([p.sums() for p in _remote(u, c, options, kept_remote)])
     losses, weight, pull = from_sums(sums.view(u.shape[:-1]), cosine(u[:, 0], u[:, 1]), temperature)
@@ -131,10 +136,10 @@ def _backward(
     a = g * weight
     others = Gathering(a)
     options, weights = _options(dtype, u, temperature, block_size), a.flatten(1)
-    local = _local(u, options, kept)
-    grad = torch.stack([p.gradients(w)[0] for p, w in zip(local, weights, strict=True)])
+    local = among(u, options, kept)
+    grad = stack_of([p.gradients(w)[0] for p, w in zip(local, weights, strict=True)])
     remote = zip(_remote(u, c, options, kept_remote), weights, others.wait(), strict=True)
-    grad = grad.add_(torch.stack([p.gradients(w, b)[0] for p, w, b in remote])).view_as(u)
+    grad = grad.add_(stack_of([p.gradients(w, b)[0] for p, w, b in remote])).view_as(u)
     pull_together(grad, g * -pull, u)
     return lower(unit_rows.backward(grad, u, length), dtype)
 
@@ -161,20 +166,9 @@ def _plain(v: Tensor, v_prime: Tensor, temperature: float) -> Tensor:
     return plain(v, v_prime, columns, columns_prime, dist.get_rank() * v.shape[-2], temperature)
 
 
-Options = tuple[float, Precision, int | None]
-
-
 def _options(dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None) -> Options:
     columns = 2 * u.shape[2] * dist.get_world_size()
     return temperature, precision(dtype, columns, temperature, u.device), block_size
-
-
-def _local(u: Tensor, options: Options, kept: Tensor) -> list[Pairs]:
-    """The pairs among this process's rows, for each loss."""
-    n = u.shape[2]
-    return [
-        Pairs(rows, None, (0, n, -n), *options, own) for rows, own in zip(u.flatten(1, 2), kept, strict=True)
-    ]
 
 
 def _remote(u: Tensor, c: Tensor, options: Options, kept: Tensor) -> list[Pairs]:

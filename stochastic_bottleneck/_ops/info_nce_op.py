@@ -31,8 +31,10 @@ from torch.nn import functional as F
 
 from stochastic_bottleneck._ops import unit_rows
 from stochastic_bottleneck._ops.info_nce import plain
+from stochastic_bottleneck._ops.precision import at_least_float32
 from stochastic_bottleneck._ops.tiles import Pairs, Precision, kept_bytes
 
+Options = tuple[float, Precision, int | None]  # temperature, precision and block size, as `Pairs` takes them
 COLDEST_IN_FLOAT32 = 0.025
 COLDEST_IN_BFLOAT16 = 0.05
 ROWS_FOR_BFLOAT16 = 1024
@@ -47,13 +49,9 @@ def info_nce(
     temperature: float,
     block_size: int | None,
 ) -> Tensor:
-    """`info_nce.plain` in tiles of at most `block_size` rows and columns, None to fit the processor's cache.
-
-    Who sets a block size wants little memory: then no exponentials are kept for the backward pass.
-    """
+    """`info_nce.plain` in tiles of at most `block_size` rows and columns, None to fit the processor's cache."""
     inputs = (v, v_prime, columns, columns_prime)
-    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    keep = differentiable and block_size is None
+    keep = keeps(block_size, *inputs)
     losses: Tensor = _InfoNCE.apply(*inputs, offset, temperature, block_size, keep)[0]
     return losses
 
@@ -110,10 +108,10 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, then what `_backward` asks for first."""
-    u, length = unit_rows.forward(stack(v, v_prime))
+    u, length = unit_rows.forward(at_least_float32(stack(v, v_prime)))
     c, c_length = u.new_empty(0), u.new_empty(0)
     if columns is not None and columns_prime is not None:
-        c, c_length = unit_rows.forward(stack(columns, columns_prime))
+        c, c_length = unit_rows.forward(at_least_float32(stack(columns, columns_prime)))
     kept = _kept(v, columns, keep)
     pairs = _pairs(v.dtype, u, c, kept, offset, temperature, block_size)
     sums = torch.stack([p.sums() for p in pairs]).view(u.shape[:-1])
@@ -210,10 +208,15 @@ def _(
 # ---- what the operators share ----------------------------------------------------------------------------------
 
 
+def keeps(block_size: int | None, *inputs: Tensor | None) -> bool:
+    """Whether exponentials are kept for a backward pass; who sets a block size wants little memory instead."""
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return differentiable and block_size is None
+
+
 def stack(v: Tensor, v_prime: Tensor) -> Tensor:
-    """Both views in one tensor, in float32 or better. Shape: (K, 2, N, D)."""
-    both = torch.stack((v, v_prime), dim=-3).view(-1, 2, *v.shape[-2:])
-    return both if both.dtype == torch.float64 else both.float()
+    """Both views in a new tensor. Shape: (K, 2, N, D)."""
+    return torch.stack((v, v_prime), dim=-3).view(-1, 2, *v.shape[-2:])
 
 
 def unstack(both: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +226,7 @@ def unstack(both: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fake_rows(v: Tensor) -> Tensor:
-    """A tensor as `stack` would give, of no content."""
+    """A tensor of the unit rows' shape and dtype, of no content."""
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     return v.new_empty(v.shape[0] if v.ndim == 3 else 1, 2, *v.shape[-2:], dtype=dtype)
 
@@ -294,6 +297,14 @@ def again(
     return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
+def among(u: Tensor, options: Options, kept: Tensor) -> list[Pairs]:
+    """The pairs among the rows of each loss. Shape: (K, 2, N, D)."""
+    n = u.shape[2]
+    return [
+        Pairs(rows, None, (0, n, -n), *options, own) for rows, own in zip(u.flatten(1, 2), kept, strict=True)
+    ]
+
+
 def _opposite(u: Tensor, c: Tensor, offset: int) -> Tensor:
     """Each row's other view among the columns."""
     return c[:, :, offset : offset + u.shape[2]].flip(1)
@@ -313,10 +324,7 @@ def _pairs(
     m = c.shape[2] if c.numel() else n
     options = (temperature, precision(dtype, 2 * m, temperature, u.device), block_size)
     if not c.numel():
-        return [
-            Pairs(rows.view(2 * n, d), None, (0, n, -n), *options, own)
-            for rows, own in zip(u, kept, strict=True)
-        ]
+        return among(u, options, kept)
     everything = c.view(-1, 2 * m, d)
     return [
         Pairs(rows, everything[i // 2], (offset, offset + m), *options, own)
@@ -327,10 +335,7 @@ def _pairs(
 def _kept(v: Tensor, columns: Tensor | None, keep: bool) -> Tensor:
     """Memory for exponentials, one piece for each item of `_pairs`."""
     k, n = v.shape[0] if v.ndim == 3 else 1, v.shape[-2]
-    if columns is None:
-        groups, rows, width = k, 2 * n, 2 * n
-    else:
-        groups, rows, width = 2 * k, n, 2 * columns.shape[-2]
+    groups, rows, width = (k, 2 * n, 2 * n) if columns is None else (2 * k, n, 2 * columns.shape[-2])
     return v.new_empty(groups, kept_bytes(groups, rows, width) if keep else 0, dtype=torch.uint8)
 
 

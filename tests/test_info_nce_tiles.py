@@ -107,8 +107,10 @@ def test_independent_losses():
 @pytest.mark.parametrize("block_size", [1, 7, 64, 1000])
 def test_block_size_bounds_the_tiles(block_size, monkeypatch):
     shapes = set()
-    original = tiles.Tile.within
-    monkeypatch.setattr(tiles.Tile, "within", lambda *a: shapes.add((out := original(*a)).shape) or out)
+    original = tiles.Pairs._exponentials
+    monkeypatch.setattr(
+        tiles.Pairs, "_exponentials", lambda *a: shapes.add(tuple((out := original(*a)).shape)) or out
+    )
     inputs = views(20, 4, dtype=F64)
     losses = in_tiles(*inputs, 0.5, block_size=block_size)
     losses.sum().backward()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 TILE_BYTES = {"cpu": 9 << 18}  # 2.25 MiB: the second-level caches of two cores, where it was tuned
 TILE_BYTES_ELSEWHERE = 16 << 20  # what the second-level cache of a large GPU holds, with room to spare
-KEPT_BYTES = 16 << 20
+KEPT_BYTES = 28 << 20  # below the 32 MiB from which the C library maps new pages for every request
 _LINE = 64  # bytes of a cache line
 
 
@@ -38,17 +38,29 @@ class Precision(NamedTuple):
 class Tile(NamedTuple):
     """A block of pairs."""
 
-    rows: slice
-    columns: slice
-    stride: int
-    """Elements from one row of its memory to the next."""
+    i: int
+    """Its block of rows."""
+    j: int
+    """Its block of columns."""
+    shape: tuple[int, int]
+    ahead: int
+    """Of its first row before its first column: pair (r, c) of the tile is (i, i + d) where c - r = d + ahead."""
     kept: int | None
     """Place of its exponentials among those kept; None for those computed again."""
 
-    def within(self, memory: Tensor, start: int = 0) -> Tensor:
-        """Its part of a flat piece of memory. Shape: (R, C)."""
-        shape = (self.rows.stop - self.rows.start, self.columns.stop - self.columns.start)
-        return memory.as_strided(shape, (self.stride, 1), memory.storage_offset() + start)
+
+class Scratch:
+    """Memory of one tile after the other, with one view of it for each shape."""
+
+    def __init__(self, like: Tensor, size: int, dtype: torch.dtype) -> None:
+        self.memory = like.new_empty(size, dtype=dtype)
+        self.views: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, shape: tuple[int, int], stride: int) -> Tensor:
+        """Shape: (R, C)."""
+        if shape not in self.views:
+            self.views[shape] = self.memory.as_strided(shape, (stride, 1))
+        return self.views[shape]
 
 
 class Pairs:
@@ -80,22 +92,28 @@ class Pairs:
         self.scale = math.log2(math.e) / temperature  # of powers of 2, which are cheaper than those of e
         self.diagonals = diagonals
         self.precision = precision
-        self.block_size = block_size
+        room = TILE_BYTES.get(rows.device.type, TILE_BYTES_ELSEWHERE)
+        side = math.isqrt(room // precision.exponentials.itemsize) // 64 * 64
+        self.side = side if block_size is None else min(side, block_size)
         # Empty rows of a matrix may begin at any byte.
         self.kept = (kept if kept.numel() else kept.new_empty(0)).view(precision.exponentials)
+        # Views are made once: making one takes as long as a hundredth of a tile's product.
+        self.row_blocks = torch.split(self.rows, self.side)
+        self.column_blocks = torch.split(self.columns, self.side)
+        self.turned = [block.t() for block in self.column_blocks]
 
     def sums(self) -> Tensor:
         """Sum of each row's exponentials, in the precision of sums. Shape: (R,)."""
         dtype = self.precision.sums
         total = self.rows.new_zeros(self.rows.shape[0], dtype=dtype)
-        scratch = self._scratch(self.precision.exponentials)
-        logits = self._logits()
+        totals = torch.split(total, self.side)
+        scratch, logits = self._scratch(self.precision.exponentials), self._logits()
         for tile in self._tiles():
-            memory = tile.within(scratch) if tile.kept is None else tile.within(self.kept, tile.kept)
+            memory = self._memory(tile, scratch) if tile.kept is None else self._kept(tile)
             exponentials = self._exponentials(tile, memory, logits)
-            total[tile.rows].add_(exponentials.sum(1, dtype=dtype))
-            if self.symmetric and tile.rows != tile.columns:
-                total[tile.columns].add_(exponentials.sum(0, dtype=dtype))
+            totals[tile.i].add_(exponentials.sum(1, dtype=dtype))
+            if self.symmetric and tile.i != tile.j:
+                totals[tile.j].add_(exponentials.sum(0, dtype=dtype))
         return total
 
     def gradients(
@@ -116,63 +134,69 @@ class Pairs:
         transposed = torch.zeros_like(self.columns if of_columns else self.columns[:0], dtype=dtype)
         if self.symmetric:
             b, transposed, of_columns = a, grad, True
-        a = a.to(self.precision.exponentials)
-        b = None if b is None else b.to(self.precision.exponentials)
+        grads, transposes = torch.split(grad, self.side), torch.split(transposed, self.side)
+        of_rows = torch.split(a.to(self.precision.exponentials)[:, None], self.side)
+        of_columns_each = None
+        if b is not None:
+            of_columns_each = torch.split(b.to(self.precision.exponentials)[None], self.side, dim=1)
         scratch, weights = (self._scratch(self.precision.exponentials) for _ in range(2))
         logits = self._logits()
         for tile in self._tiles():
-            memory = tile.within(scratch)
-            weight = a[tile.rows, None]
-            if b is not None:
-                weight = torch.add(weight, b[None, tile.columns], out=tile.within(weights))
-            if tile.kept is None:
-                exponentials = self._exponentials(tile, memory, logits)
-            else:  # to be read again by a second backward pass: not overwritten
-                exponentials = tile.within(self.kept, tile.kept)
+            memory, weight = self._memory(tile, scratch), of_rows[tile.i]
+            if of_columns_each is not None:
+                weight = torch.add(weight, of_columns_each[tile.j], out=self._memory(tile, weights))
+            # What was kept may be read again by a second backward pass: it is not overwritten.
+            kept = tile.kept is not None
+            exponentials = self._kept(tile) if kept else self._exponentials(tile, memory, logits)
             g = torch.mul(exponentials, weight, out=memory).to(self.precision.products)
-            _accumulate(grad[tile.rows], g, self.columns[tile.columns])
-            if of_columns and not (self.symmetric and tile.rows == tile.columns):
-                _accumulate(transposed[tile.columns], g.t(), self.rows[tile.rows])
+            _accumulate(grads[tile.i], g, self.column_blocks[tile.j])
+            if of_columns and not (self.symmetric and tile.i == tile.j):
+                _accumulate(transposes[tile.j], g.t(), self.row_blocks[tile.i])
         return grad, transposed
 
     def _tiles(self) -> Iterator[Tile]:
-        height, width = self.rows.shape[0], self.columns.shape[0]
-        side, used = self._side(), 0
-        for top in range(0, height, side):
-            rows = slice(top, min(top + side, height))
-            for left in range(top if self.symmetric else 0, width, side):
-                columns = slice(left, min(left + side, width))
-                stride = _stride(columns.stop - left, self.precision.exponentials)
-                size = (rows.stop - top) * stride
+        used = 0
+        for i, rows in enumerate(self.row_blocks):
+            for j in range(i if self.symmetric else 0, len(self.column_blocks)):
+                shape = (rows.shape[0], self.column_blocks[j].shape[0])
+                size = shape[0] * self._stride(shape[1])
                 fits = used + size <= self.kept.numel()
-                yield Tile(rows, columns, stride, used if fits else None)
+                yield Tile(i, j, shape, (i - j) * self.side, used if fits else None)
                 used += size if fits else 0
 
-    def _side(self) -> int:
-        room = TILE_BYTES.get(self.rows.device.type, TILE_BYTES_ELSEWHERE)
-        side = math.isqrt(room // self.precision.exponentials.itemsize) // 64 * 64
-        return side if self.block_size is None else min(side, self.block_size)
+    def _stride(self, width: int) -> int:
+        """Elements from one row of a tile's memory to the next."""
+        # An odd number of cache lines: rows a power of two apart would compete for the same places in the cache,
+        # and matrix products with them take up to a third longer.
+        line = _LINE // self.precision.exponentials.itemsize
+        return (-(-width // line) | 1) * line
 
-    def _scratch(self, dtype: torch.dtype) -> Tensor:
-        """Memory of the largest tile."""
-        height, width = (min(self._side(), x.shape[0]) for x in (self.rows, self.columns))
-        return self.rows.new_empty(height * _stride(width, self.precision.exponentials), dtype=dtype)
+    def _scratch(self, dtype: torch.dtype) -> Scratch:
+        height, width = (min(self.side, x.shape[0]) for x in (self.rows, self.columns))
+        return Scratch(self.rows, height * self._stride(width), dtype)
 
-    def _logits(self) -> Tensor | None:
+    def _logits(self) -> Scratch | None:
         """Memory for products of another precision than the exponentials'."""
         products, exponentials, _ = self.precision
         return None if products == exponentials else self._scratch(products)
 
-    def _exponentials(self, tile: Tile, memory: Tensor, logits: Tensor | None) -> Tensor:
-        products = memory if logits is None else tile.within(logits)
+    def _memory(self, tile: Tile, scratch: Scratch) -> Tensor:
+        return scratch(tile.shape, self._stride(tile.shape[1]))
+
+    def _kept(self, tile: Tile) -> Tensor:
+        start = self.kept.storage_offset() + (tile.kept or 0)
+        return self.kept.as_strided(tile.shape, (self._stride(tile.shape[1]), 1), start)
+
+    def _exponentials(self, tile: Tile, memory: Tensor, logits: Scratch | None) -> Tensor:
+        products = memory if logits is None else self._memory(tile, logits)
         # With beta = 0 what the memory held does not matter, not even NaN.
-        products.addmm_(self.rows[tile.rows], self.columns[tile.columns].t(), beta=0, alpha=self.scale)
+        products.addmm_(self.row_blocks[tile.i], self.turned[tile.j], beta=0, alpha=self.scale)
         if products is not memory:
             memory.copy_(products)
         memory.exp2_()
         for d in self.diagonals:
-            inside = d + tile.rows.start - tile.columns.start
-            if -memory.shape[0] < inside < memory.shape[1]:
+            inside = d + tile.ahead
+            if -tile.shape[0] < inside < tile.shape[1]:
                 memory.diagonal(inside).zero_()
         return memory
 
@@ -181,13 +205,6 @@ def kept_bytes(groups: int, rows: int, columns: int) -> int | torch.SymInt:
     """Bytes to set aside for each of `groups` independent sets of pairs; sizes may be symbolic."""
     most = 8 * rows * (columns + columns // 32 + 16)  # float64, and up to two lines more a row and tile
     return torch.sym_min(most, KEPT_BYTES // groups // 8 * 8)
-
-
-def _stride(width: int, dtype: torch.dtype) -> int:
-    # An odd number of cache lines: rows a power of two apart would compete for the same places in the cache,
-    # and matrix products with them take up to a third longer.
-    line = _LINE // dtype.itemsize
-    return (-(-width // line) | 1) * line
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -1,5 +1,6 @@
-"""Tiny labelled images for the tests of the examples: noisy coloured squares, told apart by their colour."""
+"""Small labelled images for the tests of the examples: coloured squares told apart by their colour, and photographs."""
 
+import io
 import pickle
 import tarfile
 
@@ -54,3 +55,46 @@ def write_torchvision(root, images, labels):
         (below / name).write_bytes(pickle.dumps(part))
     (below / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
     return [*names, "batches.meta"]
+
+
+# ---- photographs ---------------------------------------------------------------------------------------------
+
+
+def photograph(seed, width=320, height=240):
+    """A smooth picture with edges, as RGB of Pillow: photographs are neither noise nor flat."""
+    draw = np.random.default_rng(seed)
+    coarse = draw.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
+    for _ in range(6):
+        y, x = draw.integers(0, height - 4), draw.integers(0, width - 4)
+        smooth[y : y + height // 4, x : x + width // 4] = draw.integers(0, 256, 3)
+    return Image.fromarray(smooth)
+
+
+def encoded(image, kind="JPEG", **options):
+    """Bytes of a file."""
+    content = io.BytesIO()
+    image.save(content, kind, **({"quality": 90} if kind == "JPEG" else {}) | options)
+    return content.getvalue()
+
+
+WNIDS = ("n01", "n02", "n03")
+
+
+def photographs(split, each):
+    """Names and contents of a split's photographs, so many a class, no two alike."""
+    first = {"train": 0, "val": 1000, "test": 1000}[split]
+    for label, wnid in enumerate(WNIDS):
+        for i in range(each):
+            size = (64 + 8 * i, 48 + 16 * label)
+            yield f"{wnid}/{wnid}_{i}.JPEG", encoded(photograph([first + i, label], *size))
+
+
+def write_photographs(folder, train=4, val=2):
+    """Write `train/<wnid>/` and, unless `val` is 0, `val/<wnid>/`; returns the folder."""
+    for split, each in (("train", train), ("val", val)):
+        for name, content in photographs(split, each):
+            path = folder / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return folder

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from recipes import data
+from recipes.augment import Normalize
 from small_images import CLASSES, batch, picture, write_folder, write_tar, write_torchvision
 from torchvision.datasets import CIFAR10
 
@@ -207,6 +208,42 @@ def test_any_share_holds_out_at_least_one_of_each_class(folder, share, each):
     assert held.train.labels.bincount().tolist() == [4 - each] * 3
 
 
+# ---- what training and evaluation get -------------------------------------------------------------------------
+
+
+def test_each_purpose_has_its_images_and_views(folder):
+    images = data.load(folder)
+    pairs, rows = [(3, 0), (0, 7), (3, 1)], [3, 0, 3]
+    feeds = [images.pretraining(0.5, 0.2), images.training(0.2), images.evaluation("train")]
+    for feed in feeds:
+        batch, labels = feed.dataset.__getitems__(pairs)
+        assert torch.equal(batch, images.train.images[rows])
+        assert torch.equal(labels, images.train.labels[rows])
+        assert feed.in_memory
+        assert len(feed.dataset) == 12
+    first, second = feeds[0].transform(batch, seed=1)
+    assert first.shape == second.shape == (3, 3, 32, 32)
+    assert not torch.equal(first, second)
+    assert feeds[1].transform(batch, seed=1).shape == (3, 3, 32, 32)
+    assert torch.equal(feeds[2].transform(batch, seed=1), Normalize()(batch))
+    assert torch.equal(images.evaluation("test").dataset.__getitems__([(1, 0)])[0], images.test.images[1:2])
+    with pytest.raises(ValueError, match='split must be "train" or "test", got \'val\''):
+        images.evaluation("val")
+
+
+def test_views_have_the_settings_that_are_given(folder):
+    images = data.load(folder)
+    assert images.size == 32
+    assert torch.equal(images.train_labels, images.train.labels)
+    assert torch.equal(images.test_labels, images.test.labels)
+    views = images.pretraining(0.4, 0.3).transform
+    assert (views.size, views.strength, views.min_scale, views.blur) == (32, 0.4, 0.3, 0.0)
+    views = images.pretraining(0.4, 0.3, 0.5, size=24).transform
+    assert (views.size, views.blur) == (24, 0.5)
+    view = images.training(0.3).transform
+    assert (view.size, view.min_scale, view.strength, view.blur, view.grey) == (32, 0.3, 0, 0, 0)
+
+
 # ---- what can be wrong ----------------------------------------------------------------------------------------
 
 
@@ -293,6 +330,12 @@ def empty_test_class(folder):
     return folder
 
 
+def empty_class(folder):
+    for split in ("train", "test"):
+        (folder / split / "black").mkdir()
+    return folder
+
+
 def class_on_the_test_side(folder):
     below = folder / "test" / "yellow"
     below.mkdir()
@@ -322,7 +365,8 @@ WRONG = {
     words_for_an_image: r"^cannot read the image .*train.red.0002\.png \(.+\); replace or remove it$",
     shortened_image: r"^cannot read the image .*train.red.0002\.png \(.+\); replace or remove it$",
     broken_png: r"^cannot read the image .*train.red.0002\.png \(.+\); replace or remove it$",
-    empty_test_class: r"must be the same and none empty; these have images on one side only: green$",
+    empty_test_class: r"colours has class folders without images: test/green; fill or remove them$",
+    empty_class: r"colours has class folders without images: test/black, train/black; fill or remove them$",
     class_on_the_test_side: r"must be the same and none empty; these have images on one side only: yellow$",
     no_training_images: rf"colours holds no training images; the layout must be {LAYOUT}$",
     split_given_for_the_whole: rf"train holds no training images; the layout must be {LAYOUT}$",

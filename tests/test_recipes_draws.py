@@ -211,6 +211,46 @@ def test_groups_name_the_views():
     assert [group.tolist() for group in drawn.part(slice(3, 6)).groups()] == [[0], [], [1], [], [2], [0, 1]]
 
 
+def test_views_are_named_by_place_or_by_number():
+    drawn = ours()
+    numbers = torch.tensor([5, 1, 7])
+    assert all(torch.equal(a, b[numbers]) for a, b in zip(drawn.part(numbers), drawn, strict=True))
+    assert all(torch.equal(a, b[2:9]) for a, b in zip(drawn.part(slice(2, 9)), drawn, strict=True))
+
+
+def test_no_grey_may_be_asked_for_and_changes_nothing_else():
+    options = {"min_scale": 0.08, "strength": 0.5, "blur": 0.5}
+    drawn, without = (
+        draw(COUNT, 32, 32, **options, **grey, generator=seeded(1)) for grey in ({}, {"grey": 0.0})
+    )
+    assert not without.grey.any()
+    assert drawn.grey.any()
+    assert all(torch.equal(a, b) for a, b in zip(drawn._replace(grey=without.grey), without, strict=True))
+
+
+def test_every_part_of_a_seed_counts():
+    parts = [
+        ("a", 1, 2),
+        ("b", 1, 2),
+        ("a", 2, 1),
+        ("a", 12),
+        ("a", 1, 2, 0),
+        ("a", 2**32 + 1, 2),
+        ("a", 1, 2**33 + 2),
+    ]
+    numbers = {tuple(torch.rand(3, generator=draws.seeded(*part)).tolist()) for part in parts}
+    assert len(numbers) == len(parts)
+    again = [torch.rand(3, generator=draws.seeded("a", 1, 2)) for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_neighbouring_seeds_have_nothing_in_common():
+    numbers = torch.stack([torch.rand(4, generator=draws.seeded("x", 0, step)) for step in range(4000)])
+    assert len(numbers.unique(dim=0)) == 4000
+    assert (numbers.mean(dim=0) - 0.5).abs().max() < 5 / (12 * 4000) ** 0.5
+    assert correlations(numbers[1:], numbers[:-1]).abs().max() < 5
+
+
 def test_the_generator_decides_and_nothing_else():
     before = torch.get_rng_state()
     assert all(torch.equal(a, b) for a, b in zip(ours(), ours(), strict=True))

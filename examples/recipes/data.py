@@ -18,16 +18,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
+from recipes.augment import Normalize, OneView, TwoViews
+from recipes.feeds import DataError, Feed, InMemory
 from recipes.screen import passing_bar
+
+__all__ = ["SAMPLE", "SIZE", "DataError", "ImageData", "Images", "hold_out", "load"]
 
 SAMPLE = Path(__file__).parents[1] / "data" / "cifar10_sample.tar.gz"
 SIZE = 32
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SPLITS = ("train", "test", "val")
 LAYOUT = "train/<class>/*.jpg and test/<class>/*.jpg"
-
-
-class DataError(Exception):
-    """A data set that is missing or damaged, said so that the reader can mend it."""
 
 
 class Images(NamedTuple):
@@ -58,6 +59,53 @@ class ImageData(NamedTuple):
     classes: tuple[str, ...]
     name: str
     fingerprint: str
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return self.train.images.shape[-1]
+
+    @property
+    def train_labels(self) -> Tensor:
+        """Shape: (N,)."""
+        return self.train.labels
+
+    @property
+    def test_labels(self) -> Tensor:
+        """Shape: (M,)."""
+        return self.test.labels
+
+    def pretraining(
+        self, strength: float, min_scale: float, blur: float | None = None, *, size: int | None = None
+    ) -> Feed:
+        """Training images, and two random views of each.
+
+        Args:
+            strength: of the colour jitter; SimCLR uses 0.5 on CIFAR-10.
+            min_scale: smallest share of the image's area that a crop keeps; SimCLR uses 0.08.
+            blur: probability of a blur; None for SimCLR's on CIFAR-10, which has none.
+            size: side of the views in pixels; None for the images' own.
+        """
+        views = TwoViews(size or self.size, strength, min_scale, blur=blur or 0.0)
+        return Feed(InMemory(*self.train), views, in_memory=True)
+
+    def training(self, min_scale: float) -> Feed:
+        """Training images, and one crop of each, flipped or not, to train a classifier on.
+
+        Args:
+            min_scale: smallest share of the image's area that a crop keeps.
+        """
+        return Feed(InMemory(*self.train), OneView(self.size, min_scale), in_memory=True)
+
+    def evaluation(self, split: str) -> Feed:
+        """Images as they are.
+
+        Args:
+            split: "train" or "test".
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f'split must be "train" or "test", got {split!r}')
+        return Feed(InMemory(*getattr(self, split)), Normalize(), in_memory=True)
 
 
 def load(source: Path | None, *, root: Path = Path("data")) -> ImageData:
@@ -114,13 +162,18 @@ def _from_torchvision(root: Path, *, download: bool) -> ImageData:
 
 def _from_files(source: Path, name: str) -> ImageData:
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {"train": {}, "test": {}}
+    empty = _class_folders(source)
     try:
         for path, content in passing_bar(_members(source), f"reading {source.name}"):
             split, class_name = path.parts[-3:-1]
             of_class = found["test" if split == "val" else split].setdefault(class_name, {})
             of_class[str(path)] = _decode(path, content)
+            empty.discard(path.parent)
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{source} is damaged or not a tar ({error}); fetch or unpack it again") from error
+    if empty:
+        names = ", ".join(sorted(str(folder.relative_to(source)) for folder in empty))
+        raise DataError(f"{source} has class folders without images: {names}; fill or remove them")
     classes = sorted(found["train"])
     if not classes:
         raise DataError(f"{source} holds no training images; the layout must be {LAYOUT}")
@@ -158,11 +211,13 @@ def _members(source: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def _is_image(path: Path) -> bool:
-    return (
-        path.suffix.lower() in SUFFIXES
-        and len(path.parts) >= 3
-        and path.parts[-3] in ("train", "test", "val")
-    )
+    return path.suffix.lower() in SUFFIXES and len(path.parts) >= 3 and path.parts[-3] in SPLITS
+
+
+def _class_folders(source: Path) -> set[Path]:
+    """Folders that should hold images, of a folder; a tar tells of none."""
+    found = (path for split in SPLITS for path in source.glob(f"**/{split}/*"))
+    return {path for path in found if path.is_dir()} if source.is_dir() else set()
 
 
 def _decode(path: Path, content: bytes) -> np.ndarray:

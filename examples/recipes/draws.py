@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from functools import partial
 from typing import NamedTuple
@@ -40,8 +41,8 @@ class Draws(NamedTuple):
     grey: Tensor
     sigma: Tensor
 
-    def part(self, views: slice) -> Draws:
-        """Those of some views."""
+    def part(self, views: slice | Tensor) -> Draws:
+        """Those of some views, by their place or their numbers."""
         return Draws(*(field[views] for field in self))
 
     def to(self, device: torch.device) -> Draws:
@@ -62,6 +63,16 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def seeded(*parts: int | str) -> torch.Generator:
+    """A generator of the CPU that is known from what it is for, such as ("order", seed, epoch).
+
+    Torch keeps no more than the lowest 32 bits of a seed on the CPU: `(seed << 32) + step` would give every seed the
+    same numbers. Here all parts are hashed together.
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
 def draw(
     count: int,
     height: int,
@@ -70,6 +81,7 @@ def draw(
     min_scale: float,
     strength: float,
     blur: float,
+    grey: float = GREY,
     generator: torch.Generator | None = None,
 ) -> Draws:
     """Draw what happens to each of `count` views, independently, on the CPU.
@@ -82,6 +94,7 @@ def draw(
         strength: of the colour jitter: factors lie within 0.8 `strength` of 1, and are not negative; the hue's shift
             lies within 0.2 `strength` of 0.
         blur: probability of the blur.
+        grey: probability that colours are taken away.
         generator: of the CPU; torch's global one if None.
     """
     rand = partial(torch.rand, dtype=torch.float64, generator=generator)
@@ -92,10 +105,10 @@ def draw(
     order = rand(count, 4).argsort(dim=1)
     factors = (low + (middle + reach - low) * rand(count, 4)).gather(1, order)
     steps = torch.where(rand(count, 1) < (JITTER if strength else 0), order, NOTHING)
-    grey = rand(count) < GREY
+    greyed = rand(count) < grey
     sigma = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * rand(count)
     sigma = torch.where(rand(count) < blur, sigma, 0)
-    return Draws(*crop, flip, steps, factors.float(), grey, sigma.float())
+    return Draws(*crop, flip, steps, factors.float(), greyed, sigma.float())
 
 
 def draw_crops(

@@ -1,85 +1,49 @@
-"""Contrastive pretraining of one model with Lightning: checkpointed every epoch, resumable, seeded by step."""
+"""Contrastive pretraining of one model: its loss, its temperature by step, batches larger than the device."""
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
-import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins import TorchCheckpointIO
-from safetensors.torch import load_file, save
-from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils._pytree import tree_map_only
 
-from recipes.augment import TwoViews
-from recipes.files import write_atomically
-from recipes.screen import RunProgress
-from stochastic_bottleneck import InfoNCELoss, TemperatureSchedule
+from recipes.feeds import Feed, TrainingData
+from recipes.finished import keep, kept
+from recipes.training import Hardware, Schedule, SteppedModule, TrainingError, fit
+from stochastic_bottleneck import InfoNCELoss, TemperatureSchedule, cached_backward
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on the hardware; ours say more
-
-LIGHTNING_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-
-
-class TrainingError(Exception):
-    """Training that cannot go on, with what to change."""
+__all__ = ["Pretraining", "Training", "TrainingError", "TrainingOptions", "pretrain"]
 
 
 class TrainingOptions(NamedTuple):
-    """How a model is trained; the same for every model that is compared.
+    """What contrastive training adds to a schedule; the same for every model that is compared.
 
     Args:
-        epochs: passes over the training images.
-        batch_size: images a step, two views of each.
-        optimizer: a name that timm knows.
-        learning_rate: peak rate.
-        weight_decay: on weights; biases and norms are left out.
-        warmup_epochs: linear warm-up, then cosine decay to zero.
-        loss_temperature: of InfoNCE.
-        jitter_strength: of the colour augmentation.
-        min_crop: smallest share of the image that a crop keeps.
-        temperature_end: Concrete temperature at the last step; None to keep it.
-        precision: "32", "bf16" or "16".
-        device: "cpu" or "cuda".
-        compile: train through torch.compile.
-        seed: of weights, order, augmentation and noise.
-        view_size: side of the views in pixels; None for the images' own.
+        loss_temperature: of InfoNCE. SimCLR: 0.5 for CIFAR-10 (arXiv 2002.05709, appendix B.9), 0.1 for ImageNet.
+        temperature_end: bern: Concrete temperature after the last step, reached exponentially; None to keep it.
+        kl_weight: of the latent's KL divergence from its prior, in nats an image, where there is a latent. The
+            poster of StochCon does not say whether its loss has that term; our choice is none.
+        seed: of the order, views and noise.
     """
 
-    epochs: int
-    batch_size: int
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    warmup_epochs: float
-    loss_temperature: float
-    jitter_strength: float
-    min_crop: float
-    temperature_end: float | None
-    precision: str
-    device: str
-    compile: bool
-    seed: int
-    view_size: int | None = None
+    loss_temperature: float = 0.5
+    temperature_end: float | None = None
+    kl_weight: float = 0.0
+    seed: int = 0
 
 
 class Training(NamedTuple):
     """What a training run leaves.
 
     Args:
-        model: with its trained weights, in evaluation mode.
-        losses: InfoNCE of every step, in nats.
-        seconds: time spent in training steps, over all resumptions.
+        model: with its trained weights, in evaluation mode, on the CPU.
+        losses: of every step, in nats, as a mean over processes.
+        seconds: from the first step to the last, over all resumptions.
     """
 
     model: nn.Module
@@ -87,217 +51,155 @@ class Training(NamedTuple):
     seconds: float
 
 
-class ImageBatches(Dataset[Tensor]):
-    """Images in memory, taken a whole batch at a time."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        """One batch. Shape: (N, 3, H, W)."""
-        return self.images[indices]
-
-
-class Pretraining(L.LightningModule):
+class Pretraining(SteppedModule):
     """InfoNCE between two augmented views, for SimCLR and StochCon alike.
 
-    The order is seeded by the epoch, views and noise by the step: a run that was stopped and resumed takes the
-    same steps as one that was not, and models that draw more or less noise see the same views.
+    The loss contrasts each image with those of all processes. Each process's loss is a mean over its own rows, and
+    gathering hands every process's gradient in these rows back to it; so the average that DistributedDataParallel
+    takes is the gradient of the mean over the whole batch.
+
+    With `micro_batch`, activations of that many images a process are in memory at a time, by a gradient cache
+    (`stochastic_bottleneck.cached_backward`): the gradient is that of the whole batch, with all its negatives, for one
+    more forward pass. What the model computes over its batch it then computes over a micro batch: batch norm takes
+    its statistics there, and a `micro_batch` of two images is two images to it. Lightning leaves the backward passes
+    to this module then; the scale of 16-bit floats goes into the loss, before its gradient in the outputs is taken,
+    and gradients are exchanged between processes once, with the last micro batch.
+
+    Args:
+        model: maps two views to an output with `v` and `v_prime`, and where there is a latent `posterior`.
+        schedule: how long and how.
+        options: the loss.
+        micro_batch: largest number of images whose activations are kept; None for the whole batch.
+
+    Raises:
+        ValueError: for an option out of its range.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, options: TrainingOptions) -> None:
-        super().__init__()
-        self.model, self.images, self.options = model, images, options
-        self.augment = TwoViews(
-            options.view_size or images.shape[-1], options.jitter_strength, options.min_crop
-        )
+    def __init__(
+        self, model: nn.Module, schedule: Schedule, options: TrainingOptions, micro_batch: int | None = None
+    ) -> None:
+        super().__init__(model, schedule)
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        if not 0 <= options.kl_weight < float("inf"):
+            raise ValueError(f"kl_weight must be finite and not below 0, got {options.kl_weight}")
+        self.options, self.micro_batch = options, micro_batch
         self.loss = InfoNCELoss(options.loss_temperature, gather_distributed=True)
-        self.steps_an_epoch = len(images) // options.batch_size
-        self.losses: list[float] = []
-        self.seconds = 0.0
-        self.schedule: TemperatureSchedule | None = None
-        if (
-            options.temperature_end is not None
-            and getattr(getattr(model, "bottleneck", None), "kind", "") == "bern"
-        ):
-            total = options.epochs * self.steps_an_epoch
-            self.schedule = TemperatureSchedule(model.bottleneck, options.temperature_end, total)
+        self.annealing: TemperatureSchedule | None = None
+        self.automatic_optimization = micro_batch is None
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Shuffled batches of uint8 images; the last, smaller one is dropped."""
-        data = ImageBatches(self.images)
-        order = DistributedSampler(
-            data, self.trainer.world_size, self.trainer.global_rank, seed=self.options.seed, drop_last=True
-        )
-        return DataLoader(data, self.options.batch_size, sampler=order, drop_last=True, collate_fn=_as_is)
+    # ---- a step ---------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> Any:
-        """Timm's optimizer without decay on biases and norms, linear warm-up and cosine decay by step."""
-        o = self.options
-        optimizer = create_optimizer_v2(self.model, o.optimizer, o.learning_rate, o.weight_decay)
-        total = o.epochs * self.steps_an_epoch
-        warmup = min(round(o.warmup_epochs * self.steps_an_epoch), total - 1)
-        schedule = CosineLRScheduler(
-            optimizer,
-            t_initial=total - warmup,
-            warmup_t=warmup,
-            warmup_prefix=True,  # the cosine begins at the peak, where the warm-up ends
-            warmup_lr_init=o.learning_rate / 100,
-            t_in_epochs=False,
-        )
-        schedule.step_update(0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def step(self, views: tuple[Tensor, Tensor], labels: Tensor) -> dict[str, Any]:
+        """Loss of one batch and what the model returned for it; with micro batches also the optimizer's step."""
+        if self.micro_batch is not None:
+            return self._step_by_micro_batches(views, self.micro_batch)
+        output = self.model(*views)
+        return {"loss": self.objective(output), "output": _detached(output)}
 
-    def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric: Any) -> None:
-        """Advance timm's schedule, which counts steps itself."""
-        scheduler.step_update(self.global_step)
-
-    def on_train_epoch_start(self) -> None:
-        """Begin this epoch's account."""
-        self._epoch_losses: list[Tensor] = []
-        self._epoch_start = time.perf_counter()
-
-    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Two views, made on the device; seeds this step's augmentation and noise."""
-        step = self.global_step * self.trainer.world_size + self.global_rank
-        torch.manual_seed((self.options.seed << 32) + step)
-        return self.augment(batch)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """InfoNCE of one batch."""
-        output = self.model(*batch)
+    def objective(self, output: Any) -> Tensor:
+        """InfoNCE, and the weighted KL divergence. Shape: ()."""
         loss: Tensor = self.loss(output.v, output.v_prime)
-        self._epoch_losses.append(loss.detach())
+        if self.options.kl_weight and hasattr(output, "posterior"):
+            loss = loss + self.options.kl_weight * output.posterior.kl().mean()
         return loss
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Anneal the Concrete temperature."""
-        if self.schedule is not None:
-            self.schedule.step()
+    def _step_by_micro_batches(self, views: tuple[Tensor, Tensor], micro_batch: int) -> dict[str, Any]:
+        optimizer: Any = self.optimizers()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        whole: dict[str, Any] = {}
+        left = -(-len(views[0]) // micro_batch)
 
-    def on_train_epoch_end(self) -> None:
-        """Keep the losses, and stop before a diverged state replaces the last good checkpoint."""
-        losses = torch.stack(self._epoch_losses).float()
-        if not losses.isfinite().all():
-            kept = "the checkpoint of the epoch before is kept; " if self.current_epoch else ""
-            raise TrainingError(
-                f"the loss became {losses[~losses.isfinite()][0].item()} in epoch {self.current_epoch + 1}; "
-                f"{kept}try a lower --lr, or --precision 32"
-            )
-        self.losses += losses.tolist()
-        self.seconds += time.perf_counter() - self._epoch_start
+        def objective(output: Any) -> Tensor:
+            loss = self.objective(output)
+            whole.update(loss=loss.detach(), output=_detached(output))
+            return loss if scaler is None else scaler.scale(loss)
+
+        def backward(value: Tensor) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self.trainer.strategy.pre_backward(value)  # has DDP exchange the gradients of this one
+            value.backward()
+
+        optimizer.zero_grad()
+        cached_backward(self.model, objective, *views, chunk_size=micro_batch, backward=backward)
+        optimizer.step()  # by Lightning, which takes the scale out again
+        schedule: Any = self.lr_schedulers()
+        self.lr_scheduler_step(schedule, None)
+        return whole
+
+    # ---- temperature ----------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Plan the temperature over the steps of the run; before a checkpoint is loaded."""
+        bottleneck = getattr(self.model, "bottleneck", None)
+        if self.options.temperature_end is not None and getattr(bottleneck, "kind", "") == "bern":
+            end, steps = self.options.temperature_end, self.total_steps
+            self.annealing = TemperatureSchedule(bottleneck, end, steps)  # type: ignore[arg-type]
+
+    def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric: Any) -> None:
+        """Anneal the Concrete temperature beside the learning rate."""
+        if self.annealing is not None:
+            self.annealing.step()
+        super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs beside weights and optimizer."""
-        checkpoint["run"] = {
-            "losses": self.losses,
-            "seconds": self.seconds,
-            "schedule": self.schedule.state_dict() if self.schedule else None,
-        }
+        """Add where the annealing stands."""
+        super().on_save_checkpoint(checkpoint)
+        if self.annealing is not None:
+            checkpoint["annealing"] = self.annealing.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up where the checkpoint was written."""
-        run = checkpoint["run"]
-        self.losses, self.seconds = run["losses"], run["seconds"]
-        if self.schedule is not None:
-            self.schedule.load_state_dict(run["schedule"])
+        """Take up the annealing."""
+        super().on_load_checkpoint(checkpoint)
+        if self.annealing is not None:
+            self.annealing.load_state_dict(checkpoint["annealing"])
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that a kill cannot halve; Lightning's own move from the system's temporary files can be a copy."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write one."""
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_atomically(Path(path), content.getvalue())
-
-
-def pretrain(model: nn.Module, images: Tensor, options: TrainingOptions, folder: Path, name: str) -> Training:
+def pretrain(
+    model: nn.Module,
+    feed: Feed,
+    schedule: Schedule,
+    options: TrainingOptions,
+    hardware: Hardware,
+    folder: Path,
+    callbacks: Sequence[L.Callback] = (),
+    micro_batch: int | None = None,
+) -> Training:
     """Train a model, or finish or load what an earlier run left in `folder`.
 
     Args:
-        model: maps two views to an output with `v` and `v_prime`.
-        images: uint8. Shape: (N, 3, H, W)
-        options: how to train.
-        folder: gets `last.ckpt` after every epoch and, at the end, `weights.safetensors` and `loss.csv`.
-        name: shown beside the progress bar.
+        model: maps two views to an output with `v` and `v_prime`; trained in place.
+        feed: of a data set's `pretraining`.
+        schedule: how long and how.
+        options: the loss.
+        hardware: to train on.
+        folder: gets checkpoints and, at the end, `weights.safetensors` and `loss.csv`. With several processes, one
+            that they share.
+        callbacks: see `recipes.training.fit`.
+        micro_batch: images a process whose activations are in memory at a time; see `Pretraining`. None for its whole
+            part of the batch. Lightning's `accumulate_grad_batches` is no substitute and stays 1: sums over small
+            batches take negatives away from every image.
 
     Raises:
-        TrainingError: when a batch is larger than the data, the loss diverges, or a checkpoint does not fit.
+        TrainingError: when the loss diverges, or what is in the folder does not fit.
+        CheckpointError: when a checkpoint cannot be written, or none can be read.
+        DataError: for images that cannot be read, or a batch that the processes cannot share.
+        Stopped: when a signal asked for the end, after a checkpoint.
+        ValueError: for an option out of its range.
     """
-    if not 2 <= options.batch_size <= len(images):
-        raise TrainingError(
-            f"--batch-size must be between 2 and the {len(images)} training images, got {options.batch_size}"
-        )
-    weights, log, last = folder / "weights.safetensors", folder / "loss.csv", folder / "last.ckpt"
-    if weights.exists() and log.exists():
-        _restore(model, weights, load_file)
-        rows = list(csv.DictReader(log.read_text().splitlines()))
-        losses, seconds = [float(row["loss"]) for row in rows], float(rows[-1]["seconds"]) if rows else 0.0
-        return Training(model.eval(), losses, seconds)
-    module = Pretraining(model.to(memory_format=torch.channels_last), images, options)
-    if options.compile:
-        model.compile()
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = ModelCheckpoint(folder, "last", save_top_k=1, every_n_epochs=1, enable_version_counter=False)
-    trainer = L.Trainer(
-        accelerator={"cpu": "cpu", "cuda": "gpu"}[options.device],
-        devices=1,
-        precision=LIGHTNING_PRECISION[options.precision],
-        max_epochs=options.epochs,
-        callbacks=[checkpoint, RunProgress(name, options.batch_size)],
-        plugins=WholeCheckpoints(),
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-    if last.exists():
-        _restore(module, last, lambda path: torch.load(path, "cpu", weights_only=True)["state_dict"])
-    _fit(trainer, module, last if last.exists() else None)
-    model.eval()
-    write_atomically(log, _loss_table(module))
-    write_atomically(weights, save({k: v.contiguous() for k, v in model.cpu().state_dict().items()}))
-    return Training(model, module.losses, module.seconds)
+    account = kept(folder, model)
+    if account is not None:
+        return Training(model.eval(), *account)
+    data = TrainingData(feed, schedule.batch_size, options.seed, hardware.workers)
+    module = Pretraining(model, schedule, options, micro_batch)
+    fit(module, data, folder, hardware, callbacks)
+    if module.annealing is not None:  # an average of temperatures would be none of them
+        module.annealing.bottleneck.set_temperature(module.annealing.end)
+    return Training(model.eval(), *keep(folder, model.cpu(), module))
 
 
-def _fit(trainer: L.Trainer, module: Pretraining, checkpoint: Path | None) -> None:
-    try:
-        with warnings.catch_warnings():
-            # A deprecation inside Lightning; its advice on workers, which images in memory do not need; and its
-            # notes on a folder that holds files, as that of a resumed run does, or that was moved.
-            told = "LeafSpec|does not have many workers|exists and is not empty|dirpath has changed"
-            warnings.filterwarnings("ignore", message=f".*({told})")
-            trainer.fit(module, ckpt_path=checkpoint)
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from stop
-
-
-def _as_is(batch: Tensor) -> Tensor:
-    return batch
-
-
-def _restore(module: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]]) -> None:
-    try:
-        module.load_state_dict(read(path))
-    except Exception as error:
-        raise TrainingError(
-            f"{path} is damaged or of another model ({error}); delete it to train this model anew"
-        ) from error
-
-
-def _loss_table(module: Pretraining) -> bytes:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["step", "loss", "seconds"])
-    share = module.seconds / max(1, len(module.losses))
-    writer.writerows([i, repr(loss), f"{share * i:.2f}"] for i, loss in enumerate(module.losses, 1))
-    return table.getvalue().encode()
+def _detached(output: Any) -> Any:
+    """Nested tuples of tensors without their graph."""
+    return tree_map_only(Tensor, torch.Tensor.detach, output)

@@ -1,8 +1,10 @@
 """Commit a run's results: copy them to `examples/results/NAME` and bring the README's tables up to date.
 
     python examples/publish.py runs/cifar10-quick-seed0 cifar10_quick
+    python examples/publish.py examples/results/cifar10_quick cifar10_quick   # after a change of tables or figures
 
-Table and figures are drawn anew from the run's `results.json`, so that what is published follows from it alone.
+Table, figures and page are drawn anew from the run's `results.json`, so that what is published follows from it alone.
+The grid of views comes along for CIFAR-10, whose images may be passed on; ImageNet's may not.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 import shutil
 from pathlib import Path
 
-from recipes import report
+from recipes import paper, report
 from recipes.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +24,15 @@ TABLE = re.compile(r"(<!-- table: (?P<source>\S+) -->\n).*?(<!-- end of table --
 
 def publish(run: Path, target: Path) -> None:
     """Copy `results.json`, and draw from it."""
+    results = json.loads((run / "results.json").read_text())
+    kept = ["results.json"]
+    if (run / "views.png").exists() and paper.is_cifar10(results["data"]["name"]):
+        kept.append("views.png")
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run / "results.json", target / "results.json")
-    report.write(json.loads((target / "results.json").read_text()), target)
+    for name in kept:
+        if run.resolve() != target.resolve():
+            shutil.copyfile(run / name, target / name)
+    report.write(results, target)
 
 
 def with_tables(text: str, root: Path = ROOT) -> str:

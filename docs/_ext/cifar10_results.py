@@ -73,7 +73,8 @@ def list_table(rows: list[list[str]]) -> str:
 
 
 def setup(app: Any) -> ExtensionMetadata:
-    """Bring the results in before any page is read."""
+    """Bring the results in before any page is read; the page on the paper's table is made by the same means."""
+    app.setup_extension("reproduction")
     app.add_config_value("cifar10_results", "", "env", str)
     app.connect("builder-inited", bring_in)
     return {"parallel_read_safe": True}

@@ -1,45 +1,36 @@
-"""What a run leaves for its reader: one table, three figures, and the conditions it was measured under."""
+"""What a run leaves for its reader: a table, figures, one page of everything, and what they were measured under."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from recipes import figures, page
+from recipes.figures import LABELS
 from recipes.files import write_atomically
 
-matplotlib.use("Agg")
-
-LABELS = {
-    "pixels": "raw pixels",
-    "untrained": "untrained encoder",
-    "simclr": "SimCLR",
-    "bern": "StochCon Bern",
-    "gauss": "StochCon Gauss",
-}
-# Okabe and Ito's palette, told apart by colour-blind readers, with a line style each for print.
-STYLES = {"simclr": ("#000000", "--"), "bern": ("#0072B2", "-"), "gauss": ("#D55E00", "-.")}
 COLUMNS = (
     "features",
     "width",
     "probe %",
+    "probe top-5 %",
     "kNN %",
+    "fine-tuned %",
+    "fine-tuned top-5 %",
     "forest F1 %",
     "ones %",
     "compression",
 )
+"""Columns beside the model; a table leaves out those that none of its rows fills."""
+FEW_CLASSES = 10  # five of which are half: a top-5 among them says next to nothing
 
 
 def environment() -> dict[str, Any]:
@@ -78,29 +69,63 @@ def _commit() -> str | None:
     return told.stdout.strip()
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's cells, one row for each representation: its model, then `COLUMNS`."""
-    table = []
-    for name, result in {**results["baselines"], **results["models"]}.items():
-        for key, representation in (("h", "h"), ("z", "z, bits" if name == "bern" else "z, mean")):
-            if key not in result:
-                continue
-            scores = result[key]
-            latent = key == "z"
-            bits = result.get("bits") if latent else None
-            table.append(
-                (
-                    LABELS[name],
-                    representation if name != "pixels" else "pixels",
-                    f"{scores['dim']}",
-                    f"{100 * scores['probe']:.1f}",
-                    f"{100 * scores['knn']:.1f}" if "knn" in scores else "-",
-                    f"{100 * result['forest']['f1'][-1]:.1f}" if latent else "-",
-                    f"{100 * bits['share_of_ones']:.1f}" if bits else "-",
-                    f"{bits['compression_ratio']:g}x" if bits else "-",
-                )
-            )
-    return table
+# ---- the table ------------------------------------------------------------------------------------------------
+
+
+def table(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's cells: its header, then a row for each representation of each model."""
+    cells = [
+        _row(name, key, result)
+        for name, result in {**results["baselines"], **results["models"]}.items()
+        for key in ("h", "z")
+        if key in result or (key == "h" and "trained" in result)
+    ]
+    header = ("model", *COLUMNS)
+    few = results["data"]["classes"] <= FEW_CLASSES
+    filled = [
+        i
+        for i, column in enumerate(header)
+        if any(row[i] != "-" for row in cells) and not (few and "top-5" in column)
+    ]
+    return [tuple(row[i] for i in filled) for row in (header, *cells)]
+
+
+def _row(name: str, key: str, result: dict[str, Any]) -> tuple[str, ...]:
+    scores, latent = result.get(key, {}), key == "z"
+    bits = result.get("bits") if latent else None
+    forest = result.get("forest") if latent else None
+    labelled = {} if latent else result.get("finetuned") or result.get("trained") or {}
+    features = {"h": "pixels" if name == "pixels" else "h", "z": "z, bits" if name == "bern" else "z, mean"}
+    return (
+        LABELS[name],
+        features[key],
+        f"{scores['dim']}" if "dim" in scores else "-",
+        _percent(scores.get("probe")),
+        _percent(scores.get("probe_top5")),
+        _percent(scores.get("knn")),
+        _percent(labelled.get("accuracy")),
+        _percent(labelled.get("top5")),
+        _percent(forest["f1"][-1] if forest else None),
+        _percent(bits["share_of_ones"] if bits else None),
+        compression(bits) if bits else "-",
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def compression(bits: dict[str, Any]) -> str:
+    """How many times smaller codes are than images, from the bytes of both where they were recorded.
+
+    A whole number is said as one only where it is one.
+    """
+    if "image_bytes" in bits and "code_bytes" in bits:
+        ratio = bits["image_bytes"] / bits["code_bytes"]
+    else:
+        ratio = bits["compression_ratio"]
+    said = f"{ratio:g}"
+    return f"{said if float(said) == ratio else f'{ratio:.2f}'}x"
 
 
 def title(results: dict[str, Any]) -> str:
@@ -113,31 +138,36 @@ def title(results: dict[str, Any]) -> str:
 
 
 def terminal_table(results: dict[str, Any]) -> Table:
-    """The table for a terminal."""
-    table = Table(title=escape(title(results)), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for column in COLUMNS:
-        heading = column.replace(" ", "\n", 1)  # two lines, so that 80 columns are enough
-        table.add_column(heading, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
-    for row in rows(results):
-        table.add_row(*row)
-    return table
+    """The table for a terminal; 80 columns are enough for it."""
+    header, *cells = table(results)
+    shown = [i for i, column in enumerate(header) if column != "width"]
+    gap = 1 if len(shown) < 10 else 0  # beside the one that the box leaves
+    made = Table(title=escape(title(results)), box=SIMPLE, padding=(0, gap, 0, 0), pad_edge=False)
+    for i in shown:
+        heading = (
+            header[i].replace("fine-", "fine-\n").replace(" ", "\n").replace("compression", "com-\npression")
+        )
+        made.add_column(heading, justify="left" if i < 2 else "right", no_wrap=True)
+    for row in cells:
+        made.add_row(*(row[i] for i in shown))
+    return made
 
 
 def markdown_table(results: dict[str, Any]) -> str:
     """The table for the README and the documentation."""
-    header = ("model", *COLUMNS)
-    lines = [header, tuple("---" for _ in header), *rows(results)]
+    header, *cells = table(results)
+    lines = [header, tuple("---" for _ in header), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def against_baselines(results: dict[str, Any]) -> list[str]:
-    """A sentence for each model: how far its features are from both baselines, above or below."""
+    """A sentence for each model that is judged frozen: how far its features are from the baselines."""
     baselines = {name: result["h"]["probe"] for name, result in results["baselines"].items()}
     sentences = []
     for name, model in results["models"].items():
-        gaps = [_gap(100 * (model["h"]["probe"] - score), LABELS[b]) for b, score in baselines.items()]
-        sentences.append(f"{LABELS[name]}, linear probe on h: {' and '.join(gaps)}")
+        if "probe" in model.get("h", {}) and baselines:
+            gaps = [_gap(100 * (model["h"]["probe"] - score), LABELS[b]) for b, score in baselines.items()]
+            sentences.append(f"{LABELS[name]}, linear probe on h: {' and '.join(gaps)}")
     return sentences
 
 
@@ -147,80 +177,26 @@ def _gap(points: float, baseline: str) -> str:
     return f"{abs(points):.1f} points {'above' if points > 0 else 'below'} {baseline}"
 
 
+# ---- what is left ---------------------------------------------------------------------------------------------
+
+
 def write(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write table and figures; returns their paths."""
-    table = folder / "table.md"
-    write_atomically(table, f"{title(results)}.\n\n{markdown_table(results)}\n".encode())
-    return [table, *figures(results, folder)]
+    """Write the table, the figures and the page, with the folder's `views.png` where it has one.
 
-
-def figures(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw the loss curve, F1 against bits and bit usage; those that the models of this run allow."""
-    drawn = {"loss.png": loss_figure(results)}
-    if any("forest" in model for model in results["models"].values()):
-        drawn["f1_against_bits.png"] = forest_figure(results)
-    if "bits" in results["models"].get("bern", {}):
-        drawn["bit_usage.png"] = usage_figure(results["models"]["bern"]["bits"])
-    for name, figure in drawn.items():
-        content = BytesIO()
-        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
-        write_atomically(folder / name, content.getvalue())
-        plt.close(figure)
-    return [folder / name for name in drawn]
-
-
-def loss_figure(results: dict[str, Any]) -> Figure:
-    """InfoNCE by epoch."""
-    figure, axes = _axes("epoch", "InfoNCE (nats), mean over an epoch")
-    for name, model in results["models"].items():
-        colour, style = STYLES[name]
-        losses = model["epoch_losses"]
-        axes.plot(range(1, len(losses) + 1), losses, style, color=colour, label=LABELS[name])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-    return figure
-
-
-def forest_figure(results: dict[str, Any]) -> Figure:
-    """A random forest's F1 against the number of latent dimensions it sees, the most important first."""
-    figure, axes = _axes("latent dimensions kept, the most important first", "random forest, mean F1 (%)")
-    chance = 100 / results["data"]["classes"]
-    for name, model in results["models"].items():
-        if "forest" in model:
-            colour, style = STYLES[name]
-            f1 = [100 * value for value in model["forest"]["f1"]]
-            label = f"{LABELS[name]} ({'bits' if name == 'bern' else 'real numbers'})"
-            axes.plot(model["forest"]["counts"], f1, style, color=colour, marker="o", label=label)
-            ticks = model["forest"]["counts"]
-    axes.axhline(chance, color="grey", linestyle=":", linewidth=1)
-    axes.annotate("chance", (ticks[-1], chance), ha="right", va="bottom", color="grey")
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    return figure
-
-
-def usage_figure(bits: dict[str, Any]) -> Figure:
-    """Share of ones of each bit, sorted: flat at a half when every bit is used."""
-    figure, axes = _axes("bits, sorted by their share of ones", "share of ones over the test images (%)")
-    correlation = "-" if bits["correlation"] is None else f"{bits['correlation']:.2f}"
-    shares = sorted(100 * share for share in bits["share_of_ones_by_bit"])
-    axes.bar(range(1, len(shares) + 1), shares, width=1.0, color=STYLES["bern"][0])
-    axes.axhline(50, color="black", linestyle=":", linewidth=1)
-    axes.set_ylim(0, 100)
-    axes.set_title(
-        f"mean {100 * bits['share_of_ones']:.1f} % ones, {bits['entropy']:.3f} bits of entropy a bit, "
-        f"mean |correlation| {correlation}",
-        fontsize=9,
+    Returns:
+        Their paths.
+    """
+    tabular, paged, views = folder / "table.md", folder / "report.html", folder / "views.png"
+    write_atomically(tabular, f"{title(results)}.\n\n{markdown_table(results)}\n".encode())
+    pictures = figures.draw(results)
+    drawn = figures.save(pictures, folder)
+    page.write_page(
+        results,
+        pictures,
+        paged,
+        title=title(results),
+        table=table(results),
+        sentences=against_baselines(results),
+        views=views.read_bytes() if views.exists() else None,
     )
-    return figure
-
-
-def _axes(x: str, y: str) -> tuple[Figure, Any]:
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return [tabular, *drawn, paged]

@@ -19,7 +19,9 @@ from pathlib import Path
 import cifar10_full
 from recipes import data, evaluate, report
 from recipes.files import write_atomically, write_json
+from recipes.models import CONTRASTIVE
 from recipes.screen import console
+from recipes.settings import hardware, pretrain_model
 
 TABLE = Path(__file__).parent / "results" / "quick_settings.csv"
 
@@ -60,7 +62,8 @@ def measure(name: str, options: tuple[str, ...], seed: int, folder: Path) -> Pat
             ["--preset", "quick", "--held-out", "--seed", str(seed), "--out", str(out), *options]
         )
         console.rule(f"{path.parent.name}, {report.LABELS[name]}, seed {seed}", align="left")
-        result = cifar10_full.train(name, args, held_out())
+        model = pretrain_model(name, args, held_out(), hardware(args), out / name).model
+        result = evaluate.evaluate(model, held_out(), hardware(args), seed)
         scores = {
             f"{key}_{score}": result.get(key, {}).get(score) for key in "hz" for score in ("probe", "knn")
         }
@@ -80,7 +83,7 @@ def models_of(setting: str, options: tuple[str, ...]) -> tuple[str, ...]:
     if setting in FOR_BITS:
         return ("bern",)
     named = {option for option in options if option.startswith("--")}
-    return ("bern", "gauss") if named and named <= FOR_LATENTS else cifar10_full.MODELS
+    return ("bern", "gauss") if named and named <= FOR_LATENTS else CONTRASTIVE
 
 
 def table(seeds: list[int], folder: Path) -> str:
@@ -124,7 +127,8 @@ def main() -> None:
         write_json(TABLE.with_suffix(".json"), {**measured_on, "published_from": report.environment()})
     else:
         if not pixels.exists():
-            write_json(pixels, evaluate.judge(evaluate.pixels(held_out()), held_out()))
+            machine = hardware(cifar10_full.parse(["--preset", "quick"]))
+            write_json(pixels, evaluate.judge(evaluate.pixels(held_out(), machine), held_out()))
         for seed in args.seeds:
             for setting, options in {**SETTINGS, **FOR_BITS}.items():
                 for name in models_of(setting, options):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 import cifar10_full
 import pytest
 import torch
-from recipes import data, evaluate, report
+from recipes import classify, data, evaluate, report, run, settings
+from recipes.grid import save_grid
 from recipes.pretrain import pretrain
 from small_images import write_folder
 
@@ -22,14 +24,20 @@ from stochastic_bottleneck.evaluation import forest_curve
 ROOT = Path(__file__).parents[1]
 EPOCHS, STEPS, DIM = 2, 3, 64
 COUNTS = [1, 2, 5, 11, 25, 50, DIM]
-TINY = ["--preset", "quick", "--epochs", f"{EPOCHS}", "--batch-size", "12", "--dim", f"{DIM}"]
+TINY = [
+    *("--preset", "quick", "--epochs", f"{EPOCHS}", "--batch-size", "12", "--dim", f"{DIM}"),
+    *("--finetune-epochs", "1", "--finetune-batch-size", "12"),
+    *("--supervised-epochs", "2", "--supervised-batch-size", "12", "--track-every", "1"),
+]
 ALL = ("simclr", "bern", "gauss")
+PARTS = ("pretrain", "frozen", "finetune")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_forests():
-    """Forests of a few trees; their number is no part of what is tested here."""
+def small_forests_and_grids():
+    """Forests of a few trees, grids of a few views; their number is no part of what is tested here."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "save_grid", functools.partial(save_grid, images=2, views=2))
         patch.setattr(evaluate, "forest_curve", functools.partial(forest_curve, trees=5, jobs=1))
         yield
 
@@ -44,7 +52,7 @@ def folder(tmp_path_factory):
 def call(folder, tmp_path, capsys):
     """Run in this process: exit code and everything that was printed, spaces run together."""
 
-    def run(*arguments, out=tmp_path / "out", source=folder):
+    def main(*arguments, out=tmp_path / "out", source=folder):
         try:
             code = cifar10_full.main([*TINY, "--data", str(source), "--out", str(out), *arguments])
         except SystemExit as stop:  # argparse's way out
@@ -52,12 +60,12 @@ def call(folder, tmp_path, capsys):
         printed = capsys.readouterr()
         return code, " ".join((printed.out + printed.err).split())
 
-    return run
+    return main
 
 
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
-    """A run of all three models."""
+    """A run of all four models."""
     out = tmp_path_factory.mktemp("runs") / "all"
     assert cifar10_full.main([*TINY, "--precision", "32", "--data", str(folder), "--out", str(out)]) == 0
     return out
@@ -70,7 +78,7 @@ def results_of(out):
 def lasting(results):
     """Results without what differs from one run to the next of the same thing."""
     if isinstance(results, dict):
-        passing = ("seconds", "training_seconds", "command", "date")
+        passing = ("seconds", "training_seconds", "command", "date", "images_per_second")
         return {k: lasting(v) for k, v in results.items() if k not in passing}
     return results
 
@@ -86,69 +94,21 @@ def must_not_run(*args, **kwargs):
 # ---- the command line -----------------------------------------------------------------------------------------
 
 
-def test_help_explains_every_option(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cifar10_full.main(["--help"])
-    assert stop.value.code == 0
-    told = capsys.readouterr().out
-    options = [name for name in vars(cifar10_full.parse([])) if name != "reason"]
-    assert len(options) > 20
-    for name in options:
-        assert re.search(rf"^  --{name.replace('_', '-')}\b", told, re.MULTILINE), name
-    for preset in cifar10_full.PRESETS:
-        assert f"--preset {preset}" in told  # an example of each
-    assert max(len(line) for line in told.splitlines()) < 125
-
-
-def test_presets_set_the_same_options():
-    names = {frozenset(preset) for preset in cifar10_full.PRESETS.values()}
-    assert len(names) == 1
-
-
-NO_GPU, GPU = "there is no CUDA device", "a CUDA device is here"
-DEFAULTS = [
-    # cuda, arguments, preset, device, in the reason
-    (False, [], "quick", "cpu", NO_GPU),
-    (True, [], "paper", "cuda", GPU),
-    (True, ["--device", "cpu"], "quick", "cpu", ""),
-    (False, ["--preset", "paper"], "paper", "cpu", "as asked"),
-    (True, ["--preset", "cpu"], "cpu", "cuda", "as asked"),
-]
-
-
-@pytest.mark.parametrize(("cuda", "arguments", "preset", "device", "reason"), DEFAULTS)
-def test_the_default_preset_is_said_and_explained_before_anything_starts(
-    monkeypatch, tmp_path, capsys, cuda, arguments, preset, device, reason
-):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+def test_what_happens_is_said_and_explained_before_anything_starts(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     nowhere = ["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
-    assert cifar10_full.main([*arguments, *nowhere]) == 2
-    first, stopped = " ".join(capsys.readouterr().out.split()).split("stopped:")
-    assert f"preset {preset} ({reason}" in first
-    assert f"device {device}" in first
-    assert "SimCLR, StochCon Bern, StochCon Gauss" in first
-    assert f"encoder {cifar10_full.PRESETS[preset]['encoder']}" in first
-    assert ("far too slow for a CPU" in first) == (preset == "paper" and device == "cpu")
-    assert "no data at" in stopped
-    if cuda:
-        assert NO_GPU not in first
-
-
-def test_a_preset_fills_in_what_was_not_given():
-    args = cifar10_full.parse(["--preset", "cpu", "--epochs", "7", "--hard"])
-    expected = {**cifar10_full.PRESETS["cpu"], "epochs": 7, "hard": True}
-    assert {name: getattr(args, name) for name in expected} == expected
-    assert args.out == Path("runs/cifar10-cpu-seed0")
-    assert cifar10_full.parse(["--model", "gauss", "simclr", "gauss"]).model == ["simclr", "gauss"]
-    assert cifar10_full.parse(["--seed", "3", "--preset", "quick"]).out == Path("runs/cifar10-quick-seed3")
-
-
-def test_the_learning_rate_follows_the_batch_unless_it_is_given():
-    preset = cifar10_full.PRESETS["quick"]
-    halved = ["--preset", "quick", "--batch-size", str(preset["batch_size"] // 2)]
-    assert cifar10_full.parse(halved).lr == preset["lr"] / 2
-    assert cifar10_full.parse([*halved, "--lr", "0.7"]).lr == 0.7
-    assert cifar10_full.parse(["--preset", "quick"]).lr == preset["lr"]
+    for arguments, preset, reason in (
+        ([], "quick", "there is no CUDA"),
+        (["--preset", "cpu"], "cpu", "as asked"),
+    ):
+        assert cifar10_full.main([*arguments, *nowhere]) == 2
+        first, stopped = " ".join(capsys.readouterr().out.split()).split("stopped:")
+        assert f"preset {preset} ({reason}" in first
+        assert "device cpu, precision bf16" in first
+        assert "SimCLR, StochCon Bern, StochCon Gauss, Supervised" in first
+        assert f"encoder {cifar10_full.PRESETS[preset]['encoder']}" in first
+        assert "no data at" in stopped
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -167,59 +127,6 @@ def test_where_images_come_from(monkeypatch, arguments, source):
     assert asked == [source]
 
 
-BAD = [
-    ("--preset", "huge"),
-    ("--model", "vae"),
-    ("--device", "tpu"),
-    ("--device", "cuda"),
-    ("--precision", "8"),
-    ("--precision", "16"),
-    ("--encoder", "vgg"),
-    ("--optimizer", "magic"),
-    ("--seed", "one"),
-    ("--seed", "-1"),
-    ("--seed", str(2**31)),
-    ("--epochs", "0"),
-    ("--epochs", "1.5"),
-    ("--batch-size", "0"),
-    ("--batch-size", "1"),
-    ("--dim", "-4"),
-    ("--projection-dim", "0"),
-    ("--lr", "0"),
-    ("--lr", "nan"),
-    ("--lr", "inf"),
-    ("--lr", "fast"),
-    ("--weight-decay", "-0.1"),
-    ("--weight-decay", "nan"),
-    ("--warmup-epochs", "-1"),
-    ("--loss-temperature", "0"),
-    ("--jitter", "-0.5"),
-    ("--jitter", "3"),
-    ("--min-crop", "0"),
-    ("--min-crop", "1.5"),
-    ("--temperature", "0"),
-    ("--temperature-end", "-1"),
-    ("--location-std", "-1"),
-]
-
-
-@pytest.mark.parametrize(("option", "value"), BAD)
-def test_a_bad_value_is_refused_by_name_before_anything_starts(monkeypatch, call, tmp_path, option, value):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    code, printed = call(option, value)
-    assert code == 2
-    complaint = printed.split("error: ")[1]
-    assert option in complaint
-    assert value in complaint
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_unknown_option_is_refused(call):
-    code, printed = call("--learning-rate", "1")
-    assert code == 2
-    assert "--learning-rate" in printed.split("error: ")[1]
-
-
 @pytest.mark.parametrize("seed", [0, 2**31 - 1])
 def test_the_seeds_at_both_ends_work(call, seed):
     assert call("--model", "simclr", "--seed", str(seed), "--epochs", "1")[0] == 0
@@ -229,13 +136,18 @@ def test_the_seeds_at_both_ends_work(call, seed):
 
 
 def test_a_run_leaves_its_files(finished):
-    files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
-    parts = {f"{name}/{file}" for name in ALL for file in ("last.ckpt", "weights.safetensors", "loss.csv")}
-    evaluations = {f"{name}/evaluation.json" for name in ("pixels", "untrained", *ALL)}
-    figures = {"loss.png", "f1_against_bits.png", "bit_usage.png"}
-    assert files == {"config.json", "results.json", "table.md"} | parts | evaluations | figures
+    parts = {path.relative_to(finished).with_suffix("").as_posix() for path in finished.glob("*/*.json")}
+    chains = {f"{name}/{part}" for name in ALL for part in PARTS}
+    assert parts == {"pixels/frozen", "untrained/frozen", "supervised/train"} | chains
+    for name in ALL:
+        left = {path.name for path in (finished / name / "pretrain").iterdir()}
+        assert {"weights.safetensors", "loss.csv", "metrics.csv", "tensorboard"} <= left
+    figures = {"loss", "knn", "f1_against_bits", "bit_usage", "latent", "classification", "views"}
     for name in figures:
-        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+        assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+    files = {path.name for path in finished.iterdir() if path.is_file()}
+    others = {"config.json", "results.json", "table.md", "report.html"}
+    assert files == others | {f"{name}.png" for name in figures}
 
 
 def test_results_say_what_was_run_on_what(finished, folder):
@@ -249,15 +161,18 @@ def test_results_say_what_was_run_on_what(finished, folder):
         "train": 36,
         "test": 18,
         "classes": 3,
+        "image_shape": [32, 32, 3],
         "sha256": images.fingerprint,
     }
     config = results["config"]
-    assert config["model"] == list(ALL)
+    assert config["model"] == [*ALL, "supervised"]
     assert (config["epochs"], config["batch_size"], config["dim"]) == (EPOCHS, 12, DIM)
     assert (config["preset"], config["precision"], config["device"]) == ("quick", "32", "cpu")
     kept = json.loads((finished / "config.json").read_text())
     assert kept == {k: v for k, v in config.items() if k != "model"}
-    assert set(results["seconds"]) == {"pixels", "untrained", *ALL, "this_call"}
+    chains = {f"{name}/{part}" for name in ALL for part in PARTS}
+    others = {"pixels/frozen", "untrained/frozen", "supervised/train", "this_call"}
+    assert set(results["seconds"]) == chains | others
     assert all(seconds >= 0 for seconds in results["seconds"].values())
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", results["date"])
 
@@ -269,7 +184,8 @@ def share(value):
 def test_scores_are_shares_of_the_right_representations(finished):
     results = results_of(finished)
     assert set(results["baselines"]) == {"pixels", "untrained"}
-    assert list(results["models"]) == list(ALL)
+    assert list(results["models"]) == [*ALL, "supervised"]
+    supervised = results["models"].pop("supervised")
     judged = {name: part["h"] for name, part in (results["baselines"] | results["models"]).items()}
     latents = {name: results["models"][name]["z"] for name in ("bern", "gauss")}
     assert "z" not in results["models"]["simclr"]
@@ -280,11 +196,18 @@ def test_scores_are_shares_of_the_right_representations(finished):
     assert {judged[name]["dim"] for name in ("untrained", *ALL)} == {256}
     assert {scores["dim"] for scores in latents.values()} == {DIM}
     assert judged["pixels"]["probe"] > 0.9  # colours tell these classes apart
+    labelled = [results["models"][name]["finetuned"] for name in ALL] + [supervised["trained"]]
+    for scores in labelled:
+        assert set(scores) == {"accuracy", "f1", "top5", "seconds", "epoch_losses"}
+        assert share(scores["accuracy"])
+    assert [len(scores["epoch_losses"]) for scores in labelled] == [1, 1, 1, 2]
+    assert "h" not in supervised
 
 
 def test_losses_are_those_of_its_steps(finished):
-    for name, model in results_of(finished)["models"].items():
-        rows = (finished / name / "loss.csv").read_text().splitlines()[1:]
+    models = results_of(finished)["models"]
+    for name, model in ((name, models[name]) for name in ALL):
+        rows = (finished / name / "pretrain" / "loss.csv").read_text().splitlines()[1:]
         losses = torch.tensor([float(row.split(",")[1]) for row in rows])
         assert len(losses) == EPOCHS * STEPS
         assert model["epoch_losses"] == pytest.approx(
@@ -292,6 +215,11 @@ def test_losses_are_those_of_its_steps(finished):
         )
         assert all(0 < loss < 10 for loss in model["epoch_losses"])
         assert model["training_seconds"] >= 0
+        metrics = model["metrics"]
+        assert metrics["step"] == list(range(1, EPOCHS * STEPS + 1))
+        assert metrics["loss"] == pytest.approx(losses.tolist(), abs=1e-5)
+        assert share(metrics["knn"][-1])
+        assert ("share_of_ones" in metrics) == (name == "bern")
 
 
 def test_the_forest_is_measured_at_the_counts_of_the_paper(finished):
@@ -317,7 +245,7 @@ def test_bits_are_counted_on_the_test_images(finished):
     assert 0 < bits["share_of_ones"] < 1
     assert bits["images"] == 18
     assert 1 <= bits["distinct_codes"] <= 18
-    assert bits["bytes_a_code"] == DIM // 8
+    assert (bits["image_bytes"], bits["code_bytes"]) == (32 * 32 * 3, DIM // 8)
     assert bits["compression_ratio"] == 32 * 32 * 3 * 8 / DIM
     assert share(bits["entropy"])
     assert share(bits["correlation"])
@@ -329,23 +257,26 @@ def test_the_table_is_that_of_its_results(finished):
     title, _, table = (finished / "table.md").read_text().partition("\n\n")
     assert title.rstrip(".") == report.title(results_of(finished))
     assert table == report.markdown_table(results_of(finished)) + "\n"
-    assert len(table.splitlines()) == 2 + 2 + 1 + 2 + 2  # head, baselines, and a row for each representation
+    assert len(table.splitlines()) == 2 + 2 + 1 + 2 + 2 + 1  # head, baselines, a row for each representation
 
 
 def test_the_terminal_shows_stages_table_and_sentences(call):
     code, printed = call("--model", "bern")
     assert code == 0
     for said in (
-        "1/3 raw pixels",
-        "2/3 untrained encoder",
-        "3/3 StochCon Bern",
+        "1/5 raw pixels",
+        "2/5 untrained encoder",
+        "3/5 StochCon Bern, pretraining",
+        "4/5 StochCon Bern, frozen evaluation",
+        "5/5 StochCon Bern, fine-tuning",
         "36 training, 18 test images",
     ):
         assert said in printed
     assert f"epoch {EPOCHS}/{EPOCHS} loss" in printed
     assert "left 0:00:00" in printed
     assert "StochCon Bern, linear probe on h:" in printed
-    assert "results.json, table.md, loss.png, f1_against_bits.png, bit_usage.png" in printed
+    for file in ("results.json", "table.md", "report.html", "f1_against_bits.png", "bit_usage.png"):
+        assert file in printed.split("StochCon Bern, linear probe on h:")[1]
 
 
 @pytest.mark.parametrize("precision", ["32", None], ids=["fp32", "default"])
@@ -355,7 +286,8 @@ def test_simclr_alone(call, tmp_path, precision):
     results = results_of(tmp_path / "out")
     assert list(results["models"]) == ["simclr"]
     assert results["config"]["precision"] == (precision or "bf16")
-    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"loss.png"}
+    drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert drawn == {"views", "loss", "knn", "classification"}
 
 
 def test_precision_changes_numbers_a_little(call, tmp_path):
@@ -370,27 +302,42 @@ def test_precision_changes_numbers_a_little(call, tmp_path):
 def test_options_reach_model_and_training(call, tmp_path, monkeypatch):
     seen = {}
 
-    def look(model, images, options, folder, name):
-        seen.update(model=model, options=options, images=len(images), name=name)
-        return pretrain(model, images, options, folder, name)
+    def look(model, feed, schedule, options, *args, **kwargs):
+        seen.update(model=model, feed=feed, schedule=schedule, options=options)
+        return pretrain(model, feed, schedule, options, *args, **kwargs)
 
-    monkeypatch.setattr(cifar10_full, "pretrain", look)
+    monkeypatch.setattr(settings, "pretrain", look)
     options = (
-        "--model bern --held-out --symmetric --hard --temperature 0.8 --temperature-end 0.4 --jitter 0.3"
+        "--model bern --held-out --symmetric --hard --temperature 0.8 --temperature-end 0.4 --jitter 0.3 --blur 0.2 "
+        "--min-crop 0.6 --optimizer adamw --lr 0.001 --weight-decay 0.01 --loss-temperature 0.3 --norm group"
     )
-    assert call(*options.split(), "--min-crop", "0.6", "--optimizer", "adamw", "--lr", "0.001")[0] == 0
+    assert call(*options.split())[0] == 0
     bottleneck = seen["model"].bottleneck
     assert (bottleneck.kind, bottleneck.dim, bottleneck.hard) == ("bern", DIM, True)
     assert seen["model"].symmetric
+    assert any(isinstance(m, torch.nn.GroupNorm) for m in seen["model"].encoder.modules())
     assert bottleneck.temperature.item() == pytest.approx(0.4)
-    assert seen["images"] == 30  # two of twelve images of each class are held out
-    assert seen["name"] == "StochCon Bern"
-    chosen = seen["options"]
-    assert (chosen.jitter_strength, chosen.min_crop, chosen.optimizer) == (0.3, 0.6, "adamw")
-    assert (chosen.learning_rate, chosen.temperature_end) == (0.001, 0.4)
+    assert len(seen["feed"].dataset) == 30  # two of twelve images of each class are held out
+    views = seen["feed"].transform
+    assert (views.strength, views.min_scale, views.blur) == (0.3, 0.6, 0.2)
+    assert seen["schedule"][:5] == (EPOCHS, 12, "adamw", 0.001, 0.01)
+    assert (seen["options"].loss_temperature, seen["options"].temperature_end) == (0.3, 0.4)
     results = results_of(tmp_path / "out")
     assert (results["data"]["train"], results["data"]["test"]) == (30, 6)
     assert "held out" in results["data"]["name"]
+
+
+@pytest.mark.parametrize("extra", [["--micro-batch", "4"], ["--ema", "0.9"], ["--finetune-epochs", "0"]])
+def test_ways_to_train_change_what_they_should(call, finished, tmp_path, extra):
+    assert call("--model", "simclr", "--precision", "32", *extra)[0] == 0
+    result, expected = (results_of(out)["models"]["simclr"] for out in (tmp_path / "out", finished))
+    assert ("finetuned" in result) == ("--finetune-epochs" not in extra)
+    same_losses = result["epoch_losses"] == expected["epoch_losses"]
+    assert same_losses == ("--micro-batch" not in extra)  # batch norm sees fewer images
+    weights = [
+        (out / "simclr/pretrain/weights.safetensors").read_bytes() for out in (tmp_path / "out", finished)
+    ]
+    assert (weights[0] == weights[1]) == ("--finetune-epochs" in extra)
 
 
 def test_the_same_seed_gives_the_same_results_and_another_does_not(call, finished, tmp_path):
@@ -417,13 +364,18 @@ def test_an_earlier_run_is_not_overwritten(call, finished):
 
 
 def test_a_finished_run_is_shown_again_without_work(call, finished, monkeypatch):
-    for name in ("pretrain", "judge_pixels", "evaluate_untrained"):
-        monkeypatch.setattr(cifar10_full, name, must_not_run)
-    monkeypatch.setattr(evaluate, "evaluate", must_not_run)
+    for module, name in (
+        (run, "pretrain_model"),
+        (classify, "fine_tune"),
+        (classify, "supervise"),
+        (evaluate, "evaluate"),
+        (evaluate, "judge"),
+    ):
+        monkeypatch.setattr(module, name, must_not_run)
     before, files = results_of(finished), content(finished)
     code, printed = call("--precision", "32", "--resume", out=finished)
     assert code == 0
-    assert printed.count(", kept") == 5
+    assert printed.count(", kept") == 2 + len(ALL) * len(PARTS) + 1
     assert "StochCon Bern, linear probe on h:" in printed
     assert lasting(results_of(finished)) == lasting(before)
     untouched = [path for path in files if len(path.parts) > 1]
@@ -475,44 +427,98 @@ def test_a_batch_larger_than_the_data_is_mended_without_a_new_folder(call, tmp_p
     code, printed = call("--model", "simclr", "--batch-size", "37", out=tmp_path / "a")
     assert code == 2
     assert re.search(r"stopped: --batch-size .*36 training images", printed)
+    assert call("--model", "simclr", out=tmp_path / "a")[0] == 0
 
 
 def test_models_can_be_added_to_a_run(call, finished, tmp_path, monkeypatch):
     told = ("--precision", "32", "--model", "simclr")
     assert call(*told)[0] == 0
-    trained = []
+    trained, pretrain_model = [], run.pretrain_model
 
-    def look(model, images, options, folder, name):
+    def look(name, *args):
         trained.append(name)
-        return pretrain(model, images, options, folder, name)
+        return pretrain_model(name, *args)
 
-    monkeypatch.setattr(cifar10_full, "pretrain", look)
-    assert call("--precision", "32", "--model", "simclr", "gauss", "--resume")[0] == 0
-    assert trained == ["StochCon Gauss"]
-    models, expected = results_of(tmp_path / "out")["models"], results_of(finished)["models"]
-    assert lasting(models) == lasting({name: expected[name] for name in ("simclr", "gauss")})
+    monkeypatch.setattr(run, "pretrain_model", look)
+    assert call("--precision", "32", "--model", "gauss", "supervised", "--resume")[0] == 0
+    assert trained == ["gauss"]
+    results, expected = results_of(tmp_path / "out"), results_of(finished)["models"]
+    names = ["simclr", "gauss", "supervised"]  # what was done before is told too
+    assert results["config"]["model"] == names
+    assert lasting(results["models"]) == lasting({name: expected[name] for name in names})
 
 
-@pytest.mark.parametrize("where", ["training", "evaluation"])
-def test_a_run_stopped_between_ends_as_one_that_was_not(call, finished, tmp_path, monkeypatch, where):
-    def stop_in_bern(*args, **kwargs):
-        if where == "training" and args[4] != "StochCon Bern":
-            return pretrain(*args, **kwargs)
-        if where == "evaluation" and not hasattr(args[0], "bottleneck"):
-            return whole_evaluation(*args, **kwargs)
+def test_each_model_is_reported_as_soon_as_it_is_done(call, tmp_path, monkeypatch):
+    def stop(self):
         raise KeyboardInterrupt
 
-    whole_evaluation = evaluate.evaluate
+    monkeypatch.setattr(run.Run, "supervise", stop)
+    code, printed = call("--model", "simclr", "supervised")
+    assert code == 130
+    assert printed.endswith("--model simclr supervised --resume")
+    assert list(results_of(tmp_path / "out")["models"]) == ["simclr"]
+    for file in ("table.md", "report.html"):
+        assert "SimCLR" in (tmp_path / "out" / file).read_text()
+
+
+def test_what_changes_no_number_may_change(call, finished):
+    told = "--precision 32 --resume --workers 1 --checkpoint-steps 2 --checkpoint-minutes 3 --track-every 9"
+    assert call(*told.split(), out=finished)[0] == 0
+
+
+def test_a_pretrained_model_is_read_where_only_later_parts_are_missing(call, finished, tmp_path, monkeypatch):
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    for part in ("frozen", "finetune"):
+        (out / "bern" / f"{part}.json").unlink()
+    shutil.rmtree(out / "bern" / "finetune")
+    monkeypatch.setattr(run, "pretrain_model", must_not_run)
+    assert call("--precision", "32", "--resume", out=out)[0] == 0
+    assert lasting(results_of(out)["models"]) == lasting(results_of(finished)["models"])
+
+
+def test_missing_weights_of_a_pretrained_model_are_told(call, finished, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    (out / "bern" / "frozen.json").unlink()
+    (out / "bern" / "pretrain" / "weights.safetensors").unlink()
+    code, printed = call("--precision", "32", "--resume", out=out)
+    assert code == 2
+    assert "weights.safetensors is missing; delete" in printed
+
+
+def test_a_damaged_part_is_told(call, finished, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    (out / "simclr" / "frozen.json").write_text('{"sha256": ')
+    code, printed = call("--precision", "32", "--resume", out=out)
+    assert code == 2
+    assert "frozen.json is damaged" in printed
+    assert "delete it to do this part again" in printed
+
+
+@pytest.mark.parametrize("part", ["pretraining", "evaluation", "fine-tuning"])
+def test_a_run_stopped_between_ends_as_one_that_was_not(call, finished, tmp_path, monkeypatch, part):
+    module, name = {
+        "pretraining": (run, "pretrain_model"),
+        "evaluation": (evaluate, "evaluate"),
+        "fine-tuning": (classify, "fine_tune"),
+    }[part]
+    work, calls = getattr(module, name), []
+
+    def stop_at_the_second_model(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return work(*args, **kwargs)
+
     with monkeypatch.context() as patch:
-        if where == "training":
-            patch.setattr(cifar10_full, "pretrain", stop_in_bern)
-        else:
-            patch.setattr(evaluate, "evaluate", stop_in_bern)
+        patch.setattr(module, name, stop_at_the_second_model)
         code, printed = call("--precision", "32")
     assert code == 130
     assert "stopped; what is done is kept. Go on with: python examples/cifar10_full.py" in printed
     assert printed.endswith("--precision 32 --resume")
-    assert not (tmp_path / "out" / "results.json").exists()
+    assert list(results_of(tmp_path / "out")["models"]) == ["simclr"]
     assert call("--precision", "32", "--resume")[0] == 0
     assert lasting(results_of(tmp_path / "out")) == lasting(results_of(finished))
 
@@ -553,18 +559,20 @@ def wait_for(process, said):
     raise AssertionError(f"the process ended without {said!r}:\n{read}")
 
 
-def test_ctrl_c_prints_the_command_that_goes_on(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_prints_the_command_that_goes_on(folder, tmp_path, monkeypatch, number):
     out = tmp_path / "with a space"
     told = [*TINY, "--epochs", "12", "--model", "simclr", "--data", str(folder), "--out", str(out)]
     with start(told) as process:
         wait_for(process, "epoch 2/12")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed, _ = process.communicate(timeout=100)
-    assert process.returncode == 130, printed
+    assert process.returncode == 128 + number, printed
     assert "Traceback" not in printed
     command = printed.rstrip().splitlines()[-1]
     assert command.startswith("  python examples/cifar10_full.py ")
-    saved = torch.load(out / "simclr" / "last.ckpt", weights_only=True)["global_step"]
+    newest = max((out / "simclr" / "pretrain").glob("step=*.ckpt"))
+    saved = torch.load(newest, weights_only=True)["global_step"]
     assert STEPS <= saved < 12 * STEPS
     assert not (out / "results.json").exists()
     monkeypatch.chdir(ROOT)
@@ -578,7 +586,7 @@ def test_a_killed_run_is_finished_by_the_same_command_with_resume(folder, tmp_pa
     told = [*TINY, "--precision", "32", "--data", str(folder)]
     outs = [tmp_path / "killed", tmp_path / "whole"]
     with start([*told, "--out", str(outs[0])]) as process:
-        wait_for(process, "StochCon Bern  epoch 1/2")
+        wait_for(process, "StochCon Bern, pretraining  epoch 1/2")
         process.kill()
         assert process.wait(timeout=60) == -signal.SIGKILL
     for arguments in (["--out", str(outs[0]), "--resume"], ["--out", str(outs[1])]):

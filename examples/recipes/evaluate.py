@@ -4,97 +4,203 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from recipes.augment import Normalize
-from recipes.data import ImageData
-from recipes.screen import passing_bar
+from recipes.classifier import Representations
+from recipes.feeds import Feed, LabelledImages, evaluation_loader
+from recipes.screen import console, passing_bar
+from recipes.training import Hardware
 from stochastic_bottleneck import StochConWrapper, codes
 from stochastic_bottleneck.evaluation import forest_curve, knn_accuracy, linear_probe
 
 FOREST_COUNTS = (1, 2, 5, 11, 25, 50)
+BATCH = 512
+MAX_BANK = 100_000  # training images that nearest neighbours are looked for in: 100 a class on ImageNet
+MAX_FOREST_CELLS = 600_000  # images x classes; 200 trees that split them all hold up to 3.2 kB a cell
 Split = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def pixels(data: ImageData) -> Split:
-    """Normalised pixels of the training and the test images, the first baseline. Shape: (N, 3072) each."""
-    normalize = Normalize()
-    return normalize(data.train.images).flatten(1).numpy(), normalize(data.test.images).flatten(1).numpy()
+class Part(Dataset[tuple[Tensor, Tensor]]):
+    """Some images of a feed's data set.
+
+    Args:
+        dataset: map style; gives a batch for a list of (index, epoch).
+        indices: of the images to keep.
+    """
+
+    def __init__(self, dataset: Any, indices: list[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """One batch: images and labels."""
+        batch: tuple[Tensor, Tensor] = self.dataset.__getitems__(
+            [(self.indices[i], epoch) for i, epoch in places]
+        )
+        return batch
+
+
+def bank(labels: Tensor, largest: int) -> list[int] | None:
+    """Images that stand for a training set too large to search: the first of each class, as many of each.
+
+    Args:
+        labels: int64. Shape: (N,)
+        largest: number of images up to which all are taken.
+
+    Returns:
+        Their indices in order, or None for all.
+    """
+    if len(labels) <= largest:
+        return None
+    of_class = max(1, largest // len(labels.unique()))
+    order, counts = labels.argsort(stable=True), labels.bincount()
+    first = counts.cumsum(0) - counts  # where each class begins in that order
+    within = torch.arange(len(labels)) - first[labels[order]]
+    return sorted(order[within < of_class].tolist())
 
 
 def extract(
-    encode: Callable[[Tensor], Tensor], data: ImageData, device: str, precision: str, name: str
-) -> Split:
-    """Features of the unaugmented training and test images. Shape: (N, F) each."""
-    normalize = Normalize().to(device)
-    dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision)
-    autocast = torch.autocast(device, dtype) if dtype else contextlib.nullcontext()
-    features = []
-    for part in (data.train, data.test):
-        batches = part.images.split(512)
-        with torch.no_grad(), autocast:
-            rows = [
-                encode(normalize(batch.to(device))).float().cpu()
-                for batch in passing_bar(batches, f"encoding, {name}")
-            ]
-        features.append(torch.cat(rows).numpy())
-    return features[0], features[1]
+    encode: Representations, feed: Feed, hardware: Hardware, name: str
+) -> dict[str, NDArray[np.float32]]:
+    """Representations of unaugmented images, in order, all of them in one pass.
+
+    Args:
+        encode: maps normalised images to rows; used as it is, in evaluation mode or not.
+        feed: images of `data.evaluation`.
+        hardware: to run on.
+        name: shown beside the progress bar.
+
+    Returns:
+        Shape: (N, F) each
+    """
+    transform = feed.transform.to(hardware.device)
+    dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(hardware.precision)
+    autocast = torch.autocast(hardware.device, dtype) if dtype else contextlib.nullcontext()
+    loader = evaluation_loader(feed, BATCH, hardware.workers)
+    rows: dict[str, list[Tensor]] = {key: [] for key in encode.parts}
+    with torch.no_grad(), autocast:
+        for images, _ in passing_bar(loader, f"encoding, {name}"):
+            for key, found in encode(transform(images.to(hardware.device))).items():
+                rows[key].append(found.float().cpu())
+    return {key: torch.cat(found).numpy() for key, found in rows.items()}
 
 
-def judge(features: Split, data: ImageData, *, metric: str = "cosine", seed: int = 0) -> dict[str, Any]:
-    """Linear probe and nearest neighbours on frozen features.
+def features(
+    represent: Mapping[str, nn.Module],
+    data: LabelledImages,
+    hardware: Hardware,
+    name: str,
+    kept: list[int] | None = None,
+) -> dict[str, Split]:
+    """Representations of the training images, or of the kept ones, and of the test images.
+
+    Args:
+        represent: modules that each map images to one of them, the encoder first.
+        data: labelled images.
+        hardware: to run on.
+        name: shown beside the progress bar.
+        kept: numbers of the training images to take; None for all.
+
+    Returns:
+        Shape: (N, F) and (M, F) each
+    """
+    encode = Representations(represent).eval().to(hardware.device)
+    train = data.evaluation("train")
+    if kept is not None:
+        train = train._replace(dataset=Part(train.dataset, kept))
+    of_train = extract(encode, train, hardware, name)
+    of_test = extract(encode, data.evaluation("test"), hardware, name)
+    return {key: (of_train[key], of_test[key]) for key in of_train}
+
+
+def pixels(data: LabelledImages, hardware: Hardware) -> Split:
+    """Normalised pixels of the training and the test images, the first baseline. Shape: (N, 3 * H * W) each."""
+    exact = hardware._replace(device="cpu", precision="32")
+    return features({"pixels": nn.Flatten()}, data, exact, "pixels")["pixels"]
+
+
+def judge(split: Split, data: LabelledImages, *, metric: str = "cosine", seed: int = 0) -> dict[str, Any]:
+    """Linear probe by L-BFGS and nearest neighbours on frozen features.
 
     Returns:
         Width of the features, test accuracies and F1 between 0 and 1, and the probe's chosen regularisation.
     """
-    train, test = features
-    probe = linear_probe(train, data.train.labels, test, data.test.labels, seed=seed)
-    k = min(20, len(train))
+    train, test = split
+    probe = linear_probe(train, data.train_labels, test, data.test_labels, seed=seed)
     return {
         "dim": train.shape[1],
         "probe": probe.accuracy,
         "probe_f1": probe.f1,
         "probe_c": probe.regularisation,
-        "knn": knn_accuracy(train, data.train.labels, test, data.test.labels, k=k, metric=metric),
+        "knn": neighbours(split, data.train_labels, data.test_labels, metric),
     }
 
 
-def evaluate(model: nn.Module, data: ImageData, device: str, precision: str, seed: int) -> dict[str, Any]:
-    """Everything the report says about one trained model.
+def neighbours(split: Split, train_labels: Tensor, test_labels: Tensor, metric: str) -> float:
+    """Accuracy of the 20 nearest neighbours, of all where there are fewer."""
+    train, test = split
+    return knn_accuracy(train, train_labels, test, test_labels, k=min(20, len(train)), metric=metric)
+
+
+def evaluate(
+    model: nn.Module, data: LabelledImages, hardware: Hardware, seed: int, *, probe: bool = True
+) -> dict[str, Any]:
+    """Everything the report says about one trained model that is not trained any further.
 
     Args:
         model: SimCLR, or StochCon around the same encoder.
         data: labelled images.
-        device: "cpu" or "cuda".
-        precision: "32", "bf16" or "16".
+        hardware: to run on.
         seed: of the probe's split and the forests.
+        probe: fit the linear probes here; False where `classify.probe` trains them.
 
     Returns:
-        Plain numbers and lists: `h` for the features; for a latent also `z`, its `forest` curve and, for bits,
-        how they are used.
+        Plain numbers and lists: `h` for the features; for a latent also `z`, its `forest` curve where the data
+        allow one, and, for bits, how they are used. `knn_images` where neighbours are not looked for in all.
     """
-    model = model.eval().to(device)
-    h = extract(model.encoder, data, device, precision, "features")
-    report: dict[str, Any] = {"h": judge(h, data, seed=seed)}
+    model = model.eval()
+    kept = None if probe else bank(data.train_labels, MAX_BANK)
+    labels = data.train_labels if kept is None else data.train_labels[kept]
+
+    def scores(split: Split, metric: str) -> dict[str, Any]:
+        if probe:
+            return judge(split, data, metric=metric, seed=seed)
+        return {"dim": split[0].shape[1], "knn": neighbours(split, labels, data.test_labels, metric)}
+
+    represent = {"h": model.encoder}
+    if isinstance(model, StochConWrapper):
+        represent["z"] = model.feature_extractor("z")
+    splits = features(represent, data, hardware, "features", kept)
+    found: dict[str, Any] = {"h": scores(splits["h"], "cosine")}
+    if kept is not None:
+        found["knn_images"] = len(kept)
     if not isinstance(model, StochConWrapper):
-        return report
-    kind = model.bottleneck.kind
-    z = extract(model.feature_extractor("z"), data, device, precision, "latent")
-    report["z"] = judge(z, data, metric="hamming" if kind == "bern" else "cosine", seed=seed)
-    curve = forest_curve(z[0], data.train.labels, z[1], data.test.labels, counts=FOREST_COUNTS, seed=seed)
-    report["forest"] = {"counts": curve.counts, "f1": curve.f1, "ranking": curve.ranking}
+        return found
+    kind, z = model.bottleneck.kind, splits["z"]
+    found["z"] = scores(z, "hamming" if kind == "bern" else "cosine")
+    cells, few = len(labels) * len(data.classes), len(labels) < 2 * len(data.classes)
+    if cells > MAX_FOREST_CELLS or few:
+        why = "too few of each to learn from" if few else "more than the memory is sure to hold"
+        counts = f"{len(data.classes):,} classes and {len(labels):,} images"
+        console.print(f"no random forest: {counts}, {why}", highlight=False)
+    else:
+        curve = forest_curve(z[0], labels, z[1], data.test_labels, counts=FOREST_COUNTS, seed=seed)
+        found["forest"] = {"counts": curve.counts, "f1": curve.f1, "ranking": curve.ranking}
     if kind == "bern":
-        report["bits"] = bit_usage(z[1], data)
-    return report
+        found["bits"] = bit_usage(z[1], data)
+    return found
 
 
-def bit_usage(bits: NDArray[np.float32], data: ImageData) -> dict[str, Any]:
+def bit_usage(bits: NDArray[np.float32], data: LabelledImages) -> dict[str, Any]:
     """How the test images use their bits, and what the bits save.
 
     Args:
@@ -102,17 +208,19 @@ def bit_usage(bits: NDArray[np.float32], data: ImageData) -> dict[str, Any]:
         data: the images they stand for.
     """
     packed = codes.pack_bits(bits)
+    image = data.evaluation("test").dataset.__getitems__([(0, 0)])[0][0]  # uint8, as the encoder gets it
     share = codes.share_of_ones(bits)
     correlation = codes.bit_correlation(bits)  # nan, which JSON lacks, where fewer than two bits vary
-    height, width = data.test.images.shape[-2:]
+    channels, height, width = image.shape
     return {
         "share_of_ones": float(share.mean()),
         "share_of_ones_by_bit": share.tolist(),
         "entropy": float(codes.bit_entropy(bits).mean()),
         "correlation": None if math.isnan(correlation) else correlation,
-        "class_information": float(codes.bit_class_information(bits, data.test.labels).mean()),
+        "class_information": float(codes.bit_class_information(bits, data.test_labels).mean()),
         "distinct_codes": codes.distinct_codes(bits),
         "images": len(bits),
-        "bytes_a_code": packed.shape[1],
-        "compression_ratio": codes.compression_ratio((height, width, 3), bits.shape[1]),
+        "code_bytes": packed[0].nbytes,
+        "image_bytes": image.numel() * image.element_size(),
+        "compression_ratio": codes.compression_ratio((height, width, channels), bits.shape[1]),
     }

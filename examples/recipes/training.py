@@ -150,9 +150,8 @@ def fit(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=f"(?s).*({TOLD})")
             trainer.fit(module, data, ckpt_path=newest)
-    except (
-        SystemExit
-    ) as stop:  # what Lightning makes of Ctrl-C before training has begun, ignoring further ones
+    except SystemExit as stop:
+        # What Lightning makes of Ctrl-C before training has begun, ignoring further ones.
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
         signal.signal(signal.SIGINT, on_interrupt)

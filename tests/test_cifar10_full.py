@@ -152,8 +152,8 @@ def test_a_run_leaves_its_files(finished):
 
 def test_results_say_what_was_run_on_what(finished, folder):
     results = results_of(finished)
-    keys = {"command", "date", "config", "environment", "data", "baselines", "models", "seconds"}
-    assert set(results) == keys
+    keys = {"command", "date", "config", "environment", "data", "baselines", "models"}
+    assert set(results) == keys | {"commits", "seconds"}
     assert shlex.split(results["command"])[:2] == ["python", "examples/cifar10_full.py"]
     images = data.load(folder)
     assert results["data"] == {
@@ -174,6 +174,8 @@ def test_results_say_what_was_run_on_what(finished, folder):
     others = {"pixels/frozen", "untrained/frozen", "supervised/train", "this_call"}
     assert set(results["seconds"]) == chains | others
     assert all(seconds >= 0 for seconds in results["seconds"].values())
+    assert set(results["commits"]) == (chains | others) - {"this_call"}
+    assert set(results["commits"].values()) == {results["environment"]["commit"]}
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", results["date"])
 
 

@@ -45,7 +45,8 @@ def gather(stages: Stages, data: LabelledImages, config: dict[str, Any]) -> dict
         "baselines": {name: result for name, result in baselines.items() if result},
         "models": models,
         **({"plan": plans["plan"]} if plans.get("config") == config else {}),
-        "seconds": stages.seconds(),
+        "commits": stages.told("commit"),
+        "seconds": stages.told("seconds"),
     }
 
 

@@ -99,7 +99,8 @@ class Stages:
             result = work()
             if self.rank == 0:
                 seconds = round(time.perf_counter() - begin, 1)
-                write_json(path, {"sha256": self.fingerprint, "seconds": seconds, "result": result})
+                of = {"sha256": self.fingerprint, "commit": report.environment()["commit"], "seconds": seconds}
+                write_json(path, {**of, "result": result})
                 self.news = True
         while not path.exists():  # rank 0 writes it; if that fails, the launcher ends this process too
             time.sleep(POLL)
@@ -122,10 +123,10 @@ class Stages:
         result: dict[str, Any] = content["result"]
         return result
 
-    def seconds(self) -> dict[str, float]:
-        """Time of every part that is done, as "name/part"."""
+    def told(self, key: str) -> dict[str, Any]:
+        """Of every part that is done, as "name/part": its "seconds", or the "commit" that it was made by."""
         files = sorted(self.folder.glob("*/*.json"))
-        return {f"{path.parent.name}/{path.stem}": _read(path)["seconds"] for path in files}
+        return {f"{path.parent.name}/{path.stem}": _read(path).get(key) for path in files}
 
     def _file(self, name: str, part: str) -> Path:
         return self.folder / name / f"{part}.json"

@@ -99,7 +99,11 @@ class Stages:
             result = work()
             if self.rank == 0:
                 seconds = round(time.perf_counter() - begin, 1)
-                of = {"sha256": self.fingerprint, "commit": report.environment()["commit"], "seconds": seconds}
+                of = {
+                    "sha256": self.fingerprint,
+                    "commit": report.environment()["commit"],
+                    "seconds": seconds,
+                }
                 write_json(path, {**of, "result": result})
                 self.news = True
         while not path.exists():  # rank 0 writes it; if that fails, the launcher ends this process too

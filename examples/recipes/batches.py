@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import torch
@@ -159,7 +161,8 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches of images and labels."""
-        return _raised(super().__iter__())
+        with _blocked():
+            return _raised(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing; there it is for Lightning to know that a run may go on from the middle of an epoch."""
@@ -210,6 +213,21 @@ def _raised(batches: Iterator[Any]) -> Iterator[Batch]:
 
 def _as_is(batch: T) -> T:
     return batch
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    """Start workers with SIGTERM blocked: threads that libraries begin in them on import would take it otherwise."""
+    if not hasattr(signal, "sigtimedwait"):
+        yield
+        return
+    if multiprocessing.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # on its start it unblocks SIGTERM
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(number: int) -> None:

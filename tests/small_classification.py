@@ -14,7 +14,7 @@ import torch
 from recipes import classify as recipe
 from recipes.checkpoints import Checkpoints
 from recipes.data import ImageData, Images
-from recipes.training import Hardware, Schedule, world
+from recipes.training import Hardware, Schedule, leave, world
 from small_images import CLASSES, batch
 from small_training import WIDTH, at_step, environment, kill, make
 from torch import nn
@@ -91,6 +91,7 @@ def main():
     folder, words = Path(sys.argv[1]), json.loads(sys.argv[2])
     found = classify(folder, **words)
     torch.save(dict(found._asdict()), folder / f"end{world().rank}.pt")
+    leave()
     return 0
 
 

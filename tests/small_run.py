@@ -23,6 +23,7 @@ from recipes.models import SimCLROutput
 from recipes.online_knn import OnlineKNN
 from recipes.screen import RunProgress
 from recipes.track import Track
+from recipes.training import leave
 from small_images import CLASSES, batch
 from torch import nn
 
@@ -183,6 +184,7 @@ def main():
     else:
         saw = watch(args.folder, rank, before_step=before_step)
     torch.save(saw, args.folder / f"rank{rank}.pt")
+    leave()
     return 0
 
 

@@ -21,7 +21,7 @@ from recipes.data import ImageData, Images
 from recipes.feeds import DataError
 from recipes.models import SimCLR
 from recipes.pretrain import TrainingOptions, pretrain
-from recipes.training import Hardware, Schedule, TrainingError, world
+from recipes.training import Hardware, Schedule, TrainingError, leave, world
 from small_images import CLASSES, batch
 from torch import nn
 
@@ -170,12 +170,14 @@ def main():
         except (TrainingError, DataError, CheckpointError) as error:
             left = {"error": f"{type(error).__name__}: {error}"}
         except Stopped as stopped:
+            leave()
             return stopped.exit_code
         else:
             left = {"losses": end.losses, "weights": dict(end.model.state_dict())}
         left |= {"steps": seen.taken, "labels": seen.labels, "noise": seen.noise}
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(left, folder / f"end{world().rank}.pt")
+    leave()
     return 0
 
 

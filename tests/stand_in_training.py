@@ -25,6 +25,7 @@ from recipes.checkpoints import (
     WholeCheckpoints,
     newest_whole,
 )
+from recipes.training import leave
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -150,4 +151,6 @@ def child(script, arguments, output):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    leave()
+    sys.exit(code)

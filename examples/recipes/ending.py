@@ -18,7 +18,7 @@ from recipes.feeds import DataError
 from recipes.models import WeightsError
 from recipes.screen import console
 from recipes.stages import RunError
-from recipes.training import TrainingError, world
+from recipes.training import TrainingError, leave, world
 
 MENDABLE = (RunError, DataError, TrainingError, CheckpointError, WeightsError, OSError)
 """What the user can mend; everything else is a defect and keeps its traceback."""
@@ -47,10 +47,12 @@ def main(
     try:
         console.quiet = world().rank > 0
         run(parse(given), _command(script, given))
+        leave()
     except MENDABLE as error:
         console.print(f"[bold red]stopped:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
     except (KeyboardInterrupt, Stopped) as stop:
+        leave()
         by = f" by {stop.signal.name}" if isinstance(stop, Stopped) else ""
         resume = _command(script, [*given, *([] if "--resume" in given else ["--resume"])])
         console.print(

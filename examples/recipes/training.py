@@ -32,6 +32,7 @@ __all__ = [
     "World",
     "configure",
     "fit",
+    "leave",
     "scaled_rate",
     "wait_for_all",
     "world",
@@ -96,6 +97,15 @@ def wait_for_all() -> None:
     """Return when every process has come here; at once where there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+def leave() -> None:
+    """Take this process out of the group, when all have done their work.
+
+    Left to the end of the interpreter, threads of the group can abort a process that has done everything right.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 import cifar10_full
 import pytest
 import torch
+from full_runs import calling, lasting, results_of
 from recipes import classify, data, evaluate, report, run, settings
 from recipes.grid import save_grid
 from recipes.pretrain import pretrain
@@ -50,17 +51,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def call(folder, tmp_path, capsys):
-    """Run in this process: exit code and everything that was printed, spaces run together."""
-
-    def main(*arguments, out=tmp_path / "out", source=folder):
-        try:
-            code = cifar10_full.main([*TINY, "--data", str(source), "--out", str(out), *arguments])
-        except SystemExit as stop:  # argparse's way out
-            code = stop.code
-        printed = capsys.readouterr()
-        return code, " ".join((printed.out + printed.err).split())
-
-    return main
+    return calling(cifar10_full.main, TINY, folder, tmp_path / "out", capsys)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +60,6 @@ def finished(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "all"
     assert cifar10_full.main([*TINY, "--precision", "32", "--data", str(folder), "--out", str(out)]) == 0
     return out
-
-
-def results_of(out):
-    return json.loads((out / "results.json").read_text())
-
-
-def lasting(results):
-    """Results without what differs from one run to the next of the same thing."""
-    if isinstance(results, dict):
-        passing = ("seconds", "training_seconds", "command", "date", "images_per_second")
-        return {k: lasting(v) for k, v in results.items() if k not in passing}
-    return results
 
 
 def content(out):

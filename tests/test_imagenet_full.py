@@ -11,6 +11,7 @@ from pathlib import Path
 import imagenet_full
 import pytest
 import torch
+from full_runs import calling, lasting, results_of
 from recipes import classify, evaluate, report, run
 from recipes.checkpoints import Stopped
 from recipes.grid import save_grid
@@ -47,17 +48,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture
 def call(photographs, tmp_path, capsys):
-    """Run in this process: exit code and everything that was printed, spaces run together."""
-
-    def main(*arguments, out=tmp_path / "out", source=photographs):
-        try:
-            code = imagenet_full.main([*TINY, "--data", str(source), "--out", str(out), *arguments])
-        except SystemExit as stop:  # argparse's way out
-            code = stop.code
-        printed = capsys.readouterr()
-        return code, " ".join((printed.out + printed.err).split())
-
-    return main
+    return calling(imagenet_full.main, TINY, photographs, tmp_path / "out", capsys)
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +57,6 @@ def finished(photographs, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "all"
     assert imagenet_full.main([*TINY, "--data", str(photographs), "--out", str(out)]) == 0
     return out
-
-
-def results_of(out):
-    return json.loads((out / "results.json").read_text())
-
-
-def lasting(results):
-    """Results without what differs from one run to the next of the same thing."""
-    if isinstance(results, dict):
-        passing = ("seconds", "training_seconds", "command", "date", "images_per_second")
-        return {k: lasting(v) for k, v in results.items() if k not in passing}
-    return results
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------

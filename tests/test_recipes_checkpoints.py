@@ -198,7 +198,7 @@ def test_torch_itself_reads_flipped_bits_without_complaint(tmp_path):
 
 def test_no_flipped_byte_goes_unnoticed(tmp_path, monkeypatch):
     """Every byte in turn: the file is refused, or still holds exactly what was written (padding and dates)."""
-    monkeypatch.setattr(checkpoint_io, "_warn", lambda text: None)
+    monkeypatch.setattr(checkpoint_io, "warn", lambda text: None)
     path = save(tmp_path, 1)
     content = path.read_bytes()
     assert equal(torch.load(newest_whole(tmp_path), weights_only=True), CONTENT)

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.markup import escape
 
 from recipes.files import whole_file
-from recipes.screen import console
+from recipes.screen import warn
 
 
 class CheckpointError(Exception):
@@ -92,7 +91,7 @@ def newest_whole(folder: Path) -> Path | None:
         fault = _fault(path)
         if fault is None:
             return path
-        _warn(f"{path} is damaged ({fault}); looking for the checkpoint before it")
+        rank_zero_only(warn)(f"{path} is damaged ({fault}); looking for the checkpoint before it")
     if paths:
         names = ", ".join(path.name for path in paths)
         raise CheckpointError(
@@ -164,8 +163,3 @@ def _free(folder: Path) -> int:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
-
-
-@rank_zero_only
-def _warn(text: str) -> None:
-    console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -83,11 +82,9 @@ def extract(
         Shape: (N, F) each
     """
     transform = feed.transform.to(hardware.device)
-    dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(hardware.precision)
-    autocast = torch.autocast(hardware.device, dtype) if dtype else contextlib.nullcontext()
     loader = evaluation_loader(feed, BATCH, hardware.workers)
     rows: dict[str, list[Tensor]] = {key: [] for key in encode.parts}
-    with torch.no_grad(), autocast:
+    with torch.no_grad(), hardware.autocast():
         for images, _ in passing_bar(loader, f"encoding, {name}"):
             for key, found in encode(transform(images.to(hardware.device))).items():
                 rows[key].append(found.float().cpu())

@@ -22,6 +22,14 @@ LABELS = {
     "gauss": "StochCon Gauss",
     "supervised": "Supervised",
 }
+PARTS = {
+    "pretrain": "pretraining",
+    "probe": "linear probe",
+    "frozen": "frozen evaluation",
+    "finetune": "fine-tuning",
+    "train": "training",
+}
+"""Parts of a model's chain as headings name them."""
 # Okabe and Ito's palette, told apart by colour-blind readers, with a line style each for print.
 STYLES = {
     "simclr": ("#000000", "--"),

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recipes import paper, plan_table
-from recipes.figures import LABELS, Picture
+from recipes.figures import LABELS, PARTS, Picture
 from recipes.files import write_atomically
 
 TEMPLATES = Environment(
@@ -137,7 +137,7 @@ def _data(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _seconds(seconds: dict[str, float]) -> list[tuple[str, str]]:
     """Parts in the order in which they were done, the sums at the end."""
-    names, parts = list(LABELS), list(plan_table.PARTS)
+    names, parts = list(LABELS), list(PARTS)
 
     def place(key: str) -> tuple[int, int]:
         name, _, part = key.partition("/")
@@ -151,4 +151,4 @@ def _part(key: str) -> str:
     """A part of a chain, named as "bern/finetune", in words."""
     name, _, part = key.partition("/")
     label = LABELS.get(name, name.replace("_", " "))
-    return f"{label}, {plan_table.PARTS.get(part, part)}" if part else label
+    return f"{label}, {PARTS.get(part, part)}" if part else label

@@ -7,15 +7,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from recipes.figures import LABELS
+from recipes.figures import LABELS, PARTS
 
-PARTS = {
-    "pretrain": "pretraining",
-    "probe": "linear probe",
-    "frozen": "frozen evaluation",
-    "finetune": "fine-tuning",
-    "train": "training",
-}
 COLUMNS = ("model", "part", "parameters", "FLOP an image", "FLOP a step", "steps", "images/s", "time")
 MEMORY = ("weights", "gradients", "optimizer", "average", "activations")
 MEMORY_COLUMNS = ("model", "part", "batch a device", *MEMORY, "sum")

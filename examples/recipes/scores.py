@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -61,7 +60,7 @@ def score(model: Classifier, data: LabelledImages, hardware: Hardware) -> dict[s
     transform = feed.transform.to(device)
     model = model.to(memory_format=torch.channels_last).to(device).eval()  # in memory as in training
     counts = {name: Counts(len(data.classes)) for name in model.heads}
-    with torch.no_grad(), _autocast(hardware):
+    with torch.no_grad(), hardware.autocast():
         for images, labels in passing_bar(evaluation_loader(share, BATCH, hardware.workers), "testing"):
             # Not model(...), which may be compiled.
             for name, logits in model.forward(transform(images.to(device))).items():
@@ -111,8 +110,3 @@ def _finite(name: str, logits: Tensor) -> Tensor:
             "training diverged: train anew with a lower learning rate, or --precision 32"
         )
     return logits
-
-
-def _autocast(hardware: Hardware) -> contextlib.AbstractContextManager[object]:
-    dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(hardware.precision)
-    return torch.autocast(hardware.device, dtype) if dtype else contextlib.nullcontext()

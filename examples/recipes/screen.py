@@ -17,6 +17,11 @@ T = TypeVar("T")
 console = Console()
 
 
+def warn(text: str) -> None:
+    """Say what the reader should know and training goes on without."""
+    console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True, highlight=False)
+
+
 def passing_bar(items: Iterable[T], description: str) -> Iterator[T]:
     """Go through items with a progress bar that leaves nothing behind."""
     yield from track(

@@ -13,12 +13,11 @@ from torch import nn
 from recipes import plan
 from recipes.checkpoints import Checkpoints
 from recipes.feeds import Feed, LabelledImages
-from recipes.figures import LABELS
+from recipes.figures import LABELS, PARTS
 from recipes.models import make_encoder, make_model
 from recipes.online_knn import OnlineKNN
 from recipes.pretrain import Training, TrainingOptions, pretrain
 from recipes.screen import RunProgress
-from recipes.stages import WORDS
 from recipes.track import Track
 from recipes.training import Hardware, Schedule
 from stochastic_bottleneck import InfoNCELoss, StochConWrapper
@@ -140,7 +139,7 @@ def callbacks(
 ) -> list[L.Callback]:
     """What shows, logs and keeps the training of a model's part."""
     return [
-        RunProgress(f"{LABELS[name]}, {WORDS[part]}", batch_size),
+        RunProgress(f"{LABELS[name]}, {PARTS[part]}", batch_size),
         Track(folder, args.track_every),
         Checkpoints(folder, args.checkpoint_steps, args.checkpoint_minutes),
     ]

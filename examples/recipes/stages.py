@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes import report
+from recipes.figures import PARTS
 from recipes.files import write_json
 from recipes.screen import console
 
-WORDS = {
-    "pretrain": "pretraining",
-    "probe": "linear probe",
-    "frozen": "frozen evaluation",
-    "finetune": "fine-tuning",
-    "train": "training",
-}
-"""Parts of a model's chain as headings name them."""
 POLL = 0.5  # seconds between looks for a file that another process writes
 
 
@@ -89,7 +82,7 @@ class Stages:
         path = self._file(name, part)
         self.count += 1
         kept = self.kept(name, part)
-        of_chain = f", {WORDS[part]}" if part in WORDS else ""
+        of_chain = f", {PARTS[part]}" if part in PARTS else ""
         done = ", kept" if kept is not None else ""
         console.rule(f"{self.count}/{self.total}  {report.LABELS[name]}{of_chain}{done}", align="left")
         if kept is not None:

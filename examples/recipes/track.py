@@ -11,13 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.utilities.data import extract_batch_size
-from rich.markup import escape
 from torch import Tensor
 from torch.optim import Optimizer
 
 from recipes.files import write_atomically
 from recipes.readings import Row, gradient_norm, read
-from recipes.screen import console
+from recipes.screen import warn
 
 COLUMNS = (
     "step",
@@ -204,7 +203,7 @@ class Track(L.Callback):
         try:
             write_atomically(path, table(self.rows))
         except OSError as error:
-            _warn(f"cannot write {path} ({error}); training goes on, and its checkpoints hold all rows")
+            warn(f"cannot write {path} ({error}); training goes on, and its checkpoints hold all rows")
 
     def _begin_events(self, folder: Path, first_step: int) -> None:
         """Go on in a new file, which tells TensorBoard to forget steps from the first one on in the files before."""
@@ -226,7 +225,7 @@ class Track(L.Callback):
 
     def _end_events(self, error: OSError) -> None:
         self.events = None
-        _warn(
+        warn(
             f"cannot write to {self.folder / 'tensorboard'} ({error}); TensorBoard shows no more of this run"
         )
 
@@ -250,7 +249,3 @@ def _summary_writer() -> Any:
             f'logging needs tensorboard ({error}); install it with pip install "stochastic-bottleneck[examples]"'
         ) from error
     return SummaryWriter
-
-
-def _warn(text: str) -> None:
-    console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,14 +15,13 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from rich.markup import escape
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recipes.checkpoints import Checkpoints, StopOnSignal, WholeCheckpoints, newest_whole
 from recipes.feeds import TrainingData
 from recipes.optimization import Average, Schedule, configure, scaled_rate
-from recipes.screen import console
+from recipes.screen import warn
 from recipes.stepped import SteppedModule, TrainingError
 
 __all__ = [
@@ -60,6 +60,11 @@ class Hardware(NamedTuple):
     precision: str
     compile: bool
     workers: int
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The precision, for what runs without Lightning."""
+        dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(self.precision)
+        return torch.autocast(self.device, dtype) if dtype else contextlib.nullcontext()
 
 
 class World(NamedTuple):
@@ -186,7 +191,7 @@ def make_trainer(module: SteppedModule, hardware: Hardware, callbacks: Sequence[
     shares = any(isinstance(m, _BatchNorm) and m.training for m in module.modules())
     if shares and several and not cuda and here.rank == 0:
         images = module.schedule.batch_size // here.size
-        _warn(
+        warn(
             f"batch norm: each of the {here.size} processes normalises its own {images} images, as torch cannot share "
             "statistics between CPUs; --norm group does not need it"
         )
@@ -218,7 +223,3 @@ def _check_weights(module: nn.Module, path: Path) -> None:
         raise TrainingError(
             f"{path} is of another model ({error}); delete {path.parent} to train this model anew"
         ) from error
-
-
-def _warn(text: str) -> None:
-    console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True, highlight=False)

@@ -89,9 +89,7 @@ class Trial:
     @contextlib.contextmanager
     def conditions(self) -> Iterator[None]:
         """Precision of the run, and gradients where something is trained."""
-        dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(self.hardware.precision)
-        autocast = torch.autocast(self.hardware.device, dtype) if dtype else contextlib.nullcontext()
-        with torch.set_grad_enabled(self.objective is not None), autocast:
+        with torch.set_grad_enabled(self.objective is not None), self.hardware.autocast():
             yield
 
     def bytes_of_weights(self) -> int:

@@ -77,7 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         **COMMON,
         "encoder": "small",
-        "epochs": 40,  # the whole chain then takes about 40 minutes on 2 cores
+        "epochs": 40,
         "batch_size": 256,
         "optimizer": "sgd",
         "lr": 0.4,

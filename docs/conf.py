@@ -1,5 +1,6 @@
 """Sphinx configuration. The pages build without a network: pictures and formulas are made here, by code."""
 
+import doctest
 import re
 import sys
 from importlib import metadata
@@ -32,7 +33,11 @@ nitpicky = True
 # Libraries whose documentation is not linked, because the build may not download an inventory.
 # Sphinx before 9 looks for named-tuple fields' types (Tensor, Posterior) without their module.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|numpy|Tensor|Posterior|collections\.abc|stochastic_bottleneck\.codes\.ArrayT)\b.*")
+    (
+        "py:.*",
+        r"(torch|numpy|np|nn|NDArray|matplotlib|Axes|Figure|Images|MapMethod|Tensor|Posterior|pathlib\.Path|os\.PathLike"
+        r"|collections\.abc|stochastic_bottleneck\.codes\.ArrayT)\b.*",
+    )
 ]
 
 cifar10_results = "../examples/results/cifar10_quick"  # relative to this folder
@@ -49,6 +54,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Source"]
 
+# Unlike Sphinx's own, these compare the words of an error.
+doctest_default_flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.DONT_ACCEPT_TRUE_FOR_1
 doctest_global_setup = """
 import torch
 from torch import nn
@@ -58,6 +65,7 @@ from stochastic_bottleneck.codes import *
 from stochastic_bottleneck.encoders import *
 from stochastic_bottleneck.evaluation import *
 from stochastic_bottleneck.functional import *
+from stochastic_bottleneck.plots import *
 
 torch.manual_seed(0)
 """

@@ -277,7 +277,10 @@ class _FeatureExtractor(nn.Module):
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.encoder(x)
+        return self.represent(self.encoder(x))
+
+    def represent(self, h: Tensor) -> Tensor:
+        """The representation of images whose features are known."""
         if self.bottleneck is None:
             return h
         if self.representation == "upsampled":

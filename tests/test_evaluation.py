@@ -195,6 +195,21 @@ def test_neighbours_of_labels_that_are_not_consecutive():
     assert knn_accuracy(x, names[y], x_test, names[y_test]) == knn_accuracy(x, y, x_test, y_test)
 
 
+def test_neighbours_are_found_on_the_device_that_is_asked_for():
+    assert knn_accuracy(*dataset(), device="cpu") == knn_accuracy(*dataset())
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # which holds no votes to be read
+        knn_accuracy(*dataset(), device="meta")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("metric", ["cosine", "hamming"])
+def test_neighbours_on_a_gpu_are_those_on_the_cpu(metric):
+    data = bits(width=257)
+    k = 1 if metric == "cosine" else 90  # of equally distant neighbours, none or all vote
+    assert knn_accuracy(*data, k=k, metric=metric, device="cuda") == knn_accuracy(*data, k=k, metric=metric)
+
+
 def test_neighbours_need_no_scikit_learn(monkeypatch):
     without_scikit_learn(monkeypatch)
     assert knn_accuracy(*dataset()) > 1 / CLASSES
@@ -367,6 +382,6 @@ def without_scikit_learn(monkeypatch):
 @pytest.mark.parametrize("name", ["linear_probe", "forest_curve"])
 def test_without_scikit_learn_the_error_names_the_extra(name, monkeypatch):
     without_scikit_learn(monkeypatch)
-    message = r'needs scikit-learn; install it with pip install "stochastic-bottleneck\[examples\]"'
+    message = r'needs sklearn; install it with pip install "stochastic-bottleneck\[evaluation\]"'
     with pytest.raises(ModuleNotFoundError, match=message):
         evaluate(name, *dataset())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from stochastic_bottleneck._extras import require
 
 Features = Tensor | NDArray[Any]
 Labels = Tensor | NDArray[Any]
@@ -15,13 +17,15 @@ Labels = Tensor | NDArray[Any]
 
 def sklearn(module: str) -> Any:
     """Module of scikit-learn, or an error that names the extra to install."""
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "stochastic_bottleneck.evaluation needs scikit-learn; install it with "
-            'pip install "stochastic-bottleneck[examples]"'
-        ) from error
+    return require(f"sklearn.{module}", "stochastic_bottleneck.evaluation", "evaluation")
+
+
+def array(x: Features) -> NDArray[Any]:
+    """Values on the host, as numpy has them."""
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        return (x.float() if x.is_floating_point() else x).numpy()
+    return np.asarray(x)
 
 
 def as_arrays(
@@ -33,7 +37,7 @@ def as_arrays(
         ("train", train_features, train_labels),
         ("test", test_features, test_labels),
     ):
-        x, y = _array(features).astype(np.float32), _array(labels)
+        x, y = array(features).astype(np.float32), array(labels)
         if x.ndim != 2 or 0 in x.shape:
             raise ValueError(f"{name}_features must have shape (N, F) with N and F at least 1, got {x.shape}")
         if y.shape != x.shape[:1]:
@@ -51,8 +55,15 @@ def as_arrays(
     return sets[0], sets[1], sets[2], sets[3]
 
 
-def _array(x: Features) -> NDArray[Any]:
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        return (x.float() if x.is_floating_point() else x).numpy()
-    return np.asarray(x)
+def images_and_labels(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
+    """Images and labels of each batch that has images."""
+    for batch in batches:
+        x, y = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) > 1 else (batch, None)
+        if isinstance(x, (tuple, list)) and len(x) == 1:
+            x = x[0]  # a TensorDataset of images alone
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"images must be tensors, alone or first in a tuple, got a batch of {type(batch).__name__}"
+            )
+        if len(x):
+            yield x, y

@@ -1,0 +1,66 @@
+"""How a code uses its bits, in a few numbers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stochastic_bottleneck import codes
+
+__all__ = ["BitStatistics", "bit_statistics"]
+
+
+class BitStatistics(NamedTuple):
+    """How a code uses its bits.
+
+    Args:
+        share_of_ones: mean over bits and images; 0.5 is balanced.
+        entropy: mean over bits of each bit's entropy, in bits; 1 where all are balanced.
+        correlation: mean absolute correlation between bits, 0 for independent ones; nan with fewer than two that vary.
+        distinct: share of the images with a code that differs from those before.
+        class_information: mean over bits of the mutual information of bit and class, in bits; None without labels.
+    """
+
+    share_of_ones: float
+    entropy: float
+    correlation: float
+    distinct: float
+    class_information: float | None
+
+
+def bit_statistics(bits: Tensor | NDArray[Any], labels: Tensor | NDArray[Any] | None = None) -> BitStatistics:
+    """Balance, redundancy and meaning of the bits of some images.
+
+    Balance alone proves no use of capacity: copies of one bit are balanced too. `codes` has each measure by itself, bit
+    by bit.
+
+    Args:
+        bits: 0/1 values. Shape: (N, D)
+        labels: integer classes. Shape: (N,)
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: for anything but 0 and 1, or shapes that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> bits = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> statistics = bit_statistics(bits, labels=bits[:, 0])
+        >>> statistics.entropy, statistics.correlation, statistics.distinct, statistics.class_information
+        (1.0, 0.0, 1.0, 0.5)
+
+    Source:
+        The counting metrics of StochCon (arXiv 2110.00552) that `codes` offers.
+    """
+    information = None if labels is None else float(codes.bit_class_information(bits, labels).mean())
+    return BitStatistics(
+        float(codes.share_of_ones(bits).mean()),
+        float(codes.bit_entropy(bits).mean()),
+        codes.bit_correlation(bits),
+        codes.distinct_codes(bits) / len(bits),
+        information,
+    )

@@ -1,0 +1,97 @@
+"""From images, in a tensor or a loader, to arrays that the evaluations take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stochastic_bottleneck._extras import require
+from stochastic_bottleneck._layers import evaluation_mode
+from stochastic_bottleneck.evaluation._inputs import array, images_and_labels
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper
+
+__all__ = ["Encoded", "encode"]
+
+
+class Encoded(NamedTuple):
+    """Images as a model sees them, on the host.
+
+    Args:
+        features: the representation asked for. Shape: (N, F)
+        labels: of the loader, None where it gives none. Shape: (N,)
+        uncertainty: entropy of each image's posterior in nats, differential for a Gaussian. Shape: (N,)
+    """
+
+    features: NDArray[Any]
+    labels: NDArray[Any] | None
+    uncertainty: NDArray[np.float64]
+
+
+def encode(
+    model: StochConWrapper,
+    images: Tensor | Iterable[Any],
+    representation: Representation = "h",
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Encoded:
+    """Encode any number of images in batches, in evaluation mode and without gradients.
+
+    The model's training flag is as before afterwards. Features equal `model.encode` of the same batch.
+
+    Args:
+        model: the model.
+        images: a tensor of Shape: (N, C, H, W), or batches: a DataLoader or any iterable of images, or of tuples that
+            begin with images and labels.
+        representation: "h", "z", "upsampled" or "bits", as in `StochConWrapper.encode`.
+        batch_size: images at a time, of a tensor.
+        device: to encode on; None for the model's. The model itself is not moved.
+        progress: show a bar (needs rich).
+
+    Returns:
+        Features, labels and uncertainty, in the order of the images.
+
+    Raises:
+        ValueError: for no images, a batch_size below 1, batches of which some have labels and some not, or what
+            `StochConWrapper.encode` refuses.
+        TypeError: for a model that is not a `StochConWrapper`, or a batch that does not begin with a tensor.
+        ModuleNotFoundError: for a progress bar without rich.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = StochConWrapper(nn.Flatten(), dim=16, feature_dim=48)
+        >>> loader = [(torch.rand(8, 3, 4, 4), torch.arange(8)), (torch.rand(5, 3, 4, 4), torch.arange(5))]
+        >>> features, labels, uncertainty = encode(model, loader, "bits")
+        >>> features.shape, labels.shape, uncertainty.shape
+        ((13, 2), (13,), (13,))
+    """
+    if not isinstance(model, StochConWrapper):
+        raise TypeError(f"model must be a StochConWrapper, got {type(model).__name__}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    # Refuses what cannot be had, before anything is loaded.
+    extractor: Any = model.feature_extractor(representation)
+    place = model.bottleneck.temperature.device if device is None else torch.device(device)
+    batches: Any = torch.split(images, batch_size) if isinstance(images, Tensor) else images
+    if progress:
+        batches = require("rich.progress", "encode(progress=True)", "evaluation").track(batches, "encoding")
+    found: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    labels: list[NDArray[Any]] = []
+    with evaluation_mode(model), torch.no_grad():
+        for x, y in images_and_labels(batches):
+            h = model.encoder(x.to(place, non_blocking=True))
+            found.append((array(extractor.represent(h)), array(model.bottleneck.posterior(h).entropy())))
+            labels += [] if y is None else [array(y)]
+            if len(labels) not in (0, len(found)):
+                raise ValueError("images must give labels with every batch or with none, got both")
+    if not found:
+        raise ValueError("images is empty; give at least one image")
+    features, uncertainty = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Encoded(features, np.concatenate(labels) if labels else None, uncertainty.astype(np.float64))

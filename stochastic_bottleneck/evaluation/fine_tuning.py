@@ -1,0 +1,199 @@
+"""An encoder trained on with a linear layer, on labelled images."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stochastic_bottleneck._extras import require
+from stochastic_bottleneck._layers import evaluation_mode
+from stochastic_bottleneck.evaluation._inputs import images_and_labels, sklearn
+from stochastic_bottleneck.wrapper import StochConWrapper
+
+__all__ = ["FineTuned", "fine_tune"]
+
+
+class FineTuned(NamedTuple):
+    """Outcome of fine-tuning.
+
+    Args:
+        accuracy: top-1 on the test set, between 0 and 1.
+        f1: mean over classes of the F1 score on the test set, between 0 and 1.
+        losses: mean cross entropy of each epoch's steps, in nats.
+        classifier: images to logits of Shape: (N, classes), in evaluation mode, on the device it was trained on.
+    """
+
+    accuracy: float
+    f1: float
+    losses: tuple[float, ...]
+    classifier: nn.Module
+
+
+def fine_tune(
+    model: nn.Module,
+    train: Iterable[Any],
+    test: Iterable[Any],
+    classes: int,
+    *,
+    epochs: int = 30,
+    lr: float = 0.05,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> FineTuned:
+    """Train a copy of an encoder on, with a new linear layer, and classify the test images once at the end.
+
+    All weights are trained, those that were frozen too, in training mode; the rate falls by a cosine from `lr` to 0.
+    `model` itself stays as it is. For few labels, hand over a loader of some of the training images.
+
+    Args:
+        model: a `StochConWrapper`, whose encoder is taken, or a module that maps images to features (N, F).
+        train: batches that begin with images and labels and can be read once an epoch: a DataLoader or a list.
+        test: the same; read after training.
+        classes: number of classes.
+        epochs: passes over `train`.
+        lr: learning rate of the first step.
+        optimizer: called with the parameters and `lr=`, such as `torch.optim.AdamW`; None for SGD with momentum 0.9.
+        seed: of the linear layer, and of whatever draws from torch's global generator, such as a shuffling DataLoader.
+            That generator is as before afterwards.
+        device: to train on; None for the model's.
+        progress: show a bar over the epochs (needs rich).
+
+    Returns:
+        Accuracy, F1, losses and the classifier.
+
+    Raises:
+        ValueError: for no images, labels that are missing or outside 0 to classes - 1, features that are not finite
+            and of Shape (N, F), a number out of its range, or a loss that is no longer finite.
+        TypeError: for a model that is not a module, batches without a length, or a batch that does not begin with a
+            tensor.
+        ModuleNotFoundError: without scikit-learn, or for a progress bar without rich.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> images = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> labels = (images.mean(dim=(1, 2, 3)) > 0).long()
+        >>> batches = list(zip(images.split(16), labels.split(16)))
+        >>> result = fine_tune(nn.Flatten(), batches, batches, classes=2, epochs=30)
+        >>> result.accuracy > 0.9, len(result.losses), result.classifier(images).shape
+        (True, 30, torch.Size([64, 2]))
+
+    Source:
+        Rate and momentum are those of lightly's fine-tuning for a batch of 256; SimCLR (arXiv 2002.05709), appendix
+        B.5, scales the same rate with the batch.
+    """
+    metrics = sklearn("metrics")  # asked for before anything is spent on training
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {type(model).__name__}")
+    for name, count, least in (("classes", classes, 2), ("epochs", epochs, 1)):
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be a finite number above 0, got {lr!r}")
+    source = model.encoder if isinstance(model, StochConWrapper) else model
+    weight = next(itertools.chain(source.parameters(), source.buffers()), torch.empty(0))
+    place = weight.device if device is None else torch.device(device)
+    steps = epochs * _count(train, "train")
+    _count(test, "test")
+    rounds: Iterable[int] = range(epochs)
+    if progress:
+        rounds = require("rich.progress", "fine_tune(progress=True)", "evaluation").track(
+            rounds, "fine-tuning"
+        )
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        torch.manual_seed(seed)
+        encoder = copy.deepcopy(source).to(place).requires_grad_()
+        next(_labelled(test, "test", classes))  # refused now rather than after training
+        width = _width(encoder, next(_labelled(train, "train", classes))[0].to(place))
+        classifier = nn.Sequential(encoder, nn.Linear(width, classes, device=place)).train()
+        if optimizer is None:
+            rule: torch.optim.Optimizer = torch.optim.SGD(classifier.parameters(), lr=lr, momentum=0.9)
+        else:
+            rule = optimizer(classifier.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps)
+        losses = []
+        for epoch in rounds:
+            # Summed on the device: one wait an epoch. A sum that holds inf or nan is not finite either.
+            total, batches = torch.zeros((), device=place), 0
+            for x, y in _labelled(train, "train", classes):
+                logits = classifier(x.to(place, non_blocking=True))
+                loss = nn.functional.cross_entropy(logits, y.to(place, non_blocking=True))
+                rule.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                rule.step()
+                schedule.step()
+                total, batches = total + loss.detach(), batches + 1
+            losses.append(float(total) / batches)
+            if not math.isfinite(losses[-1]):
+                raise ValueError(
+                    f"lr must be small enough for the loss to stay finite, got {losses[-1]} in epoch {epoch + 1} with "
+                    f"lr={lr}; lower it, and look for inf or nan in the images"
+                )
+    classifier.eval()
+    truth, predicted = [], []
+    with torch.inference_mode():
+        for x, y in _labelled(test, "test", classes):
+            predicted.append(classifier(x.to(place, non_blocking=True)).argmax(dim=1).cpu())
+            truth.append(y.cpu())
+    found, wanted = torch.cat(predicted).numpy(), torch.cat(truth).numpy()
+    f1 = metrics.f1_score(wanted, found, average="macro")
+    return FineTuned(float(np.mean(found == wanted)), float(f1), tuple(losses), classifier)
+
+
+def _count(batches: Any, name: str) -> int:
+    """Number of batches."""
+    try:
+        return len(batches)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be batches with a length that can be read again, a DataLoader or a list, "
+            f"got {type(batches).__name__}"
+        ) from error
+
+
+def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and checked labels of each batch."""
+    empty = True
+    for x, labels in images_and_labels(batches):
+        empty = False
+        if labels is None:
+            raise ValueError(
+                f"{name} must give labels with every batch, as (images, labels), got images alone"
+            )
+        y = torch.as_tensor(labels)
+        if y.shape != x.shape[:1] or y.is_floating_point():
+            raise ValueError(
+                f"{name} must give one integer label an image, got labels of shape {tuple(y.shape)} and {y.dtype} "
+                f"for {len(x)} images"
+            )
+        if y.min() < 0 or y.max() >= classes:
+            raise ValueError(
+                f"{name} must give labels from 0 to {classes - 1} for classes={classes}, "
+                f"got values from {y.min()} to {y.max()}; number the classes from 0 on"
+            )
+        yield x, y.long()
+    if empty:
+        raise ValueError(f"{name} is empty; give at least one labelled image")
+
+
+def _width(encoder: nn.Module, images: Tensor) -> int:
+    """Width of the features, looked at before anything is spent on training."""
+    with evaluation_mode(encoder), torch.no_grad():
+        h = encoder(images)
+    if not isinstance(h, Tensor) or h.ndim != 2:
+        kind = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+        raise ValueError(
+            f"model must map images to features of shape (N, F), got {kind}; StochConWrapper takes other encoders"
+        )
+    if not h.isfinite().all():
+        raise ValueError("model must give finite features; it has diverged, or the images hold inf or nan")
+    return h.shape[1]

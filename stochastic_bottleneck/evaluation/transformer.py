@@ -1,0 +1,116 @@
+"""A pretrained model as a step of a scikit-learn pipeline. Importing this file imports scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stochastic_bottleneck.codes import unpack_bits
+from stochastic_bottleneck.evaluation._inputs import array, sklearn
+from stochastic_bottleneck.evaluation.encoding import encode
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper
+
+__all__ = ["StochConTransformer"]
+
+_base = sklearn("base")
+
+
+# mypy sees no types of scikit-learn's.
+class StochConTransformer(
+    _base.ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc, name-defined]
+    _base.TransformerMixin,  # type: ignore[misc, name-defined]
+    _base.BaseEstimator,  # type: ignore[misc, name-defined]
+):
+    """Images to the features of a pretrained model, for a scikit-learn `Pipeline`.
+
+    The model is not trained: `fit` looks at one image, so that the names of the columns are known, and `transform`
+    works without it. It runs on the device that the model is on. scikit-learn's `clone`, and with it every search and
+    cross-validation, copies the model with its weights, so that a copy gives equal features.
+
+    Args:
+        model: the pretrained model.
+        representation: "bits" for columns of 0 and 1 (bern only), or "h", "z" or "upsampled", as in
+            `StochConWrapper.encode`.
+        batch_size: images at a time.
+
+    Raises:
+        ModuleNotFoundError: without scikit-learn.
+
+    Example:
+        >>> import numpy as np
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from torch import nn
+        >>> model = StochConWrapper(nn.Flatten(), dim=16, feature_dim=48)
+        >>> images, labels = np.random.default_rng(0).random((20, 3, 4, 4)), np.arange(20) % 2
+        >>> pipeline = make_pipeline(StochConTransformer(model), LogisticRegression()).fit(images, labels)
+        >>> pipeline[:-1].transform(images).shape, pipeline.predict(images).shape
+        ((20, 16), (20,))
+    """
+
+    def __init__(
+        self, model: StochConWrapper, representation: Representation = "bits", *, batch_size: int = 256
+    ) -> None:
+        self.model = model
+        self.representation = representation
+        self.batch_size = batch_size
+
+    def fit(self, X: NDArray[Any] | Tensor, y: object = None) -> StochConTransformer:  # noqa: N803
+        """Look at the first image.
+
+        Args:
+            X: as in `transform`.
+            y: not looked at.
+
+        Returns:
+            The transformer itself.
+        """
+        self._n_features_out = self._encode(array(X)[:1]).shape[1]
+        return self
+
+    def transform(self, X: NDArray[Any] | Tensor) -> NDArray[Any]:  # noqa: N803
+        """Encode images.
+
+        Args:
+            X: images, scaled and normalised as those that the model was trained on. Shape: (N, C, H, W)
+
+        Returns:
+            uint8 of 0 and 1 for "bits", else floating point. Shape: (N, D) for "bits" and "z", (N, F) for the others
+
+        Raises:
+            ValueError: for images of another shape, or that are not floating point, or what `evaluation.encode`
+                refuses.
+            TypeError: for a model that is not a `StochConWrapper`.
+        """
+        return self._encode(array(X))
+
+    def _encode(self, images: NDArray[Any]) -> NDArray[Any]:
+        if images.ndim != 4:
+            raise ValueError(
+                f"X must be images of shape (N, C, H, W), got {images.shape}; reshape flattened ones"
+            )
+        if not np.issubdtype(images.dtype, np.floating):
+            raise ValueError(
+                f"X must be floating point, scaled and normalised as the training images were, got {images.dtype}"
+            )
+        features = encode(self.model, self._batches(images), self.representation).features
+        return unpack_bits(features, self.model.bottleneck.dim) if self.representation == "bits" else features
+
+    def _batches(self, images: NDArray[Any]) -> Iterator[Tensor]:
+        """Batches in the model's precision; copied one at a time, since torch takes no read-only arrays."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        dtype = self.model.bottleneck.temperature.dtype
+        for start in range(0, len(images), self.batch_size):
+            yield torch.from_numpy(np.array(images[start : start + self.batch_size])).to(dtype)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = False
+        return tags

@@ -1,0 +1,157 @@
+"""What an uncertainty is worth: rejection curve, area under the receiver operating characteristic, calibration."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stochastic_bottleneck.evaluation._inputs import array, sklearn
+
+__all__ = ["RejectionCurve", "auroc", "expected_calibration_error", "rejection_curve"]
+
+Numbers = Tensor | NDArray[Any]
+
+
+class RejectionCurve(NamedTuple):
+    """Accuracy on the images that are kept when the least certain are rejected.
+
+    Args:
+        coverage: share of the images kept, 1/N to 1. Shape: (N,)
+        accuracy: on those, between 0 and 1. Shape: (N,)
+        area: mean of `accuracy`: 1 less the area under the risk-coverage curve (AURC).
+    """
+
+    coverage: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    area: float
+
+
+def rejection_curve(uncertainty: Numbers, correct: Numbers) -> RejectionCurve:
+    """Accuracy against the share of images kept, the most certain first.
+
+    Images of equal uncertainty are taken in random order; the curve is the expectation over it, so that the order of
+    the input does not matter. A useless uncertainty gives a flat curve at the accuracy of all images.
+
+    Args:
+        uncertainty: one number an image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
+        correct: whether a classifier was right, as booleans or 0 and 1. Shape: (N,)
+
+    Returns:
+        A point for each number of images kept, and the area under them.
+
+    Raises:
+        ValueError: for shapes that do not fit, uncertainty that is not a number, or `correct` other than 0 and 1.
+
+    Example:
+        >>> import numpy as np
+        >>> curve = rejection_curve(np.array([0.3, 0.1, 0.9, 0.2]), np.array([True, True, False, True]))
+        >>> curve.accuracy.tolist()
+        [1.0, 1.0, 1.0, 0.75]
+
+    Source:
+        Accuracy-rejection curves: Nadeem, Zucker and Hanczar (PMLR 8, 2009); AURC: arXiv 1805.08206.
+    """
+    u, right = _scores(uncertainty, "uncertainty"), _binary(correct, "correct", len(array(uncertainty)))
+    _, group, size = np.unique(u, return_inverse=True, return_counts=True)
+    rate = np.bincount(group, weights=right) / size  # share that is right among equals
+    kept = np.arange(1, len(u) + 1)
+    accuracy = np.cumsum(np.repeat(rate, size)) / kept
+    return RejectionCurve(kept / len(u), accuracy, float(accuracy.mean()))
+
+
+def auroc(scores: Numbers, positive: Numbers) -> float:
+    """Area under the receiver operating characteristic: how well an uncertainty finds errors or foreign images.
+
+    Args:
+        scores: one number an image; higher should mean positive. Shape: (N,)
+        positive: what is to be found, as booleans or 0 and 1: errors, corrupted or foreign images. Shape: (N,)
+
+    Returns:
+        Probability that a positive image has a higher score than another one, ties counting half: 0.5 for a useless
+        score, 1 for a perfect one.
+
+    Raises:
+        ValueError: for shapes that do not fit, scores that are not numbers, `positive` other than 0 and 1, or of one
+            kind only.
+        ModuleNotFoundError: without scikit-learn.
+
+    Example:
+        >>> import numpy as np
+        >>> auroc(np.array([0.9, 0.1, 0.4, 0.3]), np.array([1, 0, 1, 0]))
+        1.0
+    """
+    s, found = _scores(scores, "scores"), _binary(positive, "positive", len(array(scores)))
+    if found.min() == found.max():
+        raise ValueError(
+            f"positive must hold both kinds, 0 and 1, got {len(found)} times {found[0]:.0f}; a score cannot be judged "
+            "without both"
+        )
+    return float(sklearn("metrics").roc_auc_score(found, s))
+
+
+def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins: int = 15) -> float:
+    """How far a classifier's confidence is from its accuracy, on average over the images.
+
+    Images are put into bins of equal width by the probability of the class that is predicted; a bin takes its upper
+    edge. The gaps between mean confidence and accuracy are weighted by the bins' numbers of images.
+
+    Args:
+        probabilities: of each class; rows add up to 1. Shape: (N, C)
+        labels: integer classes from 0 to C - 1. Shape: (N,)
+        bins: number of bins.
+
+    Returns:
+        Error, between 0 and 1.
+
+    Raises:
+        ValueError: for shapes that do not fit, rows that are no distribution, labels out of range, or bins below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> certain = np.eye(2)[[0, 1, 0, 0]]
+        >>> expected_calibration_error(certain, np.array([0, 1, 0, 1]))  # sure of all, right in three of four
+        0.25
+
+    Source:
+        Guo et al. (arXiv 1706.04599), equation 3.
+    """
+    p, y = array(probabilities).astype(np.float64), array(labels)
+    if p.ndim != 2 or 0 in p.shape:
+        raise ValueError(f"probabilities must have shape (N, C) with N and C at least 1, got {p.shape}")
+    if not ((p >= 0).all() and np.allclose(p.sum(axis=1), 1, atol=1e-3)):
+        raise ValueError("probabilities must be rows that add up to 1; take the softmax of the logits first")
+    if y.shape != p.shape[:1]:
+        raise ValueError(f"labels must have shape ({p.shape[0]},), one an image, got {y.shape}")
+    if not np.isin(y, np.arange(p.shape[1])).all():
+        raise ValueError(
+            f"labels must be integers from 0 to {p.shape[1] - 1}, got values from {y.min()} to {y.max()}"
+        )
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}; 15 is usual")
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == y
+    place = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    gaps = np.bincount(place, weights=right - confidence)
+    return float(np.abs(gaps).sum() / len(p))
+
+
+def _scores(x: Numbers, name: str) -> NDArray[np.float64]:
+    scores = array(x).astype(np.float64)
+    if scores.ndim != 1 or len(scores) == 0:
+        raise ValueError(
+            f"{name} must have shape (N,) with N at least 1, one number an image, got {scores.shape}"
+        )
+    if np.isnan(scores).any():
+        raise ValueError(f"{name} must be numbers, got nan; the model that made them has diverged")
+    return scores
+
+
+def _binary(x: Numbers, name: str, count: int) -> NDArray[np.float64]:
+    values = array(x)
+    if values.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one an image, got {values.shape}")
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(f"{name} must be booleans, or 0 and 1")
+    return values.astype(np.float64)

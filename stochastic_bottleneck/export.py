@@ -1,0 +1,278 @@
+"""Export of the path from images to a representation: `torch.export` and ONNX.
+
+The packed bits are computed with operations that ONNX runtimes have, and are those of `codes.pack_bits`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stochastic_bottleneck import _checks
+from stochastic_bottleneck._extras import require
+from stochastic_bottleneck._layers import evaluation_mode
+from stochastic_bottleneck._version import __version__
+from stochastic_bottleneck.codes import unpack_bits
+from stochastic_bottleneck.posteriors import BernoulliPosterior
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper
+
+__all__ = ["OnnxComparison", "export_onnx", "export_program", "verify_onnx"]
+
+LIBRARY = "stochastic_bottleneck"
+MAX_BYTES = 1536 * 1024**2
+"""From this size of weights on, torch.onnx writes them into a second file."""
+
+
+class OnnxComparison(NamedTuple):
+    """How an ONNX file's output differs from its model's; nothing is left out of the count.
+
+    Args:
+        representation: what the file gives: "bits", "h", "z" or "upsampled".
+        images: number of images compared.
+        values: number of values compared: bits for "bits", numbers otherwise.
+        different: number of values that are not equal bit for bit.
+        largest: "bits": largest distance from zero among the logits whose bits differ, so that a value in the
+            order of float32's rounding says that the sign was not decided; otherwise the largest absolute
+            difference. 0 where nothing differs.
+    """
+
+    representation: str
+    images: int
+    values: int
+    different: int
+    largest: float
+
+
+def export_program(
+    model: StochConWrapper,
+    example_images: Tensor,
+    representation: Representation = "bits",
+    *,
+    dynamic_batch: bool = True,
+) -> torch.export.ExportedProgram:
+    """Export the path from images to a representation with `torch.export`, in evaluation mode.
+
+    `torch.export.save` writes the program to a file. The model is left as it is.
+
+    Args:
+        model: the model; "bits" needs one of kind "bern".
+        example_images: images as the model will get them, on the model's device. Shape: (N, C, H, W)
+        representation: "bits" for z packed eight to a byte, "z" for the latent's mode, "h" for the encoder's
+            features, "upsampled" for rho(z).
+        dynamic_batch: take batches of any size from 1 on; False keeps N.
+
+    Returns:
+        Program with one input, `images`; it gives what `model.encode(images, representation)` does.
+
+    Raises:
+        TypeError: for a model that is not a `StochConWrapper`, or images that are not floating point.
+        ValueError: for an unknown representation, bits of a Gaussian, or no images.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> model = StochConWrapper(encoder, dim=16, feature_dim=8)
+        >>> program = export_program(model, torch.randn(2, 3, 8, 8))
+        >>> images = torch.randn(5, 3, 8, 8)
+        >>> torch.equal(program.module()(images), model.encode(images, "bits"))
+        True
+    """
+    _check_model(model)
+    _check_images(example_images, "example_images")
+    with evaluation_mode(model), torch.no_grad():
+        path = _Path(model, representation).eval()
+        path(example_images)  # what does not fit is told by the model, not by the exporter
+        if not dynamic_batch:
+            return torch.export.export(path, (example_images,))
+        # torch.export takes a size of 1 for a constant.
+        images = torch.cat((example_images, example_images)) if len(example_images) == 1 else example_images
+        batch = torch.export.Dim("batch", min=1)
+        return torch.export.export(path, (images,), dynamic_shapes={"images": {0: batch}})
+
+
+def export_onnx(
+    model: StochConWrapper,
+    path: str | os.PathLike[str],
+    example_images: Tensor,
+    representation: Representation = "bits",
+    *,
+    dynamic_batch: bool = True,
+    opset_version: int | None = None,
+) -> None:
+    """Write the path from images to a representation as an ONNX file, in evaluation mode.
+
+    The input is named "images" and the output as the representation; kind, dim, representation and the
+    library's version are in the file's metadata. The file takes its name only when it is whole and ONNX's
+    checker has accepted it. Compare it with the model with `verify_onnx`.
+
+    Args:
+        model: as in `export_program`.
+        path: of the file; folders that are missing are made.
+        example_images: as in `export_program`. Shape: (N, C, H, W)
+        representation: as in `export_program`.
+        dynamic_batch: as in `export_program`.
+        opset_version: version of ONNX's operators; None for torch's choice.
+
+    Raises:
+        ModuleNotFoundError: without onnx and onnxscript (extra "export").
+        TypeError: as `export_program`.
+        ValueError: as `export_program`, and for weights too large for one file.
+    """
+    onnx, _ = (require(package, "export_onnx", "export") for package in ("onnx", "onnxscript"))
+    program = export_program(model, example_images, representation, dynamic_batch=dynamic_batch)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"model has {size:,} bytes of weights, and one ONNX file takes {MAX_BYTES:,}; use export_program, "
+            "or a half-precision model"
+        )
+    exported: Any = torch.onnx.export(
+        program,
+        input_names=["images"],
+        output_names=[representation],
+        opset_version=opset_version,
+        dynamic_shapes={"images": {0: "batch"}} if dynamic_batch else None,  # the size's name in the file
+        dynamo=True,
+        verbose=False,
+    )
+    exported.model.metadata_props.update(_metadata(model, representation))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        exported.save(partial, external_data=False)
+        onnx.checker.check_model(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def verify_onnx(
+    path: str | os.PathLike[str], model: StochConWrapper, images: Tensor, *, tolerance: float = 1e-4
+) -> OnnxComparison:
+    """Run an ONNX file with onnxruntime, on the CPU, and compare it with the model it was made of.
+
+    Two programs that round differently cannot agree on the sign of a logit within their rounding of 0. Such a
+    bit is counted as different like any other, with its logit; it is the tolerance that decides whether it is
+    an error.
+
+    Args:
+        path: of a file that `export_onnx` wrote.
+        model: the model, which is asked in evaluation mode.
+        images: images on the model's device. Shape: (N, C, H, W)
+        tolerance: "bits": a bit may differ where the model's logit is at most this far from 0; otherwise the
+            largest absolute difference allowed.
+
+    Returns:
+        Number of values compared and of those that differ, and by how much.
+
+    Raises:
+        ModuleNotFoundError: without onnxruntime (extra "export").
+        FileNotFoundError: for a file that is not there.
+        ValueError: for a file of another model, or differences beyond the tolerance.
+    """
+    onnxruntime = require("onnxruntime", "verify_onnx", "export")
+    _check_model(model)
+    _check_images(images, "images")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path must name an ONNX file, got {str(path)!r}; write one with export_onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    found = session.get_modelmeta().custom_metadata_map
+    representation = found.get("representation")
+    expected = _metadata(model, str(representation))
+    if any(found.get(key) != expected[key] for key in ("kind", "dim")):
+        raise ValueError(
+            f"path must name an ONNX file of this model, kind {model.bottleneck.kind!r} and dim "
+            f"{model.bottleneck.dim}, got kind {found.get('kind')!r} and dim {found.get('dim')} in {str(path)!r}; "
+            "write it with export_onnx"
+        )
+    (output,) = session.run(None, {"images": images.detach().cpu().numpy()})
+    comparison = _compare(torch.from_numpy(output), model, images, representation)
+    if not comparison.largest <= tolerance:  # a difference that is not a number lies beyond it too
+        what = "the largest logit among them" if representation == "bits" else "the largest difference"
+        raise ValueError(
+            f"{str(path)!r} does not give this model's {representation}: {comparison.different} of "
+            f"{comparison.values} differ, {what} {comparison.largest:.3g}, tolerance {tolerance:g}; export the "
+            "model again, or raise the tolerance"
+        )
+    return comparison
+
+
+class _Path(nn.Module):
+    """Images to one representation, the bits packed by `_pack`."""
+
+    weights: Tensor
+
+    def __init__(self, model: StochConWrapper, representation: Representation) -> None:
+        super().__init__()
+        model.feature_extractor(representation)  # refuses what cannot be had
+        self.packed = representation == "bits"
+        self.extractor = model.feature_extractor("z" if self.packed else representation)
+        device = model.bottleneck.temperature.device
+        weights = [1 << place for place in range(7, -1, -1)]  # the first bit highest
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.int32, device=device))
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.extractor(images)
+        return _pack(output, self.weights) if self.packed else output
+
+
+def _pack(z: Tensor, weights: Tensor) -> Tensor:
+    """`codes.pack_bits` without shifts and sums of bytes, which ONNX runtimes lack."""
+    bits = torch.unflatten(F.pad(z.to(torch.int32), (0, -z.shape[-1] % 8)), -1, (-1, 8))
+    return (bits * weights).sum(-1, dtype=torch.int32).to(torch.uint8)
+
+
+def _compare(output: Tensor, model: StochConWrapper, images: Tensor, representation: Any) -> OnnxComparison:
+    ours = model.encode(images, representation).cpu()
+    if output.shape != ours.shape or output.dtype != ours.dtype:
+        raise ValueError(
+            f"the ONNX file must give {representation} of shape {tuple(ours.shape)} and {ours.dtype}, got "
+            f"{tuple(output.shape)} and {output.dtype}; export the model again"
+        )
+    if representation == "bits":
+        bits = 8 * ours.shape[1]
+        different = unpack_bits(ours, bits) != unpack_bits(output, bits)
+        with evaluation_mode(model), torch.no_grad():
+            posterior = model.bottleneck.posterior(model.encoder(images))
+        if not isinstance(posterior, BernoulliPosterior):  # pragma: no cover - encode has refused it
+            raise ValueError('representation "bits" needs a bottleneck of kind "bern"')
+        # Padding has no logit, and must not differ.
+        padding = bits - model.bottleneck.dim
+        distance = F.pad(posterior.logits.float().abs().cpu(), (0, padding), value=float("inf"))
+    else:
+        different, distance = output != ours, (output - ours).abs()
+    largest = distance[different].max().item() if different.any() else 0.0
+    return OnnxComparison(representation, len(ours), different.numel(), int(different.sum()), largest)
+
+
+def _metadata(model: StochConWrapper, representation: str) -> dict[str, str]:
+    bottleneck = model.bottleneck
+    return {
+        "library": f"{LIBRARY} {__version__}",
+        "kind": bottleneck.kind,
+        "dim": str(bottleneck.dim),
+        "representation": representation,
+    }
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, StochConWrapper):
+        raise TypeError(
+            f"model must be a StochConWrapper, got {type(model).__name__}; wrap the encoder, or an existing model "
+            "with StochConWrapper.from_simclr"
+        )
+
+
+def _check_images(images: Tensor, name: str) -> None:
+    _checks.check_floating(images, name)
+    if images.ndim == 0 or len(images) == 0:
+        raise ValueError(f"{name} must hold at least one image, got shape {tuple(images.shape)}")

@@ -1,0 +1,150 @@
+"""Diagrams: how bits are used, how few carry the classes, and what rejecting the uncertain gains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stochastic_bottleneck import codes
+from stochastic_bottleneck.evaluation import ForestCurve, RejectionCurve
+from stochastic_bottleneck.plots._style import COLOURS, GREY, line_styles, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["bit_usage", "f1_against_bits", "rejection_curves"]
+
+
+def bit_usage(bits: Tensor | NDArray[Any], *, axes: Axes | None = None) -> Axes:
+    """Share of ones of each bit, sorted, with a line at one half; entropy and correlation in the title.
+
+    Flat at one half is a balanced code. Balance alone proves no use of capacity, so the title gives the mean absolute
+    correlation between bits too.
+
+    Args:
+        bits: 0/1 values. Shape: (N, D)
+        axes: to draw in; None for a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for anything but 0 and 1, or another shape.
+        ModuleNotFoundError: without matplotlib.
+
+    Example:
+        >>> import numpy as np
+        >>> bits = np.random.default_rng(0).integers(0, 2, (100, 16))
+        >>> tuple(map(float, bit_usage(bits).get_ylim()))
+        (0.0, 100.0)
+
+    Source:
+        StochCon (arXiv 2110.00552): about half of the bits active over the data set.
+    """
+    shares = codes.share_of_ones(bits)
+    entropy, correlation = codes.bit_entropy(bits).mean(), codes.bit_correlation(bits)
+    axes = new_axes(axes, "bits, sorted by their share of ones", "share of ones (%)")
+    axes.stairs(np.sort(100 * shares), fill=True, color=COLOURS[1])
+    axes.axhline(50, color=COLOURS[0], linestyle=":", linewidth=1)
+    axes.set(ylim=(0, 100), xlim=(0, len(shares)))
+    correlated = "" if np.isnan(correlation) else f", mean |correlation| {correlation:.2f}"
+    axes.set_title(
+        f"{100 * shares.mean():.1f} % ones, {entropy:.3f} bits of entropy a bit{correlated}", fontsize=9
+    )
+    return axes
+
+
+def f1_against_bits(
+    curves: Mapping[str, ForestCurve], *, chance: float | None = None, axes: Axes | None = None
+) -> Axes:
+    """A random forest's F1 against the number of bits that it sees, a line for each model.
+
+    Args:
+        curves: what `evaluation.forest_curve` returned, by the name for the legend.
+        chance: F1 of guessing, to draw as a line; None for no line.
+        axes: to draw in; None for a new figure.
+
+    Returns:
+        The axes; the number of bits is on a logarithmic scale.
+
+    Raises:
+        ValueError: for no curve.
+        ModuleNotFoundError: without matplotlib.
+
+    Example:
+        >>> from stochastic_bottleneck.evaluation import ForestCurve
+        >>> curve = ForestCurve(counts=(1, 8), f1=(0.2, 0.5), ranking=tuple(range(8)))
+        >>> f1_against_bits({"Bern": curve}).get_xscale()
+        'log'
+
+    Source:
+        StochCon (arXiv 2110.00552), figure of F1 against the number of bits.
+    """
+    _check_curves(curves, "forest_curve")
+    axes = new_axes(axes, "bits kept, the most important first", "random forest, mean F1 (%)")
+    for (name, curve), style in zip(curves.items(), line_styles(len(curves)), strict=True):
+        axes.plot(curve.counts, [100 * f1 for f1 in curve.f1], label=name, markersize=5, **style)
+    if chance is not None:
+        axes.axhline(100 * chance, color=GREY, linestyle=":", linewidth=1)
+        axes.annotate(
+            "chance", (1, 100 * chance), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+        )
+    ticks = sorted({count for curve in curves.values() for count in curve.counts})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return axes
+
+
+def rejection_curves(curves: Mapping[str, RejectionCurve], *, axes: Axes | None = None) -> Axes:
+    """Accuracy on the images kept, against their share, a line for each measure of uncertainty.
+
+    A curve that rises to the left belongs to an uncertainty that knows which images are hard.
+
+    Args:
+        curves: what `evaluation.rejection_curve` returned, by the name for the legend.
+        axes: to draw in; None for a new figure.
+
+    Returns:
+        The axes; the area under each curve stands in the legend.
+
+    Raises:
+        ValueError: for no curve.
+        ModuleNotFoundError: without matplotlib.
+
+    Example:
+        >>> import numpy as np
+        >>> from stochastic_bottleneck.evaluation import rejection_curve
+        >>> curve = rejection_curve(np.array([0.1, 0.2, 0.9]), np.array([True, True, False]))
+        >>> len(rejection_curves({"entropy": curve}).lines)
+        1
+
+    Source:
+        Accuracy-rejection curves: Nadeem, Zucker and Hanczar, MLSB 2009 (PMLR 8).
+    """
+    _check_curves(curves, "rejection_curve")
+    axes = new_axes(axes, "images kept, the most certain first (%)", "accuracy on them (%)")
+    for (name, curve), style in zip(curves.items(), line_styles(len(curves)), strict=True):
+        style.pop("marker")  # there is a point for every image
+        axes.plot(
+            100 * np.asarray(curve.coverage),
+            100 * np.asarray(curve.accuracy),
+            label=f"{name}, area {curve.area:.3f}",
+            **style,
+        )
+    axes.set_xlim(0, 100)
+    axes.legend(frameon=False)
+    return axes
+
+
+def _check_curves(curves: Mapping[str, object], source: str) -> None:
+    if not curves:
+        raise ValueError(
+            f"curves must hold at least one curve, by name; make one with evaluation.{source}, got none"
+        )

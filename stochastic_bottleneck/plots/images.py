@@ -1,0 +1,176 @@
+"""Images that say what a bit or an uncertainty means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stochastic_bottleneck.evaluation._inputs import array
+from stochastic_bottleneck.plots._style import pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["bit_images", "certain_images"]
+
+Images = Tensor | NDArray[Any]
+
+
+def bit_images(
+    images: Images, probs: Tensor | NDArray[Any], bits: Sequence[int] = (0, 1, 2, 3), *, count: int = 6
+) -> Figure:
+    """For each of some bits, the images that turn it on most surely and those that turn it off.
+
+    Args:
+        images: float in [0, 1] or uint8, of one or three channels. Shape: (N, C, H, W)
+        probs: probability of a one, `posterior.probs`, or the bits themselves: among equal values the first images are
+            shown. Shape: (N, D)
+        bits: which bits, a row for each.
+        count: images on each side of a row.
+
+    Returns:
+        A figure: on the left the images that turn the bit on, the surest first, on the right those that turn it off.
+        A bit that is on (or off) for fewer than `count` images, at a probability of 0.5, leaves places empty.
+
+    Raises:
+        ValueError: for shapes that do not fit, values outside their range, a bit that does not exist, or a count
+            below 1.
+        ModuleNotFoundError: without matplotlib.
+
+    Example:
+        >>> import torch
+        >>> figure = bit_images(torch.rand(20, 3, 8, 8), torch.rand(20, 4), bits=(0, 2), count=3)
+        >>> len(figure.axes)
+        12
+    """
+    pictures = _pictures(images)
+    p = array(probs)
+    if p.ndim != 2 or len(p) != len(pictures):
+        raise ValueError(
+            f"probs must have shape ({len(pictures)}, D), a row for each image, got {p.shape}; unpack codes first"
+        )
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("probs must lie between 0 and 1; take posterior.probs, not its logits")
+    if not bits or not all(0 <= bit < p.shape[1] for bit in bits):
+        raise ValueError(f"bits must be one or more indices from 0 to {p.shape[1] - 1}, got {tuple(bits)}")
+    _check_count(count)
+    rows = []
+    for bit in bits:
+        surest = np.argsort(-p[:, bit], kind="stable")
+        on = [i for i in surest[:count] if p[i, bit] > 0.5]
+        surest = np.argsort(p[:, bit], kind="stable")
+        off = [i for i in surest[:count] if p[i, bit] <= 0.5]
+        rows.append((f"bit {bit}", _padded(on, count) + _padded(off, count)))
+    figure, grid = _grid(pictures, rows)
+    _heading(grid, 0, "on")
+    _heading(grid, count, "off")
+    return figure
+
+
+def certain_images(
+    images: Images,
+    uncertainty: Tensor | NDArray[Any],
+    *,
+    captions: Sequence[str] | None = None,
+    count: int = 8,
+) -> Figure:
+    """The most and the least certain images.
+
+    Args:
+        images: float in [0, 1] or uint8, of one or three channels. Shape: (N, C, H, W)
+        uncertainty: one number an image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
+        captions: a line under each image, such as the class predicted. Length: N
+        count: images in each row.
+
+    Returns:
+        A figure: above the most certain images, the surest first; below the least certain, the least sure first.
+
+    Raises:
+        ValueError: for shapes that do not fit, values that are not finite, or a count below 1.
+        ModuleNotFoundError: without matplotlib.
+
+    Example:
+        >>> import torch
+        >>> figure = certain_images(torch.rand(20, 3, 8, 8), torch.arange(20.0), count=4)
+        >>> len(figure.axes)
+        8
+    """
+    pictures = _pictures(images)
+    values = array(uncertainty)
+    if values.shape != (len(pictures),):
+        raise ValueError(f"uncertainty must have shape ({len(pictures)},), one an image, got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("uncertainty must be finite; the model that made it has diverged")
+    if captions is not None and len(captions) != len(pictures):
+        raise ValueError(f"captions must be {len(pictures)} lines, one an image, got {len(captions)}")
+    _check_count(count)
+    order = np.argsort(values, kind="stable")
+    rows = [
+        ("most certain", _padded(list(order[:count]), count)),
+        ("least certain", _padded(list(order[::-1][:count]), count)),
+    ]
+    figure, _ = _grid(pictures, rows, captions)
+    return figure
+
+
+# ---- shared ---------------------------------------------------------------------------------------------------
+
+
+def _pictures(images: Images) -> NDArray[Any]:
+    """Checked images, channels last, for imshow."""
+    x = array(images)
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
+        raise ValueError(
+            f"images must have shape (N, C, H, W) with 1 or 3 channels and N at least 1, got {x.shape}"
+        )
+    if x.dtype != np.uint8 and not ((x >= 0) & (x <= 1)).all():
+        raise ValueError(
+            f"images must be uint8 or lie between 0 and 1, got values from {x.min():.3g} to {x.max():.3g}; "
+            "undo the normalisation that the model's input has had"
+        )
+    return np.moveaxis(x, 1, -1)
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+
+
+def _padded(chosen: list[int], count: int) -> list[int | None]:
+    return [*chosen, *[None] * (count - len(chosen))]
+
+
+def _grid(
+    pictures: NDArray[Any],
+    rows: Sequence[tuple[str, Sequence[int | None]]],
+    captions: Sequence[str] | None = None,
+) -> tuple[Figure, NDArray[Any]]:
+    """Rows of images with a name at the left of each."""
+    columns = len(rows[0][1])
+    white = 255 if pictures.dtype == np.uint8 else 1  # or each grey image would be stretched to its own range
+    height = 0.95 if captions is None else 1.15
+    figure, grid = pyplot().subplots(
+        len(rows),
+        columns,
+        figsize=(0.8 * columns + 1.0, height * len(rows) + 0.3),
+        squeeze=False,
+        layout="constrained",
+    )
+    for line, (name, chosen) in zip(grid, rows, strict=True):
+        for axes, i in zip(line, chosen, strict=True):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if i is not None:
+                axes.imshow(pictures[i], cmap="gray", vmin=0, vmax=white, interpolation="nearest")
+                if captions is not None:
+                    axes.set_xlabel(captions[i], fontsize=7)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    return figure, grid
+
+
+def _heading(grid: NDArray[Any], column: int, text: str) -> None:
+    grid[0, column].set_title(text, fontsize=9, loc="left")

@@ -1,0 +1,112 @@
+"""A map of the codes in two dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stochastic_bottleneck.evaluation._inputs import array, sklearn
+from stochastic_bottleneck.plots._style import new_axes, point_styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["code_map"]
+
+MapMethod = Literal["pca", "tsne"]
+
+
+def code_map(
+    codes: Tensor | NDArray[Any],
+    labels: Tensor | NDArray[Any],
+    *,
+    names: Sequence[str] | None = None,
+    method: MapMethod = "pca",
+    seed: int = 0,
+    axes: Axes | None = None,
+) -> Axes:
+    """Each image as a point in two dimensions, its class as colour and marker.
+
+    Args:
+        codes: bits, latents or features. Shape: (N, D)
+        labels: integer classes. Shape: (N,)
+        names: of the classes, for the legend, in ascending order of their labels; None for the labels themselves.
+        method: "pca", two directions of largest variance, exact and quick; or "tsne", neighbourhoods, where distances
+            between groups mean nothing, slow from some thousand images on.
+        seed: of the method.
+        axes: to draw in; None for a new figure.
+
+    Returns:
+        The axes; "pca" says on them which share of the variance each direction holds.
+
+    Raises:
+        ValueError: for shapes that do not fit, values that are not finite, an unknown method, too few images,
+            one code for all of them, or more classes than there are marks for.
+        ModuleNotFoundError: without matplotlib or scikit-learn.
+
+    Example:
+        >>> import numpy as np
+        >>> bits = np.random.default_rng(0).integers(0, 2, (60, 16))
+        >>> axes = code_map(bits, np.arange(60) % 3, names=["cat", "dog", "ship"])
+        >>> [text.get_text() for text in axes.get_legend().get_texts()]
+        ['cat', 'dog', 'ship']
+
+    Source:
+        t-SNE: van der Maaten and Hinton, JMLR 9 (2008).
+    """
+    x, y = array(codes), array(labels)
+    _check(x, y, method)
+    classes = np.unique(y)
+    styles = point_styles()
+    if len(classes) > len(styles):
+        raise ValueError(
+            f"labels must hold at most {len(styles)} classes to be told apart, got {len(classes)}; choose some, as in "
+            "labels[np.isin(labels, [3, 5])]"
+        )
+    if names is not None and len(names) != len(classes):
+        raise ValueError(f"names must be {len(classes)}, one for each class in labels, got {len(names)}")
+    points, x_label, y_label = _project(x.astype(np.float64), method, seed)
+    axes = new_axes(axes, x_label, y_label)
+    for label, name, style in zip(classes, names or [str(c) for c in classes], styles, strict=False):
+        of_class = points[y == label]
+        axes.scatter(of_class[:, 0], of_class[:, 1], s=14, linewidths=0, alpha=0.8, label=name, **style)
+    axes.set(xticks=[], yticks=[])
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    return axes
+
+
+def _check(x: NDArray[Any], y: NDArray[Any], method: str) -> None:
+    if x.ndim != 2 or x.shape[1] < 2:
+        raise ValueError(
+            f"codes must have shape (N, D) with D at least 2, got {x.shape}; unpack packed codes first"
+        )
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"labels must have shape ({x.shape[0]},), one an image, got {y.shape}")
+    if method not in get_args(MapMethod):
+        raise ValueError(f'method must be "pca" or "tsne", got {method!r}')
+    if len(x) < 3:
+        raise ValueError(f"codes must hold at least 3 images to make a map of, got {len(x)}")
+    if not np.isfinite(x).all():
+        raise ValueError("codes must be finite; the model that made them has diverged")
+    if (x == x[0]).all():
+        raise ValueError(
+            "codes must differ between images, got one code for all of them; the latent has collapsed"
+        )
+
+
+def _project(x: NDArray[Any], method: str, seed: int) -> tuple[NDArray[Any], str, str]:
+    """Points in two dimensions and what their axes mean."""
+    if method == "pca":
+        model = sklearn("decomposition").PCA(2, random_state=seed)
+        points = model.fit_transform(x)
+        first, second = (f"direction {i + 1}" for i in range(2))
+        shares = [f" ({100 * share:.0f} % of the variance)" for share in model.explained_variance_ratio_]
+        return points, first + shares[0], second + shares[1]
+    # scikit-learn's perplexity, which must stay below the number of images.
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    model = sklearn("manifold").TSNE(2, perplexity=perplexity, random_state=seed)
+    return model.fit_transform(x), "t-SNE 1", "t-SNE 2"

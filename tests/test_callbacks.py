@@ -1,0 +1,267 @@
+"""The Lightning callback: what it logs, when, and that training does not notice; both of Lightning's packages."""
+
+import copy
+import csv
+import importlib
+import pickle
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper
+from stochastic_bottleneck.callbacks import LIGHTNING, LatentMonitor, latent_statistics
+from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
+
+N, DIM, STEPS, EVERY = 6, 11, 4, 2
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*smaller than the logging interval"
+)
+each_package = pytest.mark.parametrize("package", LIGHTNING)
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+BATCHES = [torch.randn(2, N, 3, 8, 8, generator=generator(i)) for i in range(STEPS)]
+
+
+def wrapper(kind="bern", **options):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())
+    return StochConWrapper(encoder, kind=kind, dim=DIM, projection_dim=4, **options)
+
+
+def make_module(package, model):
+    """A LightningModule of that package which trains the model, and notes what it saw."""
+
+    class Module(importlib.import_module(package).LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.ModuleDict({"model": model})
+            self.posteriors, self.hooks = [], []
+
+        def training_step(self, batch, _):
+            self.hooks.append(len(model.bottleneck._forward_hooks))
+            output = model(*batch[0])
+            self.posteriors.append(type(output.posterior)(*(x.detach().clone() for x in output.posterior)))
+            return InfoNCELoss()(*output[:2])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Module()
+
+
+def fit(package, module, folder, *callbacks):
+    """Train, and give the rows that were logged, by step."""
+    lightning = importlib.import_module(package)
+    logger = importlib.import_module(f"{package}.loggers").CSVLogger(folder, name="", version="")
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=STEPS,
+        logger=logger,
+        log_every_n_steps=EVERY,
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    torch.manual_seed(1)
+    trainer.fit(module, torch.utils.data.DataLoader(BATCHES))
+    path = folder / "metrics.csv"
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    return {int(row["step"]): row for row in rows}
+
+
+# ---- numbers -----------------------------------------------------------------------------------------------
+
+
+def test_statistics_of_bits():
+    logits = torch.randn(20, DIM, generator=generator(3))
+    found = latent_statistics(BernoulliPosterior(logits, torch.tensor(0.25)))
+    shares = (logits.numpy() > 0).mean(axis=0)
+    entropy = -sum(np.where(p > 0, p * np.log2(np.maximum(p, 1e-9)), 0) for p in (shares, 1 - shares))
+    p = torch.distributions.Bernoulli(logits=logits)
+    fair = torch.distributions.Bernoulli(probs=torch.full_like(logits, 0.5))
+    assert found == pytest.approx(
+        {
+            "kl": torch.distributions.kl_divergence(p, fair).sum(1).mean().item(),
+            "entropy": p.entropy().sum(1).mean().item(),
+            "ones_mean": shares.mean(),
+            "ones_min": shares.min(),
+            "ones_max": shares.max(),
+            "bit_entropy": entropy.mean(),
+            "temperature": 0.25,
+        },
+        rel=1e-5,
+    )
+
+
+@pytest.mark.parametrize("width", [DIM, 1])
+def test_statistics_of_gaussians(width):
+    mean, log_std = (torch.randn(20, n, generator=generator(n)) for n in (DIM, width))
+    found = latent_statistics(GaussianPosterior(mean, log_std))
+    q = torch.distributions.Normal(mean, log_std.exp().expand_as(mean))
+    standard = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+    variance = np.exp(2 * log_std.double().numpy())
+    assert found == pytest.approx(
+        {
+            "kl": torch.distributions.kl_divergence(q, standard).sum(1).mean().item(),
+            "entropy": q.entropy().sum(1).mean().item(),
+            "variance_mean": variance.mean(),
+            "variance_min": variance.min(),
+            "variance_max": variance.max(),
+        },
+        rel=1e-5,
+    )
+
+
+def test_both_directions_at_once_are_more_images():
+    logits = torch.randn(2, 20, DIM, generator=generator(3))
+    both, flat = (latent_statistics(BernoulliPosterior(x)) for x in (logits, logits.flatten(0, 1)))
+    assert both == pytest.approx(flat)
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+@each_package
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_logs_the_batch_on_logging_steps_alone(package, kind, tmp_path):
+    module = make_module(package, wrapper(kind))
+    rows = fit(package, module, tmp_path, LatentMonitor())
+    assert module.hooks == [0, 1, 0, 1]
+    assert not module.inner["model"].bottleneck._forward_hooks
+    assert set(rows) == {1, 3}
+    for step, row in rows.items():
+        expected = {f"latent/{k}": v for k, v in latent_statistics(module.posteriors[step]).items()}
+        assert {k for k in row if k.startswith("latent/")} == expected.keys()
+        assert {k: float(row[k]) for k in expected} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "gauss", "symmetric": True}])
+def test_training_computes_the_same_with_and_without(options, tmp_path):
+    trained = []
+    for name, callbacks in (("with", (LatentMonitor(),)), ("without", ())):
+        trained.append(make_module(LIGHTNING[0], wrapper(**options)))
+        rows = fit(LIGHTNING[0], trained[-1], tmp_path / name, *callbacks)
+        assert bool(rows) is (name == "with")
+    states = [module.state_dict() for module in trained]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_both_directions_of_a_step_are_logged_together(tmp_path):
+    module = make_module(LIGHTNING[0], wrapper(symmetric=True))
+    rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
+    expected = latent_statistics(module.posteriors[1])
+    assert float(rows[1]["latent/ones_mean"]) == pytest.approx(expected["ones_mean"])
+    assert float(rows[1]["latent/kl"]) == pytest.approx(expected["kl"], rel=1e-5)
+
+
+def test_several_bottlenecks_are_logged_by_name(tmp_path):
+    module = make_module(LIGHTNING[0], wrapper())
+    module.inner["other"] = StochasticBottleneck("gauss", 3, in_features=4)
+    with pytest.warns(UserWarning, match=r"nothing of inner\.other, whose forward was not called") as told:
+        rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
+    assert sum("LatentMonitor" in str(warning.message) for warning in told) == 1
+    assert "latent/inner.model.bottleneck/kl" in rows[3]
+    assert not any("other" in key for key in rows[3])
+
+
+def test_one_can_be_named(tmp_path):
+    module = make_module(LIGHTNING[0], wrapper())
+    module.inner["other"] = StochasticBottleneck("gauss", 3, in_features=4)
+    rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor("inner.model.bottleneck"))
+    assert "latent/kl" in rows[3]
+
+
+def test_the_first_of_several_processes_logs():
+    model, monitor = wrapper(), LatentMonitor()
+    monitor.on_fit_start(None, model)
+    for rank in (1, 0):
+        trainer = SimpleNamespace(
+            is_global_zero=rank == 0, _logger_connector=SimpleNamespace(should_update_logs=True)
+        )
+        monitor.on_train_batch_start(trainer, model, None, 0)
+        assert len(model.bottleneck._forward_hooks) == (rank == 0)
+    monitor.teardown(None, model, "fit")
+    assert not model.bottleneck._forward_hooks
+
+
+def test_an_error_in_training_leaves_no_hook(tmp_path):
+    module = make_module(LIGHTNING[0], wrapper())
+
+    bottleneck = module.inner["model"].bottleneck
+    forward = bottleneck.upsampler.forward
+
+    def fail(z):
+        if bottleneck._forward_hooks:
+            raise RuntimeError("broken step")
+        return forward(z)
+
+    bottleneck.upsampler.forward = fail
+    with pytest.raises(RuntimeError, match="broken step"):
+        fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
+    assert module.hooks == [0, 1]
+    assert not bottleneck._forward_hooks
+
+
+# ---- the class ---------------------------------------------------------------------------------------------
+
+
+def test_is_a_callback_of_every_package_that_is_imported(monkeypatch):
+    callbacks = [importlib.import_module(name).Callback for name in LIGHTNING]
+    assert callbacks[0] is not callbacks[1]
+    assert isinstance(LatentMonitor(), tuple(callbacks))
+    assert all(isinstance(LatentMonitor(), callback) for callback in callbacks)
+    for here, away in ((0, 1), (1, 0)):
+        with monkeypatch.context() as patched:
+            patched.delitem(sys.modules, LIGHTNING[away])
+            monitor = LatentMonitor()
+        assert isinstance(monitor, LatentMonitor)
+        assert isinstance(monitor, callbacks[here])
+        assert not isinstance(monitor, callbacks[away])
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_callbacks(copier):
+    other = copier(LatentMonitor(["a", "b"]))
+    assert other.bottlenecks == ["a", "b"]
+    assert isinstance(other, importlib.import_module(LIGHTNING[0]).Callback)
+
+
+def test_without_lightning_the_extra_is_named(monkeypatch):
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] in ("lightning", "pytorch_lightning")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"LatentMonitor needs lightning; .*stochastic-bottleneck\[lightning\]"
+    ):
+        LatentMonitor()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (None, "needs a StochasticBottleneck inside Linear, which has none; wrap its model"),
+        ("a", "needs a StochasticBottleneck inside Linear"),
+    ],
+)
+def test_a_module_without_a_bottleneck_is_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        LatentMonitor(names).on_fit_start(None, nn.Linear(2, 2))
+
+
+def test_a_name_that_is_not_ones_is_refused():
+    message = r"bottlenecks must name those of StochConWrapper, 'bottleneck', got 'encoder', 'x'"
+    with pytest.raises(ValueError, match=message):
+        LatentMonitor(["bottleneck", "encoder", "x"]).on_fit_start(None, wrapper())

@@ -1,0 +1,191 @@
+"""Fine-tuning beside a loop written out by hand, and what it leaves alone."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from test_evaluation import without_scikit_learn
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from stochastic_bottleneck import StochConWrapper
+from stochastic_bottleneck.evaluation import FineTuned, fine_tune
+
+CLASSES = 3
+LABELS = torch.arange(48) % CLASSES
+IMAGES = torch.randn(48, 2, 3, 3, generator=torch.Generator().manual_seed(0)) + LABELS.view(-1, 1, 1, 1)
+BATCHES = list(zip(IMAGES.split(20), LABELS.split(20), strict=True))
+
+
+def small_encoder():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(18, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU())
+
+
+def by_hand(seed, epochs, lr):
+    """SGD with momentum on softmax regression from torch's initial weights, gradient and rate as formulas."""
+    torch.manual_seed(seed)
+    head = nn.Linear(18, CLASSES).double()
+    w = torch.cat([head.weight.detach(), head.bias.detach()[:, None]], dim=1)
+    velocity, step, losses = torch.zeros_like(w), 0, []
+    for _ in range(epochs):
+        of_epoch = []
+        for x, y in BATCHES:
+            rows = torch.cat([x.flatten(1).double(), torch.ones(len(x), 1)], dim=1)
+            p = (rows @ w.T).softmax(dim=1)
+            of_epoch.append(-p[torch.arange(len(y)), y].log().mean().item())
+            gradient = (p - torch.eye(CLASSES)[y]).T @ rows / len(y)
+            velocity = 0.9 * velocity + gradient
+            w = w - lr * (1 + math.cos(math.pi * step / (epochs * len(BATCHES)))) / 2 * velocity
+            step += 1
+        losses.append(np.mean(of_epoch))
+    return w, losses
+
+
+def test_it_is_momentum_and_a_cosine_from_torchs_initial_weights():
+    result = fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=4, lr=0.02, seed=5)
+    assert isinstance(result, FineTuned)
+    w, losses = by_hand(5, 4, 0.02)
+    head = result.classifier[1]
+    found = torch.cat([head.weight, head.bias[:, None]], dim=1).detach()
+    assert found.numpy() == pytest.approx(w.numpy(), abs=1e-5)
+    assert result.losses == pytest.approx(losses, rel=1e-5)
+
+
+def test_scores_are_those_of_the_classifier_on_the_test_set():
+    test = [(IMAGES[:7] - 0.5, LABELS[:7]), (IMAGES[7:30] - 0.5, LABELS[7:30])]
+    result = fine_tune(small_encoder(), BATCHES, test, CLASSES, epochs=10)
+    assert not any(module.training for module in result.classifier.modules())
+    with torch.no_grad():
+        predicted = result.classifier(IMAGES[:30] - 0.5).argmax(dim=1)
+    assert result.accuracy == pytest.approx((predicted == LABELS[:30]).float().mean().item())
+    assert result.f1 == pytest.approx(f1_score(LABELS[:30], predicted, average="macro"))
+    assert 1 / CLASSES < result.accuracy < 1
+
+
+def test_all_weights_of_a_copy_are_trained_and_the_model_is_left_alone():
+    model = StochConWrapper(small_encoder(), dim=4, feature_dim=8).eval()
+    model.encoder.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    result = fine_tune(model, BATCHES, BATCHES, CLASSES, epochs=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    assert not any(weight.requires_grad for weight in model.encoder.parameters())
+    trained = result.classifier[0].state_dict()
+    assert trained.keys() == model.encoder.state_dict().keys()
+    for name, value in model.encoder.state_dict().items():
+        assert not torch.equal(trained[name], value), name
+
+
+def test_a_wrapper_gives_its_encoder():
+    plain, model = small_encoder(), StochConWrapper(small_encoder(), dim=4, feature_dim=8)
+    a, b = (fine_tune(m, BATCHES, BATCHES, CLASSES, epochs=2) for m in (plain, model))
+    assert a[:3] == b[:3]
+
+
+def test_a_seed_repeats_a_shuffling_loader_and_the_global_generator_goes_on():
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=20, shuffle=True)
+    state = torch.get_rng_state()
+    first, again, other = (
+        fine_tune(small, loader, BATCHES, CLASSES, epochs=2, seed=seed)
+        for small, seed in ((nn.Flatten(), 0), (nn.Flatten(), 0), (nn.Flatten(), 1))
+    )
+    assert first[:3] == again[:3]
+    assert first.losses != other.losses
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_optimizer_of_ones_own_is_used():
+    made = []
+
+    def adam(parameters, lr):
+        made.append(torch.optim.AdamW(parameters, lr=lr, weight_decay=0.1))
+        return made[-1]
+
+    ours = fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, lr=0.01, optimizer=adam)
+    assert len(made) == 1
+    assert made[0].param_groups[0]["initial_lr"] == 0.01
+    assert made[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)  # the cosine has ended
+    assert ours.losses != fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, lr=0.01).losses
+
+
+def test_a_bar_changes_no_number(capsys):
+    shown, plain = (
+        fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, progress=progress)
+        for progress in (True, False)
+    )
+    assert shown[:3] == plain[:3]
+    assert "fine-tuning" in capsys.readouterr().out
+
+
+ALONE = [(IMAGES,)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": len}, TypeError, "model must be a module, got builtin_function_or_method"),
+        ({"model": nn.Identity()}, ValueError, r"features of shape \(N, F\), got shape \(20, 2, 3, 3\)"),
+        ({"train": []}, ValueError, "train is empty; give at least one labelled image"),
+        ({"test": [(IMAGES[:0], LABELS[:0])]}, ValueError, "test is empty"),
+        ({"train": iter(BATCHES)}, TypeError, "train must be batches with a length.*got list_iterator"),
+        ({"test": iter(BATCHES)}, TypeError, "test must be batches with a length.*got list_iterator"),
+        ({"train": ALONE}, ValueError, r"train must give labels with every batch, as \(images, labels\)"),
+        ({"train": [(IMAGES, LABELS + 1)]}, ValueError, "train must give labels from 0 to 2.*from 1 to 3"),
+        ({"test": [(IMAGES, LABELS - 1)]}, ValueError, "test must give labels from 0 to 2.*from -1 to 1"),
+        ({"test": [(IMAGES, LABELS[:5])]}, ValueError, r"one integer label an image.*\(5,\).*48 images"),
+        ({"train": [(IMAGES, LABELS / 2)]}, ValueError, "one integer label an image.*float32"),
+        ({"train": [(IMAGES / 0, LABELS)]}, ValueError, "model must give finite features"),
+        ({"classes": 1}, ValueError, "classes must be at least 2, got 1"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"lr": 0.0}, ValueError, "lr must be a finite number above 0, got 0.0"),
+        ({"lr": math.nan}, ValueError, "lr must be a finite number above 0, got nan"),
+        (
+            {"lr": 1e38},
+            ValueError,
+            r"loss to stay finite, got (nan|inf) in epoch \d with lr=1e\+38; lower it",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, error, message):
+    given = {
+        "model": nn.Flatten(),
+        "train": BATCHES,
+        "test": BATCHES,
+        "classes": CLASSES,
+        "epochs": 2,
+    } | changes
+    with pytest.raises(error, match=message):
+        fine_tune(**given)
+
+
+def test_labels_of_the_test_set_are_looked_at_before_training():
+    trained = []
+    encoder = nn.Flatten()
+    encoder.register_forward_hook(lambda *_: trained.append(1))
+    with pytest.raises(ValueError, match="test must give labels from 0 to 1"):
+        fine_tune(encoder, BATCHES, BATCHES, 2)
+    assert not trained
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
+    without_scikit_learn(monkeypatch)
+    with pytest.raises(ModuleNotFoundError, match=r'"stochastic-bottleneck\[evaluation\]"'):
+        fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_it_learns_the_same_and_keeps_the_generators():
+    encoder = small_encoder()
+    cpu = fine_tune(encoder, BATCHES, BATCHES, CLASSES, epochs=3, lr=0.01)
+    state = torch.cuda.get_rng_state()
+    gpu = fine_tune(encoder, BATCHES, BATCHES, CLASSES, epochs=3, lr=0.01, device="cuda")
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert {weight.device.type for weight in gpu.classifier.parameters()} == {"cuda"}
+    assert {weight.device.type for weight in encoder.parameters()} == {"cpu"}
+    assert len(gpu.losses) == len(cpu.losses)
+    assert gpu.losses[-1] < gpu.losses[0]

@@ -1,0 +1,192 @@
+"""A model as a scikit-learn transformer: the features of `encode`, and what scikit-learn does with estimators."""
+
+import pickle
+import sys
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import estimator_checks
+from test_evaluation import without_scikit_learn
+from test_evaluation_encoding import small_model
+from torch import nn
+
+from stochastic_bottleneck import evaluation
+from stochastic_bottleneck.evaluation import StochConTransformer
+
+LABELS = np.arange(40) % 2
+IMAGES = np.random.default_rng(0).random((40, 3, 8, 8), dtype=np.float32)
+IMAGES[:, 0] += LABELS[:, None, None]
+
+
+def pipeline(**options):
+    return make_pipeline(StochConTransformer(small_model(), **options), LogisticRegression())
+
+
+@pytest.mark.parametrize(
+    ("kind", "representation"), [("bern", "z"), ("bern", "h"), ("bern", "upsampled"), ("gauss", "z")]
+)
+def test_features_are_those_of_the_model(kind, representation):
+    model = small_model(kind)
+    found = StochConTransformer(model, representation, batch_size=16).fit_transform(IMAGES)
+    assert found == pytest.approx(model.encode(torch.from_numpy(IMAGES), representation).numpy(), abs=1e-5)
+
+
+def test_bits_are_columns_of_0_and_1():
+    model = small_model()
+    found = StochConTransformer(model).fit_transform(IMAGES)
+    assert found.dtype == np.uint8
+    assert found.shape == (40, 20)
+    assert np.array_equal(found, model.encode(torch.from_numpy(IMAGES), "z").numpy())
+    assert 0 < found.mean() < 1
+
+
+def read_only(x):
+    x = x.copy()
+    x.setflags(write=False)
+    return x
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x: x.astype(np.float64),
+        read_only,
+        lambda x: x[:, :, ::-1][:, :, ::-1],
+        lambda x: np.asfortranarray(x),
+        lambda x: torch.from_numpy(x).requires_grad_(),
+        lambda x: x.tolist(),
+    ],
+)
+def test_images_of_every_kind_give_the_same(given):
+    transformer = StochConTransformer(small_model(), "h")
+    assert np.array_equal(transformer.transform(given(IMAGES)), transformer.transform(IMAGES))
+
+
+def test_images_are_taken_in_the_models_precision():
+    model = small_model().double()
+    found = StochConTransformer(model, "h").transform(IMAGES)
+    assert found == pytest.approx(model.encode(torch.from_numpy(IMAGES).double()).numpy(), rel=1e-5)
+
+
+def test_columns_have_names_once_fitted():
+    transformer = StochConTransformer(small_model())
+    with pytest.raises(NotFittedError):
+        transformer.get_feature_names_out()
+    names = transformer.fit(IMAGES).get_feature_names_out()
+    assert names.tolist() == [f"stochcontransformer{i}" for i in range(20)]
+    assert len(transformer.set_params(representation="h").fit(IMAGES).get_feature_names_out()) == 16
+
+
+def test_a_pipeline_learns_what_the_bits_tell():
+    fitted = pipeline(representation="h").fit(IMAGES, LABELS)
+    features = fitted[0].transform(IMAGES)
+    alone = LogisticRegression().fit(features, LABELS)
+    assert np.array_equal(fitted.predict_proba(IMAGES), alone.predict_proba(features))
+    assert fitted.score(IMAGES, LABELS) > 0.8
+
+
+def test_a_search_chooses_the_representation():
+    grid = {"stochcontransformer__representation": ["bits", "h"], "logisticregression__C": [0.1, 1.0]}
+    search = GridSearchCV(pipeline(), grid, cv=2).fit(IMAGES, LABELS)
+    assert len(search.cv_results_["params"]) == 4
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.predict(IMAGES).shape == (40,)
+
+
+def test_a_clone_has_weights_of_its_own_that_are_equal():
+    original = pipeline(representation="h").fit(IMAGES, LABELS)
+    copied = clone(original)
+    ours, theirs = original[0].model, copied[0].model
+    assert ours is not theirs
+    assert np.array_equal(copied[0].transform(IMAGES), original[0].transform(IMAGES))
+    assert np.array_equal(copied.fit(IMAGES, LABELS).predict_proba(IMAGES), original.predict_proba(IMAGES))
+    with torch.no_grad():
+        next(theirs.encoder.parameters()).zero_()
+    assert not np.array_equal(copied[0].transform(IMAGES), original[0].transform(IMAGES))
+
+
+def test_a_pipeline_survives_being_written(tmp_path):
+    original = pipeline().fit(IMAGES, LABELS)
+    joblib.dump(original, tmp_path / "pipeline.joblib")
+    for copied in (joblib.load(tmp_path / "pipeline.joblib"), pickle.loads(pickle.dumps(original))):
+        assert np.array_equal(copied.predict_proba(IMAGES), original.predict_proba(IMAGES))
+        assert copied[0].get_feature_names_out().tolist() == original[0].get_feature_names_out().tolist()
+
+
+@pytest.mark.parametrize(
+    "check",
+    ["check_get_params_invariance", "check_set_params", "check_no_attributes_set_in_init"],
+)
+def test_scikit_learn_finds_an_estimator(check):
+    getattr(estimator_checks, check)("StochConTransformer", StochConTransformer(small_model()))
+
+
+def test_a_model_in_training_stays_so():
+    model = small_model().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    StochConTransformer(model).fit_transform(IMAGES)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("transformer", "images", "error", "message"),
+    [
+        (lambda: StochConTransformer(nn.Flatten()), IMAGES, TypeError, "model must be a StochConWrapper"),
+        (
+            lambda: StochConTransformer(small_model()),
+            IMAGES.reshape(40, -1),
+            ValueError,
+            r"X must be images of shape \(N, C, H, W\), got \(.*, 192\); reshape flattened ones",
+        ),
+        (
+            lambda: StochConTransformer(small_model()),
+            (255 * IMAGES).astype(np.uint8),
+            ValueError,
+            "X must be floating point, scaled and normalised as the training images were, got uint8",
+        ),
+        (lambda: StochConTransformer(small_model()), IMAGES[:0], ValueError, "images is empty"),
+        (
+            lambda: StochConTransformer(small_model(), batch_size=0),
+            IMAGES,
+            ValueError,
+            "batch_size must be at",
+        ),
+        (
+            lambda: StochConTransformer(small_model("gauss")),
+            IMAGES,
+            ValueError,
+            'needs a bottleneck of kind "bern"',
+        ),
+        (
+            lambda: StochConTransformer(small_model(), "y"),
+            IMAGES,
+            ValueError,
+            "representation must be one of",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(transformer, images, error, message):
+    for method in ("fit", "transform"):
+        with pytest.raises(error, match=message):
+            getattr(transformer(), method)(images)
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "stochastic_bottleneck.evaluation.transformer")
+    without_scikit_learn(monkeypatch)
+    message = r'needs sklearn; install it with pip install "stochastic-bottleneck\[evaluation\]"'
+    with pytest.raises(ModuleNotFoundError, match=message):
+        evaluation.StochConTransformer  # noqa: B018
+
+
+def test_other_names_are_unknown():
+    with pytest.raises(AttributeError, match="has no attribute 'Transformer'"):
+        evaluation.Transformer  # noqa: B018

@@ -1,0 +1,204 @@
+"""Two lines inside training as lightly, solo-learn and plain PyTorch write it; test_encoders.py finds the parts."""
+
+import copy
+
+import lightly.loss
+import pytest
+import torch
+import torchvision
+from lightly.models.modules import SimCLRProjectionHead
+from tolerances import assert_close
+from torch import nn
+from torch.nn import functional as F
+
+from stochastic_bottleneck import InfoNCELoss, StochConWrapper
+
+N, STEPS, DIM = 8, 3, 16
+each_kind = pytest.mark.parametrize("kind", ["bern", "gauss"])
+
+
+def two_views(seed=1):
+    """Twice the same images with a little noise, so that a step lowers the loss."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(N, 3, 32, 32, generator=generator)
+    return x, x + 0.05 * torch.randn(x.shape, generator=generator)
+
+
+X0, X1 = two_views()
+
+
+def resnet(**options):
+    torch.manual_seed(0)
+    return torchvision.models.resnet18(**options)
+
+
+def assert_trains(model, losses, before):
+    """The loss fell, and every parameter, the latent's too, has a gradient and has moved."""
+    assert losses[-1] < losses[0]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if "bias" not in name:  # a bias ahead of a batch norm has a gradient of rounding alone
+            assert parameter.grad.any(), name
+            assert not torch.equal(parameter, before[name]), name
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+# ---- lightly -----------------------------------------------------------------------------------------------
+
+
+class LightlySimCLR(nn.Module):
+    """Of lightly's documentation, examples/pytorch/simclr.py."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.projection_head = SimCLRProjectionHead(512, 512, 128)
+
+    def forward(self, x):
+        x = self.backbone(x).flatten(start_dim=1)
+        return self.projection_head(x)
+
+
+@each_kind
+def test_lightly_training(kind):
+    simclr = LightlySimCLR(nn.Sequential(*list(resnet().children())[:-1]))
+    model = StochConWrapper.from_simclr(simclr, kind=kind, dim=DIM)
+    criterion = lightly.loss.NTXentLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
+    losses, before = [], weights(model)
+    for _ in range(STEPS):
+        z0, z1 = model(X0, X1, generator=torch.Generator().manual_seed(2))[:2]
+        loss = criterion(z0, z1)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert_trains(model, losses, before)
+    assert simclr.projection_head.layers[0].weight is model.head.layers[0].weight
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("n", [2, 33])
+def test_our_loss_in_place_of_lightlys(temperature, n):
+    generator = torch.Generator().manual_seed(n)
+    ours = [torch.randn(n, 128, generator=generator, requires_grad=True) for _ in range(2)]
+    theirs = [v.detach().clone().requires_grad_() for v in ours]
+    values = [InfoNCELoss(temperature)(*ours), lightly.loss.NTXentLoss(temperature)(*theirs)]
+    assert_close(values[0], values[1])
+    for value in values:
+        value.backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.grad.any()
+        assert_close(a.grad, b.grad)
+
+
+def test_both_losses_train_alike():
+    """The same steps inside lightly's loop end at the same weights, up to float64's rounding."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 512, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    model = StochConWrapper.from_simclr(LightlySimCLR(backbone), dim=DIM).double()
+    twin = copy.deepcopy(model)
+    for trained, criterion in ((model, lightly.loss.NTXentLoss(0.5)), (twin, InfoNCELoss(0.5))):
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.06)
+        for step in range(2):
+            z = trained(X0.double(), X1.double(), generator=torch.Generator().manual_seed(step))[:2]
+            optimizer.zero_grad()
+            criterion(*z).backward()
+            optimizer.step()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert_close(a, b)
+
+
+# ---- solo-learn --------------------------------------------------------------------------------------------
+
+
+class SoloSimCLR(nn.Module):
+    """As solo/methods/base.py and simclr.py build it: the backbone was called `encoder` before version 1.0."""
+
+    def __init__(self, name, n_classes=10):
+        super().__init__()
+        backbone = resnet(zero_init_residual=False)
+        features_dim = backbone.inplanes
+        backbone.fc = nn.Identity()
+        backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=2, bias=False)
+        setattr(self, name, backbone)
+        self.classifier = nn.Linear(features_dim, n_classes)
+        self.projector = nn.Sequential(nn.Linear(features_dim, 256), nn.ReLU(), nn.Linear(256, 128))
+
+
+@pytest.mark.parametrize("name", ["encoder", "backbone"])
+def test_solo_learn_training(name):
+    """Its training step: the contrastive loss, and an online classifier on detached features."""
+    solo = SoloSimCLR(name)
+    model = StochConWrapper.from_simclr(solo, kind="bern", dim=DIM)
+    targets = torch.arange(N)
+    both = nn.ModuleList([model, solo.classifier])
+    optimizer = torch.optim.SGD(both.parameters(), lr=0.1)
+    losses, before = [], weights(both)
+    for _ in range(STEPS):
+        output = model(X0, X1, generator=torch.Generator().manual_seed(2))
+        feats = torch.cat((output.h, output.h_prime))
+        class_loss = F.cross_entropy(solo.classifier(feats.detach()), targets.repeat(2))
+        nce_loss = InfoNCELoss(temperature=0.1)(output.v, output.v_prime)
+        losses.append(nce_loss.item())
+        optimizer.zero_grad()
+        (nce_loss + class_loss).backward()
+        optimizer.step()
+    assert_trains(both, losses, before)
+    assert getattr(solo, name) is model.encoder.backbone
+
+
+# ---- plain PyTorch -----------------------------------------------------------------------------------------
+
+
+class ResNetSimCLR(nn.Module):
+    """Of sthalles/SimCLR, models/resnet_simclr.py: the head takes the place of the classifier."""
+
+    def __init__(self, out_dim=128):
+        super().__init__()
+        self.backbone = resnet(num_classes=out_dim)
+        dim_mlp = self.backbone.fc.in_features
+        self.backbone.fc = nn.Sequential(nn.Linear(dim_mlp, dim_mlp), nn.ReLU(), self.backbone.fc)
+
+    def forward(self, x):
+        return self.backbone(x)
+
+
+def info_nce_loss(features, temperature):
+    """Its simclr.py: logits with the positive first, for cross entropy with zeros."""
+    labels = torch.cat([torch.arange(N)] * 2)
+    labels = (labels[None] == labels[:, None]).float()
+    features = F.normalize(features, dim=1)
+    similarity = features @ features.T
+    mask = torch.eye(len(labels), dtype=torch.bool)
+    labels, similarity = (x[~mask].view(len(labels), -1) for x in (labels, similarity))
+    positives = similarity[labels.bool()].view(len(labels), -1)
+    negatives = similarity[~labels.bool()].view(len(labels), -1)
+    logits = torch.cat((positives, negatives), dim=1) / temperature
+    return logits, torch.zeros(len(logits), dtype=torch.long)
+
+
+@each_kind
+def test_plain_training_with_the_head_inside_the_backbone(kind):
+    """Both views go through its model at once; wrapped, the loop's other lines stay as they are."""
+    simclr = ResNetSimCLR()
+    head = simclr.backbone.fc
+    model = StochConWrapper.from_simclr(simclr, kind=kind, dim=DIM, head="backbone.fc")
+    assert model.head is head
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, weight_decay=1e-4)
+    losses, before = [], weights(model)
+    for _ in range(STEPS):
+        output = model(X0, X1, generator=torch.Generator().manual_seed(2))
+        features = torch.cat((output.v, output.v_prime))
+        logits, labels = info_nce_loss(features, 0.07)
+        loss = F.cross_entropy(logits, labels)
+        assert_close(InfoNCELoss(0.07)(output.v, output.v_prime), loss, factor=10)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert_trains(model, losses, before)

@@ -59,7 +59,8 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
     padding = -z.shape[-1] % 8
     padded = torch.nn.functional.pad(z.bool().to(torch.uint8), (0, padding))
     bits = torch.unflatten(padded, -1, (-1, 8))
-    return (bits * _weights(z.device)).sum(dim=-1, dtype=torch.uint8)
+    # Runtimes for ONNX cannot sum bytes.
+    return (bits * _weights(z.device)).sum(dim=-1, dtype=torch.int32).to(torch.uint8)
 
 
 def unpack_bits(codes: ArrayT, dim: int) -> ArrayT:

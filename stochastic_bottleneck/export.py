@@ -1,7 +1,4 @@
-"""Export of the path from images to a representation: `torch.export` and ONNX.
-
-The packed bits are computed with operations that ONNX runtimes have, and are those of `codes.pack_bits`.
-"""
+"""Export of the path from images to a representation: `torch.export` and ONNX."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from stochastic_bottleneck import _checks
@@ -67,7 +64,7 @@ def export_program(
         dynamic_batch: take batches of any size from 1 on; False keeps N.
 
     Returns:
-        Program with one input, `images`; it gives what `model.encode(images, representation)` does.
+        Program with the images as its one input; it gives what `model.encode(images, representation)` does.
 
     Raises:
         TypeError: for a model that is not a `StochConWrapper`, or images that are not floating point.
@@ -86,14 +83,14 @@ def export_program(
     _check_model(model)
     _check_images(example_images, "example_images")
     with evaluation_mode(model), torch.no_grad():
-        path = _Path(model, representation).eval()
+        path = model.feature_extractor(representation)
         path(example_images)  # what does not fit is told by the model, not by the exporter
         if not dynamic_batch:
             return torch.export.export(path, (example_images,))
         # torch.export takes a size of 1 for a constant.
         images = torch.cat((example_images, example_images)) if len(example_images) == 1 else example_images
         batch = torch.export.Dim("batch", min=1)
-        return torch.export.export(path, (images,), dynamic_shapes={"images": {0: batch}})
+        return torch.export.export(path, (images,), dynamic_shapes=({0: batch},))
 
 
 def export_onnx(
@@ -204,31 +201,6 @@ def verify_onnx(
             "model again, or raise the tolerance"
         )
     return comparison
-
-
-class _Path(nn.Module):
-    """Images to one representation, the bits packed by `_pack`."""
-
-    weights: Tensor
-
-    def __init__(self, model: StochConWrapper, representation: Representation) -> None:
-        super().__init__()
-        model.feature_extractor(representation)  # refuses what cannot be had
-        self.packed = representation == "bits"
-        self.extractor = model.feature_extractor("z" if self.packed else representation)
-        device = model.bottleneck.temperature.device
-        weights = [1 << place for place in range(7, -1, -1)]  # the first bit highest
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.int32, device=device))
-
-    def forward(self, images: Tensor) -> Tensor:
-        output: Tensor = self.extractor(images)
-        return _pack(output, self.weights) if self.packed else output
-
-
-def _pack(z: Tensor, weights: Tensor) -> Tensor:
-    """`codes.pack_bits` without shifts and sums of bytes, which ONNX runtimes lack."""
-    bits = torch.unflatten(F.pad(z.to(torch.int32), (0, -z.shape[-1] % 8)), -1, (-1, 8))
-    return (bits * weights).sum(-1, dtype=torch.int32).to(torch.uint8)
 
 
 def _compare(output: Tensor, model: StochConWrapper, images: Tensor, representation: Any) -> OnnxComparison:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stochastic_bottleneck import StochasticBottleneck, StochConWrapper, codes
-from stochastic_bottleneck.export import _pack, export_onnx, export_program, verify_onnx
+from stochastic_bottleneck.export import export_onnx, export_program, verify_onnx
 
 WIDTH, DIM = 6, 11
 SIZES = (1, 3, 8)
@@ -91,12 +91,16 @@ def test_exporting_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize("dim", [1, 7, 8, 9, 64])
-def test_packing_is_that_of_codes(dim):
-    z = (images(20, size=dim) > 0).float()[:, 0, 0]
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32)
-    packed = _pack(z, weights)
-    assert torch.equal(packed, codes.pack_bits(z))
-    assert np.array_equal(packed.numpy(), np.packbits(z.numpy() > 0, axis=1))
+def test_packing_is_that_of_codes(dim, tmp_path):
+    m, x = model(dim=dim), images(20)
+    z = m.encode(x, "z")
+    export_onnx(m, tmp_path / "model.onnx", images())
+    for packed in (
+        export_program(m, images()).module()(x),
+        torch.from_numpy(run(tmp_path / "model.onnx", x)),
+    ):
+        assert torch.equal(packed, codes.pack_bits(z))
+        assert np.array_equal(packed.numpy(), np.packbits(z.numpy() > 0, axis=1))
 
 
 # ---- ONNX --------------------------------------------------------------------------------------------------

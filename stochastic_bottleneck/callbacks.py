@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stochastic_bottleneck import codes
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
-from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
+from stochastic_bottleneck.posteriors import BernoulliPosterior, Posterior
 
 __all__ = ["LatentMonitor", "latent_statistics"]
 
@@ -151,7 +151,7 @@ class LatentMonitor:
     def _keep(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: BottleneckOutput) -> None:
             fields: Any = output.posterior
-            kept = type(output.posterior)(*(x.detach() if isinstance(x, Tensor) else x for x in fields))
+            kept = type(output.posterior)(*(x.detach() for x in fields))
             self._seen.setdefault(name, []).append(kept)
 
         return hook
@@ -165,14 +165,8 @@ class LatentMonitor:
 
 def _joined(posteriors: list[Posterior]) -> Posterior:
     """The posteriors of one step (both directions, or parts of a batch) as one; the last temperature counts."""
-    last = posteriors[-1]
-    if isinstance(last, BernoulliPosterior):
-        logits = [p.logits for p in posteriors if isinstance(p, BernoulliPosterior)]
-        return BernoulliPosterior(torch.cat(logits), last.temperature)
-    gaussians = [p for p in posteriors if isinstance(p, GaussianPosterior)]
-    return GaussianPosterior(
-        torch.cat([p.mean for p in gaussians]), torch.cat([p.log_std for p in gaussians])
-    )
+    fields: Any = zip(*posteriors, strict=True)
+    return type(posteriors[0])(*(x[-1] if x[-1].ndim == 0 else torch.cat(x) for x in fields))
 
 
 def _callback_classes() -> tuple[type, ...]:

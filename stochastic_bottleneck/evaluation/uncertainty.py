@@ -54,7 +54,8 @@ def rejection_curve(uncertainty: Numbers, correct: Numbers) -> RejectionCurve:
     Source:
         Accuracy-rejection curves: Nadeem, Zucker and Hanczar (PMLR 8, 2009); AURC: arXiv 1805.08206.
     """
-    u, right = _scores(uncertainty, "uncertainty"), _binary(correct, "correct", len(array(uncertainty)))
+    u = _scores(uncertainty, "uncertainty")
+    right = _binary(correct, "correct", len(u))
     _, group, size = np.unique(u, return_inverse=True, return_counts=True)
     rate = np.bincount(group, weights=right) / size  # share that is right among equals
     kept = np.arange(1, len(u) + 1)
@@ -83,7 +84,8 @@ def auroc(scores: Numbers, positive: Numbers) -> float:
         >>> auroc(np.array([0.9, 0.1, 0.4, 0.3]), np.array([1, 0, 1, 0]))
         1.0
     """
-    s, found = _scores(scores, "scores"), _binary(positive, "positive", len(array(scores)))
+    s = _scores(scores, "scores")
+    found = _binary(positive, "positive", len(s))
     if found.min() == found.max():
         raise ValueError(
             f"positive must hold both kinds, 0 and 1, got {len(found)} times {found[0]:.0f}; a score cannot be judged "

@@ -439,22 +439,11 @@ def check_parts(model, encoder, head, features):
 def test_lightly_as_in_its_documentation():
     pytest.importorskip("lightly", reason="lightly is an optional extra")
     torchvision = pytest.importorskip("torchvision")
-    from lightly.models.modules import SimCLRProjectionHead
-
-    class SimCLR(nn.Module):
-        def __init__(self, backbone):
-            super().__init__()
-            self.backbone = backbone
-            self.projection_head = SimCLRProjectionHead(512, 512, 128)
-
-        def forward(self, x):
-            x = self.backbone(x).flatten(start_dim=1)
-            z = self.projection_head(x)
-            return z  # noqa: RET504
+    from lightly_simclr import LightlySimCLR
 
     resnet = torchvision.models.resnet18()
     backbone = nn.Sequential(*list(resnet.children())[:-1])
-    model = SimCLR(backbone).eval()
+    model = LightlySimCLR(backbone).eval()
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         projections, features = model(x), backbone(x).flatten(start_dim=1)

@@ -6,7 +6,7 @@ import lightly.loss
 import pytest
 import torch
 import torchvision
-from lightly.models.modules import SimCLRProjectionHead
+from lightly_simclr import LightlySimCLR
 from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
@@ -48,19 +48,6 @@ def weights(model):
 
 
 # ---- lightly -----------------------------------------------------------------------------------------------
-
-
-class LightlySimCLR(nn.Module):
-    """Of lightly's documentation, examples/pytorch/simclr.py."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-        self.projection_head = SimCLRProjectionHead(512, 512, 128)
-
-    def forward(self, x):
-        x = self.backbone(x).flatten(start_dim=1)
-        return self.projection_head(x)
 
 
 @each_kind

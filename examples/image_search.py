@@ -278,9 +278,8 @@ def sides(
     most = max(args.k)
     for i in range(0, len(labels), -(-len(labels) // SHOWN)):
         image = pictures[places[i]] if asked is None else open_image(asked, int(places[i]))
-        known = labels[i] >= 0 and (index.labels == labels[i]).sum() > (
-            own is not None
-        )  # others of its class
+        others = (index.labels == labels[i]).sum() - (own is not None)
+        known = labels[i] >= 0 and others > 0  # whether any neighbour can be right
         for kind, unit in (("flat", "{} bits"), ("float", "{:.2f}")):
             mine = None if own is None else own[i : i + 1]
             far, near = search.neighbours(index.by_kind[kind], queries[kind][i : i + 1], most, mine)

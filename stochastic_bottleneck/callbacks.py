@@ -7,16 +7,16 @@ import importlib.util
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stochastic_bottleneck import codes
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
-from stochastic_bottleneck.posteriors import BernoulliPosterior, Posterior
+from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
 
 __all__ = ["LatentMonitor", "latent_statistics"]
 
@@ -24,17 +24,18 @@ LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 """The two names under which Lightning is installed, each with classes of its own."""
 
 
-def latent_statistics(posterior: Posterior) -> dict[str, float]:
+def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float]:
     """How a batch uses its latent, in a few numbers; reading them waits for the device.
 
     Args:
-        posterior: of the batch, as the bottleneck or the wrapper returns it.
+        posterior: of the batch, as the bottleneck or the wrapper returns it; one of your own kind too.
 
     Returns:
-        "kl" and "entropy", in nats, as means over the images. For bits also "ones_mean", "ones_min" and
-        "ones_max", the shares of the batch's images on which a bit is one, over the bits; "bit_entropy", the
-        entropy of those shares in bits (1 for balanced bits, 0 for constant ones); and "temperature". For
-        Gaussians also "variance_mean", "variance_min" and "variance_max".
+        "kl" and "entropy", in nats, as means over the images, whatever the kind; the one that a posterior of
+        your own does not have is left out. For bits also "ones_mean", "ones_min" and "ones_max", the shares of
+        the batch's images on which a bit is one, over the bits; "bit_entropy", the entropy of those shares in
+        bits (1 for balanced bits, 0 for constant ones); and "temperature". For Gaussians also "variance_mean",
+        "variance_min" and "variance_max".
 
     Example:
         >>> import torch
@@ -43,13 +44,14 @@ def latent_statistics(posterior: Posterior) -> dict[str, float]:
         (0.75, 0.5, 0.5)
     """
     with torch.no_grad():
-        found = {name: getattr(posterior, name)().double().mean() for name in ("kl", "entropy")}
+        offered = [name for name in ("kl", "entropy") if hasattr(posterior, name)]
+        found = {name: getattr(posterior, name)().double().mean() for name in offered}
         if isinstance(posterior, BernoulliPosterior):
             bits = (posterior.logits > 0).flatten(0, -2)
             ones = codes.share_of_ones(bits)
             found |= {"ones_mean": ones.mean(), "ones_min": ones.min(), "ones_max": ones.max()}
             found |= {"bit_entropy": codes.bit_entropy(bits).mean(), "temperature": posterior.temperature}
-        else:
+        elif isinstance(posterior, GaussianPosterior):
             variance = (2 * posterior.log_std.double()).exp()
             found |= {"variance_mean": variance.mean(), "variance_min": variance.min()}
             found |= {"variance_max": variance.max()}
@@ -64,6 +66,9 @@ class LatentMonitor:
     so on; with several bottlenecks as "latent/NAME/kl". On all other steps there is no hook, and nothing waits
     for the device. Training itself computes the same numbers with and without it. Of several processes the
     first one logs its own images.
+
+    A posterior of your own kind has to be a named tuple, as the library's are: those of one step are joined field
+    by field along the images. A field without dimensions, or one that is no tensor, is taken from the last.
 
     It is a callback of `lightning` and of `pytorch_lightning`, of whichever are imported when it is built.
     Code compiled by torch.compile does not run hooks; a warning says so once, and nothing is logged.
@@ -107,19 +112,21 @@ class LatentMonitor:
     ) -> None:
         """Log what was heard."""
         watching, seen = bool(self._handles), self._release()
-        silent = sorted(self._watched.keys() - seen.keys()) if watching else []
-        if silent and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"LatentMonitor logs nothing of {', '.join(silent)}, whose forward was not called in this step; "
-                "hooks do not run in compiled code, nor when only posterior() is called",
-                stacklevel=2,
+        if watching:
+            self._warn(
+                self._watched.keys() - seen.keys(),
+                "whose forward was not called in this step; hooks do not run in compiled code, nor when only "
+                "posterior() is called",
             )
         values: dict[str, float] = {}
+        mute = set()
         for name, posteriors in seen.items():
             prefix = "latent" if len(self._watched) == 1 else f"latent/{name}"
             statistics = latent_statistics(_joined(posteriors))
             values |= {f"{prefix}/{key}": value for key, value in statistics.items()}
+            if not statistics:
+                mute.add(name)
+        self._warn(mute, "whose posterior has neither kl() nor entropy(); give it one of them")
         if values:
             pl_module.log_dict(values, on_step=True, on_epoch=False, rank_zero_only=True)
 
@@ -131,6 +138,12 @@ class LatentMonitor:
         """Let go of the module."""
         self._release()
         self._watched = {}
+
+    def _warn(self, names: Set[str], why: str) -> None:
+        """Say, once, of which bottlenecks nothing is logged."""
+        if names and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"LatentMonitor logs nothing of {', '.join(sorted(names))}, {why}", stacklevel=3)
 
     def _find(self, module: nn.Module) -> dict[str, StochasticBottleneck]:
         found = {name: m for name, m in module.named_modules() if isinstance(m, StochasticBottleneck)}
@@ -151,7 +164,7 @@ class LatentMonitor:
     def _keep(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: BottleneckOutput) -> None:
             fields: Any = output.posterior
-            kept = type(output.posterior)(*(x.detach() for x in fields))
+            kept = type(output.posterior)(*(x.detach() if isinstance(x, Tensor) else x for x in fields))
             self._seen.setdefault(name, []).append(kept)
 
         return hook
@@ -164,9 +177,14 @@ class LatentMonitor:
 
 
 def _joined(posteriors: list[Posterior]) -> Posterior:
-    """The posteriors of one step (both directions, or parts of a batch) as one; the last temperature counts."""
+    """The posteriors of one step (both directions, or parts of a batch) as one; what images share is the last's."""
     fields: Any = zip(*posteriors, strict=True)
-    return type(posteriors[0])(*(x[-1] if x[-1].ndim == 0 else torch.cat(x) for x in fields))
+    return type(posteriors[0])(*(torch.cat(x) if _is_of_images(x[-1]) else x[-1] for x in fields))
+
+
+def _is_of_images(field: Any) -> bool:
+    """Whether a posterior's field has a row for each image, as a temperature has not."""
+    return isinstance(field, Tensor) and field.ndim > 0
 
 
 def _callback_classes() -> tuple[type, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
@@ -26,15 +26,13 @@ from stochastic_bottleneck.wrapper import StochConWrapper
 for _package in ("huggingface_hub", "safetensors"):  # ahead of the imports, to name the extra
     require(_package, "stochastic_bottleneck.hub", "hub")
 
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download  # noqa: E402
-from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE  # noqa: E402
-from safetensors import SafetensorError, safe_open  # noqa: E402
+from huggingface_hub import PyTorchModelHubMixin  # noqa: E402
+from huggingface_hub.constants import CONFIG_NAME  # noqa: E402
+
+from stochastic_bottleneck import _hub_files  # noqa: E402
 
 __all__ = ["HubModel"]
 
-MODEL_TYPE = "stochastic_bottleneck.HubModel"
-FORMAT_VERSION = 1
-FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 WIRING = ("variance_from", "symmetric", "checkpoint_encoder")
 HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
 
@@ -162,8 +160,8 @@ class HubModel(
         """
         if unknown := sorted(hub_options.keys() - HUB_OPTIONS):
             raise TypeError(f"from_pretrained has no option {unknown}; it passes on {sorted(HUB_OPTIONS)}")
-        folder = _find(pretrained_model_name_or_path, hub_options)
-        config, state = _read_config(folder / CONFIG_NAME), _read_weights(folder / SAFETENSORS_SINGLE_FILE)
+        folder = _hub_files.find(pretrained_model_name_or_path, hub_options)
+        config, state = _hub_files.read_config(folder), _hub_files.read_weights(folder)
         try:
             named, saved_bottleneck, saved_head = config["encoder"], config["bottleneck"], config["head"]
             wiring = {name: config[name] for name in WIRING}
@@ -191,9 +189,9 @@ class HubModel(
                 parts[name] = part = as_encoder(part, width)
                 part.feature_dim = width  # as it was, be it unknown
             own = {key.removeprefix(f"{name}."): t for key, t in state.items() if key.startswith(f"{name}.")}
-            if differences := _differences(part.state_dict(), own):
+            if differing := _hub_files.differences(part.state_dict(), own):
                 raise ValueError(
-                    f"{name} does not fit the weights in {folder}: {differences}; pass {name}= as it was when the "
+                    f"{name} does not fit the weights in {folder}: {differing}; pass {name}= as it was when the "
                     f"model was saved, a {classes.get(name)}"
                 )
         model = cls(**parts, **source, **wiring)  # type: ignore[arg-type]
@@ -210,8 +208,8 @@ class HubModel(
         self._check_name()
         parts = {"encoder": self.encoder.backbone, "bottleneck": bottleneck, "head": head}
         return {
-            "model_type": MODEL_TYPE,
-            "format_version": FORMAT_VERSION,
+            "model_type": _hub_files.MODEL_TYPE,
+            "format_version": _hub_files.FORMAT_VERSION,
             "library_version": __version__,
             "classes": {name: f"{type(m).__module__}.{type(m).__qualname__}" for name, m in parts.items()},
             "encoder": {
@@ -230,11 +228,11 @@ class HubModel(
         with torch.random.fork_rng(devices=[]):
             rebuilt = as_encoder(_build_encoder(self.encoder_name, self.encoder_options)).backbone
         own = self.encoder.backbone
-        differences = _differences(rebuilt.state_dict(), own.state_dict())
-        if differences or _text(rebuilt) != _text(own):
+        differing = _hub_files.differences(rebuilt.state_dict(), own.state_dict())
+        if differing or _text(rebuilt) != _text(own):
             raise ValueError(
                 f"encoder_name={self.encoder_name!r} with encoder_options={self.encoder_options} does not build this "
-                f"encoder: {differences or 'layers without weights differ'}; set encoder_name to None, and pass "
+                f"encoder: {differing or 'layers without weights differ'}; set encoder_name to None, and pass "
                 "encoder= to from_pretrained"
             )
 
@@ -294,56 +292,3 @@ def _choice(module: nn.Module, width: int | None, hidden: int | None, out: int |
 def _text(module: nn.Module) -> str:
     """A module's layers and their options."""
     return re.sub(r"\b(SyncBatchNorm|BatchNorm[123]d)\b", "BatchNorm", str(module))
-
-
-def _differences(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
-    """Weights that differ in name or shape, in words; nothing where all fit."""
-    found = [f"{name} is missing from the model" for name in saved if name not in built]
-    for name, tensor in built.items():
-        if name not in saved:
-            found.append(f"{name} is the model's alone")
-        elif not is_lazy(tensor) and tensor.shape != saved[name].shape:
-            found.append(f"{name} is {(*tensor.shape,)} in the model and {(*saved[name].shape,)} as saved")
-    return ", ".join(found[:5] + ([f"{len(found) - 5} more"] if len(found) > 5 else []))
-
-
-def _find(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
-    folder = Path(name)
-    if not folder.is_dir():
-        if isinstance(name, Path) or not re.fullmatch(
-            r"\w[\w.-]*(/[\w.-]+)?", name
-        ):  # no name of a repository
-            raise FileNotFoundError(f"there is no folder {name}; pass one that save_pretrained wrote")
-        folder = Path(snapshot_download(name, allow_patterns=[*FILES], **hub_options))
-    for file in FILES:
-        if not (folder / file).is_file():
-            raise FileNotFoundError(
-                f"{folder / file} is missing; the model was not saved to the end, where the config comes: save it again"
-            )
-    return folder
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); save the model again") from error
-    found = config if isinstance(config, dict) else {}
-    if (found.get("model_type"), found.get("format_version")) != (MODEL_TYPE, FORMAT_VERSION):
-        raise ValueError(
-            f"{path} must be of model_type {MODEL_TYPE!r} and format_version {FORMAT_VERSION}, got "
-            f"{found.get('model_type')!r} and {found.get('format_version')!r}; load it with the version that wrote it, "
-            f"{found.get('library_version')}"
-        )
-    return found
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            shared = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); save the model again") from error
-    # Of a tensor with several names one is stored, and the others refer to it.
-    return state | {name: state[kept] for name, kept in shared.items() if kept in state}

@@ -28,7 +28,7 @@ ROOMS = {
         "functional",
         "_version",
     },
-    "hub": {"wrapper", "bottleneck", "encoders", "_layers", "_extras", "_version"},
+    "hub": {"_hub_files", "wrapper", "bottleneck", "encoders", "_layers", "_extras", "_version"},
     "export": {"wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
     "callbacks": {"bottleneck", "posteriors", "codes", "_extras"},
     "plots": {"evaluation", "codes", "_extras"},
@@ -45,6 +45,7 @@ ROOMS = {
     "_noise": {"_ops", "_checks"},  # of functional
     "distributed": {"_ops"},
     "_checks": set(),
+    "_hub_files": set(),  # of hub
     "_extras": set(),  # of hub, export, callbacks, plots and evaluation
     "_layers": set(),  # of bottleneck and wrapper
     "_replay": set(),  # of gradient_cache
@@ -58,6 +59,7 @@ OUTSIDE = {room: {"torch"} for room in ROOMS} | {
     "plots": {"torch", "numpy", "matplotlib"},  # for its types alone
     "_extras": set(),
     "hub": {"torch", "huggingface_hub", "safetensors"},
+    "_hub_files": {"torch", "huggingface_hub", "safetensors"},
     "_version": set(),
 }
 """Packages that a room may import besides the standard library."""
@@ -81,7 +83,7 @@ EXTRAS = {
     "torchvision",
 }
 """Packages that importing the library must not import."""
-NEEDS_AN_EXTRA = {"hub"}
+NEEDS_AN_EXTRA = {"hub", "_hub_files"}
 """Rooms that cannot be imported without one, because their class inherits from it."""
 
 

@@ -3,9 +3,11 @@
 import copy
 import csv
 import importlib
+import math
 import pickle
 import sys
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper
-from stochastic_bottleneck.callbacks import LIGHTNING, LatentMonitor, latent_statistics
+from stochastic_bottleneck.callbacks import LIGHTNING, LatentMonitor, _joined, latent_statistics
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
 
 N, DIM, STEPS, EVERY = 6, 11, 4, 2
@@ -36,6 +38,57 @@ def wrapper(kind="bern", **options):
     return StochConWrapper(encoder, kind=kind, dim=DIM, projection_dim=4, **options)
 
 
+class LaplacePosterior(NamedTuple):
+    """A kind of one's own, as in docs/extending.rst; a field that images share, and one that is no tensor."""
+
+    mean: torch.Tensor
+    log_scale: torch.Tensor
+    temperature: torch.Tensor
+    name: str = "laplace"
+
+    def rsample(self, *, generator=None):
+        u = torch.empty_like(self.mean).uniform_(-0.4, 0.4, generator=generator)
+        return self.mean - self.log_scale.exp() * u.sign() * torch.log1p(-2 * u.abs())
+
+    def mode(self):
+        return self.mean
+
+    def kl(self):
+        scale, distance = self.log_scale.exp(), self.mean.abs()
+        return (distance + scale * torch.exp(-distance / scale) - 1 - self.log_scale).sum(-1)
+
+    def entropy(self):
+        return (1 + math.log(2) + self.log_scale).sum(-1)
+
+
+class SampledPosterior(NamedTuple):
+    """The least that a bottleneck asks for."""
+
+    mean: torch.Tensor
+
+    def rsample(self, *, generator=None):
+        return self.mean
+
+    def mode(self):
+        return self.mean
+
+
+class LaplaceBottleneck(StochasticBottleneck):
+    def posterior(self, features, opposing=None):
+        return LaplacePosterior(*super().posterior(features, opposing), self.temperature.clone())
+
+
+class SampledBottleneck(StochasticBottleneck):
+    def posterior(self, features, opposing=None):
+        return SampledPosterior(super().posterior(features, opposing).mean)
+
+
+class PlainTemperatureBottleneck(StochasticBottleneck):
+    def posterior(self, features, opposing=None):
+        logits, temperature = super().posterior(features, opposing)
+        return BernoulliPosterior(logits, temperature.item())
+
+
 def make_module(package, model):
     """A LightningModule of that package which trains the model, and notes what it saw."""
 
@@ -48,7 +101,8 @@ def make_module(package, model):
         def training_step(self, batch, _):
             self.hooks.append(len(model.bottleneck._forward_hooks))
             output = model(*batch[0])
-            self.posteriors.append(type(output.posterior)(*(x.detach().clone() for x in output.posterior)))
+            fields = (x.detach().clone() if torch.is_tensor(x) else x for x in output.posterior)
+            self.posteriors.append(type(output.posterior)(*fields))
             return InfoNCELoss()(*output[:2])
 
         def configure_optimizers(self):
@@ -121,6 +175,38 @@ def test_statistics_of_gaussians(width):
     )
 
 
+def test_statistics_of_a_kind_of_ones_own_are_what_all_kinds_offer():
+    mean, log_scale = torch.randn(2, 20, DIM, generator=generator(3))
+    found = latent_statistics(LaplacePosterior(mean, log_scale, torch.tensor(1.0)))
+    q = torch.distributions.Laplace(mean, log_scale.exp())
+    standard = torch.distributions.Laplace(torch.zeros(()), torch.ones(()))
+    assert found == pytest.approx(
+        {
+            "kl": torch.distributions.kl_divergence(q, standard).sum(1).mean().item(),
+            "entropy": q.entropy().sum(1).mean().item(),
+        },
+        rel=1e-5,
+    )
+    assert latent_statistics(SampledPosterior(mean)) == {}
+
+
+def test_posteriors_of_a_step_are_joined_along_the_images():
+    """Fields that images share, tensors or not, are the last one's."""
+    parts = [
+        LaplacePosterior(*torch.randn(2, n, DIM, generator=generator(n)), torch.tensor(float(n)), f"of {n}")
+        for n in (2, 5)
+    ]
+    joined = _joined(parts)
+    assert isinstance(joined, LaplacePosterior)
+    for field in ("mean", "log_scale"):
+        a, b = (getattr(part, field) for part in parts)
+        assert torch.equal(getattr(joined, field)[:2], a)
+        assert torch.equal(getattr(joined, field)[2:], b)
+    assert (joined.temperature.item(), joined.name) == (5.0, "of 5")
+    weighted = sum(len(part.mean) * latent_statistics(part)["kl"] for part in parts) / 7
+    assert latent_statistics(joined)["kl"] == pytest.approx(weighted, rel=1e-5)
+
+
 def test_both_directions_at_once_are_more_images():
     logits = torch.randn(2, 20, DIM, generator=generator(3))
     both, flat = (latent_statistics(BernoulliPosterior(x)) for x in (logits, logits.flatten(0, 1)))
@@ -162,6 +248,35 @@ def test_both_directions_of_a_step_are_logged_together(tmp_path):
     expected = latent_statistics(module.posteriors[1])
     assert float(rows[1]["latent/ones_mean"]) == pytest.approx(expected["ones_mean"])
     assert float(rows[1]["latent/kl"]) == pytest.approx(expected["kl"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "kind", "keys"),
+    [
+        (LaplaceBottleneck, "gauss", {"kl", "entropy"}),
+        (
+            PlainTemperatureBottleneck,
+            "bern",
+            {"kl", "entropy", "ones_mean", "ones_min", "ones_max", "bit_entropy", "temperature"},
+        ),
+    ],
+)
+def test_a_posterior_of_ones_own_is_logged(bottleneck, kind, keys, tmp_path):
+    module = make_module(LIGHTNING[0], wrapper(bottleneck=bottleneck(kind, DIM)))
+    rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
+    assert {key for key in rows[3] if key.startswith("latent/")} == {f"latent/{key}" for key in keys}
+    for step, row in rows.items():
+        expected = latent_statistics(module.posteriors[step])
+        assert {key: float(row[f"latent/{key}"]) for key in keys} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_posterior_with_nothing_to_log_is_told_once(tmp_path):
+    module = make_module(LIGHTNING[0], wrapper(bottleneck=SampledBottleneck("gauss", DIM)))
+    message = r"nothing of inner\.model\.bottleneck, whose posterior has neither kl\(\) nor entropy\(\)"
+    with pytest.warns(UserWarning, match=message) as told:
+        rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
+    assert sum("LatentMonitor" in str(warning.message) for warning in told) == 1
+    assert not any("latent" in key for row in rows.values() for key in row)
 
 
 def test_several_bottlenecks_are_logged_by_name(tmp_path):

@@ -5,6 +5,7 @@ import sys
 
 import joblib
 import numpy as np
+import pandas
 import pytest
 import torch
 from sklearn.base import clone
@@ -17,7 +18,7 @@ from test_evaluation import without_scikit_learn
 from test_evaluation_encoding import small_model
 from torch import nn
 
-from stochastic_bottleneck import evaluation
+from stochastic_bottleneck import Encoder, StochasticBottleneck, StochConWrapper, evaluation
 from stochastic_bottleneck.evaluation import StochConTransformer
 
 LABELS = np.arange(40) % 2
@@ -75,13 +76,66 @@ def test_images_are_taken_in_the_models_precision():
     assert found == pytest.approx(model.encode(torch.from_numpy(IMAGES).double()).numpy(), rel=1e-5)
 
 
-def test_columns_have_names_once_fitted():
-    transformer = StochConTransformer(small_model())
+def names(count):
+    return [f"stochcontransformer{i}" for i in range(count)]
+
+
+@pytest.mark.parametrize(("representation", "width"), [("bits", 20), ("z", 20), ("h", 16), ("upsampled", 16)])
+def test_columns_have_names(representation, width):
+    transformer = StochConTransformer(small_model(), representation)
+    assert transformer.get_feature_names_out().tolist() == names(width)
+    assert transformer.fit_transform(IMAGES).shape == (40, width)
+    assert transformer.get_feature_names_out().tolist() == names(width)
+
+
+def test_columns_of_a_width_that_is_not_known_have_names_once_fitted():
+    encoder = Encoder(nn.Sequential(nn.Conv2d(3, 16, 8), nn.Flatten()))
+    bottleneck = StochasticBottleneck(dim=20, out_features=24)
+    transformer = StochConTransformer(
+        StochConWrapper(encoder, bottleneck=bottleneck, head=nn.Linear(24, 4)), "h"
+    )
     with pytest.raises(NotFittedError):
         transformer.get_feature_names_out()
-    names = transformer.fit(IMAGES).get_feature_names_out()
-    assert names.tolist() == [f"stochcontransformer{i}" for i in range(20)]
-    assert len(transformer.set_params(representation="h").fit(IMAGES).get_feature_names_out()) == 16
+    assert transformer.fit(IMAGES).get_feature_names_out().tolist() == names(16)
+    transformer.set_params(representation="upsampled")
+    assert transformer.get_feature_names_out().tolist() == names(24)
+    assert transformer.transform(IMAGES).shape == (40, 24)
+
+
+# ---- pandas ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [np.asarray, torch.from_numpy])
+def test_data_frames_have_the_values_and_names(given):
+    transformer = StochConTransformer(small_model())
+    plain = transformer.fit_transform(IMAGES)
+    frame = transformer.set_output(transform="pandas").fit_transform(given(IMAGES))
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame.columns.tolist() == names(20)
+    assert frame.dtypes.eq("uint8").all()
+    assert np.array_equal(frame.to_numpy(), plain)
+    assert frame.index.tolist() == list(range(40))
+
+
+def test_data_frames_follow_the_representation_without_a_fit():
+    transformer = StochConTransformer(small_model()).set_output(transform="pandas").fit(IMAGES)
+    for representation, width in (("h", 16), ("bits", 20)):
+        frame = transformer.set_params(representation=representation).transform(IMAGES)
+        assert frame.columns.tolist() == names(width)
+
+
+def test_a_pipeline_hands_data_frames_on():
+    framed = pipeline(representation="h").set_output(transform="pandas").fit(IMAGES, LABELS)
+    assert framed[-1].feature_names_in_.tolist() == names(16)
+    assert framed[:-1].get_feature_names_out().tolist() == names(16)
+    plain = pipeline(representation="h").fit(IMAGES, LABELS)
+    assert np.array_equal(framed.predict_proba(IMAGES), plain.predict_proba(IMAGES))
+    for copied in (clone(framed).fit(IMAGES, LABELS), pickle.loads(pickle.dumps(framed))):
+        assert isinstance(copied[0].transform(IMAGES), pandas.DataFrame)
+        assert np.array_equal(copied.predict_proba(IMAGES), plain.predict_proba(IMAGES))
+
+
+# ---- pipelines -------------------------------------------------------------------------------------------------
 
 
 def test_a_pipeline_learns_what_the_bits_tell():
@@ -92,9 +146,10 @@ def test_a_pipeline_learns_what_the_bits_tell():
     assert fitted.score(IMAGES, LABELS) > 0.8
 
 
-def test_a_search_chooses_the_representation():
+@pytest.mark.parametrize("output", ["default", "pandas"])
+def test_a_search_chooses_the_representation(output):
     grid = {"stochcontransformer__representation": ["bits", "h"], "logisticregression__C": [0.1, 1.0]}
-    search = GridSearchCV(pipeline(), grid, cv=2).fit(IMAGES, LABELS)
+    search = GridSearchCV(pipeline().set_output(transform=output), grid, cv=2).fit(IMAGES, LABELS)
     assert len(search.cv_results_["params"]) == 4
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.predict(IMAGES).shape == (40,)

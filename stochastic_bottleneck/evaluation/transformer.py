@@ -28,9 +28,11 @@ class StochConTransformer(
 ):
     """Images to the features of a pretrained model, for a scikit-learn `Pipeline`.
 
-    The model is not trained: `fit` looks at one image, so that the names of the columns are known, and `transform`
-    works without it. It runs on the device that the model is on. scikit-learn's `clone`, and with it every search and
-    cross-validation, copies the model with its weights, so that a copy gives equal features.
+    The model is not trained: `fit` looks at one image, to refuse early what does not fit, and `transform` works without
+    it. Columns have names, as `set_output(transform="pandas")` shows them; those of a model whose encoder's width is
+    learned from a first batch are known once it has seen one. It runs on the device that the model is on.
+    scikit-learn's `clone`, and with it every search and cross-validation, copies the model with its weights, so that a
+    copy gives equal features.
 
     Args:
         model: the pretrained model.
@@ -70,7 +72,7 @@ class StochConTransformer(
         Returns:
             The transformer itself.
         """
-        self._n_features_out = self._encode(array(X)[:1]).shape[1]
+        self._encode(array(X)[:1])
         return self
 
     def transform(self, X: NDArray[Any] | Tensor) -> NDArray[Any]:  # noqa: N803
@@ -88,6 +90,16 @@ class StochConTransformer(
             TypeError: for a model that is not a `StochConWrapper`.
         """
         return self._encode(array(X))
+
+    @property
+    def _n_features_out(self) -> int:
+        """Number of columns, for their names: of the representation as it is now, fitted with it or not."""
+        bottleneck = self.model.bottleneck
+        widths = {"h": bottleneck.in_features, "upsampled": bottleneck.out_features}
+        width = widths.get(self.representation, bottleneck.dim)
+        if width is None:  # as scikit-learn's own, before they are fitted
+            raise AttributeError(f"the width of {self.representation} is not known before a first image")
+        return int(width)
 
     def _encode(self, images: NDArray[Any]) -> NDArray[Any]:
         if images.ndim != 4:

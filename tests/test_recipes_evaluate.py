@@ -78,17 +78,20 @@ def test_a_part_of_the_images_is_read_by_its_own_numbers(data):
 # ---- large data -----------------------------------------------------------------------------------------------
 
 
-def test_all_images_are_the_bank_where_they_are_few():
-    labels = torch.arange(30) % 3
-    assert evaluate.bank(labels, largest=30) is None
+def test_a_large_training_set_is_stood_for_by_the_same_share_of_each_class():
+    labels = torch.tensor([2, 0, 1, 0, 0, 2, 1, 0, 2, 0])  # five, two and three
+    assert evaluate.evenly(labels, 20) == list(range(10))
+    for count, shares in ((9, [5, 2, 2]), (6, [3, 2, 1]), (3, [2, 1, 0]), (1, [1, 0, 0])):
+        chosen = evaluate.evenly(labels, count)
+        assert chosen == sorted(set(chosen))
+        assert labels[chosen].bincount(minlength=3).tolist() == shares
 
 
-def test_a_large_training_set_is_stood_for_by_as_many_images_of_each_class():
-    labels = torch.tensor([2, 0, 1, 0, 0, 2, 1, 0, 2, 0])
-    assert evaluate.bank(labels, largest=6) == [0, 1, 2, 3, 5, 6]  # the first two of each
-    assert evaluate.bank(labels, largest=3) == [0, 1, 2]
-    assert evaluate.bank(labels, largest=1) == [0, 1, 2]  # never none of a class
-    assert evaluate.bank(labels, largest=9) == [0, 1, 2, 3, 4, 5, 6, 8]  # three, where a class has them
+def test_all_images_are_the_bank_where_they_are_few(data, asked, monkeypatch):
+    monkeypatch.setattr(evaluate, "MAX_BANK", 24)
+    found = evaluate.evaluate(make_model("gauss", "small", DIM, 8), data, CPU, seed=0, probe=False)
+    assert "knn_images" not in found
+    assert asked == [(24, 256, "cosine"), (24, DIM, "cosine")]
 
 
 def test_probes_trained_elsewhere_are_not_fitted_here(data, asked, monkeypatch):
@@ -129,6 +132,7 @@ def test_bits_are_counted_on_the_tensors(data):
     assert used["share_of_ones_by_bit"][:3] == [0.25, 0.5, 0.0]
     assert used["share_of_ones"] == pytest.approx(0.75 / 20)
     assert (used["images"], used["distinct_codes"]) == (24, 4)
+    assert type(used["distinct_codes"]) is int
     assert used["image_bytes"] == data.test.images[0].nbytes == 3072
     assert used["code_bytes"] == 3  # 20 bits, padded
     assert used["compression_ratio"] == 3072 * 8 / 20

@@ -5,7 +5,8 @@ chosen by their labels, and their accuracy that of the luckiest of many tries, n
 
 Images are cropped and flipped, and nothing else; label smoothing and mixup are there, and off. So trained SimCLR its
 classifiers (arXiv 2002.05709, appendices B.5 to B.8), He et al. their ResNets (arXiv 1512.03385, section 3.4) and Goyal
-et al. theirs (arXiv 1706.02677, section 5.1), which are what others compare with.
+et al. theirs (arXiv 1706.02677, section 5.1), which are what others compare with. Rates fall by a cosine; only those of
+Goyal et al. fell in steps, before cosines were usual (arXiv 1608.03983).
 """
 
 from __future__ import annotations
@@ -28,21 +29,6 @@ from recipes.training import Hardware, Schedule, SteppedModule, TrainingError, f
 
 MIN_SCALE = 0.08
 """Smallest share of an image that a crop keeps, in SimCLR's and lightly's evaluation and in Goyal et al.'s training."""
-
-# "nesterov" is SGD with Nesterov's momentum, "sgd" with the plain one. Rates go with the batch (`scaled_rate`) and fall
-# by a cosine; only Goyal et al.'s fell in steps, before cosines were usual (arXiv 1608.03983).
-PUBLISHED = {
-    # SimCLR's README and code for CIFAR-10: 0.1 x batch / 256, no decay.
-    "probe, CIFAR-10": Schedule(100, 512, "nesterov", 0.2, 0.0, warmup_epochs=0),
-    # The same for ImageNet: decay 1e-6; lightly has no decay.
-    "probe, ImageNet": Schedule(90, 4096, "nesterov", 1.6, 1e-6, warmup_epochs=0),
-    # lightly's FinetuneClassifier: 0.05 x batch / 256, no decay; the rate is SimCLR's too (appendix B.5).
-    "fine-tuning": Schedule(30, 256, "sgd", 0.05, 0.0, warmup_epochs=0),
-    # kuangliu/pytorch-cifar; batch and rate are those of He et al. on CIFAR-10 too (section 4.2), whose decay is 1e-4.
-    "supervised, CIFAR-10": Schedule(200, 128, "sgd", 0.1, 5e-4, warmup_epochs=0),
-    # Goyal et al. (arXiv 1706.02677, section 5.1): 0.1 x batch / 256, no decay on norms.
-    "supervised, ImageNet": Schedule(90, 256, "nesterov", 0.1, 1e-4, warmup_epochs=5),
-}
 
 
 class Classified(NamedTuple):

@@ -17,11 +17,11 @@ from recipes.feeds import Feed, LabelledImages, evaluation_loader
 from recipes.screen import console, passing_bar
 from recipes.training import Hardware
 from stochastic_bottleneck import StochConWrapper, codes
-from stochastic_bottleneck.evaluation import forest_curve, knn_accuracy, linear_probe
+from stochastic_bottleneck.evaluation import bit_statistics, forest_curve, knn_accuracy, linear_probe
 
 FOREST_COUNTS = (1, 2, 5, 11, 25, 50)
 BATCH = 512
-MAX_BANK = 100_000  # training images that nearest neighbours are looked for in: 100 a class on ImageNet
+MAX_BANK = 100_000  # training images that nearest neighbours are looked for in: about 100 a class of ImageNet
 MAX_FOREST_CELLS = 600_000  # images x classes; 200 trees that split them all hold up to 3.2 kB a cell
 Split = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -48,23 +48,19 @@ class Part(Dataset[tuple[Tensor, Tensor]]):
         return batch
 
 
-def bank(labels: Tensor, largest: int) -> list[int] | None:
-    """Images that stand for a training set too large to search: the first of each class, as many of each.
+def evenly(labels: Tensor, count: int) -> list[int]:
+    """At most `count` images that stand for all, the same share of each class: every so many in the order of classes.
 
     Args:
         labels: int64. Shape: (N,)
-        largest: number of images up to which all are taken.
+        count: how many.
 
     Returns:
-        Their indices in order, or None for all.
+        Their indices in rising order.
     """
-    if len(labels) <= largest:
-        return None
-    of_class = max(1, largest // len(labels.unique()))
-    order, counts = labels.argsort(stable=True), labels.bincount()
-    first = counts.cumsum(0) - counts  # where each class begins in that order
-    within = torch.arange(len(labels)) - first[labels[order]]
-    return sorted(order[within < of_class].tolist())
+    count = min(count, len(labels))
+    by_class = labels.argsort(stable=True)
+    return sorted(by_class[torch.arange(count) * len(labels) // count].tolist())
 
 
 def extract(
@@ -165,7 +161,8 @@ def evaluate(
         allow one, and, for bits, how they are used. `knn_images` where neighbours are not looked for in all.
     """
     model = model.eval()
-    kept = None if probe else bank(data.train_labels, MAX_BANK)
+    all_fit = probe or len(data.train_labels) <= MAX_BANK
+    kept = None if all_fit else evenly(data.train_labels, MAX_BANK)
     labels = data.train_labels if kept is None else data.train_labels[kept]
 
     def scores(split: Split, metric: str) -> dict[str, Any]:
@@ -206,16 +203,16 @@ def bit_usage(bits: NDArray[np.float32], data: LabelledImages) -> dict[str, Any]
     """
     packed = codes.pack_bits(bits)
     image = data.evaluation("test").dataset.__getitems__([(0, 0)])[0][0]  # uint8, as the encoder gets it
-    share = codes.share_of_ones(bits)
-    correlation = codes.bit_correlation(bits)  # nan, which JSON lacks, where fewer than two bits vary
+    used = bit_statistics(bits, data.test_labels)
     channels, height, width = image.shape
     return {
-        "share_of_ones": float(share.mean()),
-        "share_of_ones_by_bit": share.tolist(),
-        "entropy": float(codes.bit_entropy(bits).mean()),
-        "correlation": None if math.isnan(correlation) else correlation,
-        "class_information": float(codes.bit_class_information(bits, data.test_labels).mean()),
-        "distinct_codes": codes.distinct_codes(bits),
+        "share_of_ones": used.share_of_ones,
+        "share_of_ones_by_bit": codes.share_of_ones(bits).tolist(),
+        "entropy": used.entropy,
+        # nan, which JSON lacks, where fewer than two bits vary
+        "correlation": None if math.isnan(used.correlation) else used.correlation,
+        "class_information": used.class_information,
+        "distinct_codes": round(used.distinct * len(bits)),
         "images": len(bits),
         "code_bytes": packed[0].nbytes,
         "image_bytes": image.numel() * image.element_size(),

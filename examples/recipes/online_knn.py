@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from recipes.evaluate import Part
+from recipes.evaluate import Part, evenly
 from recipes.feeds import Feed, LabelledImages, evaluation_loader
 from recipes.track import tell
 from stochastic_bottleneck.evaluation import knn_accuracy
@@ -145,19 +145,12 @@ def choose(train_labels: Tensor, test_labels: Tensor | None, bank: int, queries:
         Indices in rising order. Where there are too few training images for both, they are shared in proportion.
     """
     if test_labels is not None:
-        return Chosen(_evenly(train_labels, bank), _evenly(test_labels, queries))
-    chosen = torch.tensor(_evenly(train_labels, bank + queries))
+        return Chosen(evenly(train_labels, bank), evenly(test_labels, queries))
+    chosen = torch.tensor(evenly(train_labels, bank + queries))
     asked = max(1, len(chosen) * queries // (bank + queries))
     held = torch.zeros(len(chosen), dtype=torch.bool)
-    held[_evenly(train_labels[chosen], asked)] = True
+    held[evenly(train_labels[chosen], asked)] = True
     return Chosen(chosen[~held].tolist(), chosen[held].tolist())
-
-
-def _evenly(labels: Tensor, count: int) -> list[int]:
-    """At most `count` indices, at equal distances in the order of the classes."""
-    count = min(count, len(labels))
-    by_class = labels.argsort(stable=True)
-    return sorted(by_class[torch.arange(count) * len(labels) // count].tolist())
 
 
 @contextmanager

@@ -3,8 +3,9 @@
     python examples/compare_settings.py --out runs/settings
     python examples/compare_settings.py --out runs/settings --publish    # writes examples/results/quick_settings.csv
 
-A fifth of the sample's training images is left out of training and judges; the test images are not touched. What
-is done is kept, so a run that was stopped goes on when started again.
+A fifth of the sample's training images is left out of training and judges; the test images are not touched. Runs are
+kept as those of examples/claims.py are, so that one that was stopped goes on when started again. Settings of the cpu
+preset are searched by `examples/claims.py --claim settings`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import cifar10_full
 from recipes import data, evaluate, report
+from recipes.claims.cache import Cache
+from recipes.claims.chain import complete
+from recipes.claims.evidence import Grid, Setting
 from recipes.files import write_atomically, write_json
 from recipes.models import CONTRASTIVE
 from recipes.screen import console
-from recipes.settings import hardware, pretrain_model
+from recipes.settings import hardware
 
 TABLE = Path(__file__).parent / "results" / "quick_settings.csv"
 
@@ -53,29 +57,25 @@ def held_out() -> data.ImageData:
     return data.hold_out(data.load(data.SAMPLE))
 
 
-def measure(name: str, options: tuple[str, ...], seed: int, folder: Path) -> Path:
-    """Train and judge one model with one setting, unless that was done; returns where its scores are kept."""
-    path = place(name, options, seed, folder)
-    if not path.exists():
-        out = path.parent / f"seed{seed}"
-        args = cifar10_full.parse(
-            ["--preset", "quick", "--held-out", "--seed", str(seed), "--out", str(out), *options]
-        )
-        console.rule(f"{path.parent.name}, {report.LABELS[name]}, seed {seed}", align="left")
-        model = pretrain_model(name, args, held_out(), hardware(args), out / name).model
-        result = evaluate.evaluate(model, held_out(), hardware(args), seed)
-        scores = {
-            f"{key}_{score}": result.get(key, {}).get(score) for key in "hz" for score in ("probe", "knn")
-        }
-        bits = result.get("bits", {})
-        scores |= {"share_of_ones": bits.get("share_of_ones"), "bit_correlation": bits.get("correlation")}
-        write_json(path, scores)
-    return path
+def runs(folder: Path) -> Cache:
+    """The cache of all runs."""
+    return Cache(folder, cifar10_full.parse, ("--preset", "quick", "--held-out"), held_out().fingerprint)
 
 
-def place(name: str, options: tuple[str, ...], seed: int, folder: Path) -> Path:
-    """File of one model's scores with one setting."""
-    return folder / ("_".join(part.lstrip("-") for part in options) or "preset") / f"{name}-{seed}.json"
+def measure(name: str, options: tuple[str, ...], seed: int, folder: Path) -> None:
+    """Train and judge one model with one setting, unless that was done."""
+    told = f"examples/compare_settings.py --out {folder}"
+    complete(runs(folder), Setting(name, options), seed, ("pretrain", "frozen"), Grid(), held_out(), {}, told)
+
+
+def scores(name: str, options: tuple[str, ...], seed: int, folder: Path) -> dict[str, float | None] | None:
+    """What one model reaches with one setting; None where that was not measured."""
+    result = runs(folder).read(Setting(name, options), seed, "frozen")
+    if result is None:
+        return None
+    found = {f"{key}_{score}": result.get(key, {}).get(score) for key in "hz" for score in ("probe", "knn")}
+    bits = result.get("bits", {})
+    return found | {"share_of_ones": bits.get("share_of_ones"), "bit_correlation": bits.get("correlation")}
 
 
 def models_of(setting: str, options: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,10 +96,9 @@ def table(seeds: list[int], folder: Path) -> str:
     for setting, options in {**SETTINGS, **FOR_BITS}.items():
         for name in models_of(setting, options):
             for seed in seeds:
-                path = place(name, options, seed, folder)
-                if path.exists():
-                    scores = json.loads(path.read_text())
-                    rounded = {k: None if v is None else round(v, 4) for k, v in scores.items()}
+                found = scores(name, options, seed, folder)
+                if found is not None:
+                    rounded = {k: None if v is None else round(v, 4) for k, v in found.items()}
                     row = {"setting": setting, "model": name, "seed": seed, "options": " ".join(options)}
                     writer.writerow(row | rounded)
     return text.getvalue()

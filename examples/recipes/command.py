@@ -211,6 +211,16 @@ def add_latent(parser: argparse.ArgumentParser) -> None:
         "--hard", action=argparse.BooleanOptionalAction, help="bern: straight-through bits in training"
     )
     latent.add_argument(
+        "--variance-from",
+        choices=("opposing", "own"),
+        help="gauss: view that gives the variance (default: opposing)",
+    )
+    for part, what in (
+        ("projector", "features to the latent's parameters"),
+        ("upsampler", "latent to features"),
+    ):
+        latent.add_argument(f"--{part}", choices=("linear", "mlp"), help=f"{what} (default: linear)")
+    latent.add_argument(
         "--symmetric", action=argparse.BooleanOptionalAction, help="make each view the stochastic one once"
     )
 

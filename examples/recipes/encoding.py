@@ -102,6 +102,8 @@ def read_model(folder: Path) -> Trained:
             temperature=config["temperature"],
             hard=config["hard"],
             location_std=config["location_std"],
+            projector=config.get("projector"),
+            upsampler=config.get("upsampler"),
         )
     except (ValueError, KeyError) as error:
         raise WeightsError(f"{settings} is damaged or not of such a run ({error!r})") from error

@@ -217,6 +217,7 @@ def make_model(
     weights: Path | None = None,
     pretrained: bool = False,
     symmetric: bool = False,
+    variance_from: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """One of `CONTRASTIVE` around one of `ENCODERS`, the same head for all.
@@ -231,7 +232,9 @@ def make_model(
         weights: checkpoint that the encoder starts from.
         pretrained: let the encoder start from timm's weights.
         symmetric: run StochCon both ways round.
-        **options: of `StochasticBottleneck`; those that the kind does not have are left out.
+        variance_from: view that gives a Gaussian's variance; None for the library's default.
+        **options: of `StochasticBottleneck`; those that the kind does not have are left out, and those that are None,
+            except `location_std`, where it has a meaning.
 
     Raises:
         ValueError: for an unknown name.
@@ -243,7 +246,12 @@ def make_model(
     simclr = SimCLR(made, projection_dim, norm)
     if name == "simclr":
         return simclr
-    if name != "bern":
-        options = {key: value for key, value in options.items() if key not in ("temperature", "hard")}
-    bottleneck = StochasticBottleneck(name, dim, in_features=simclr.encoder.num_features, **options)
-    return StochConWrapper.from_simclr(simclr, bottleneck=bottleneck, symmetric=symmetric)
+    foreign = () if name == "bern" else ("temperature", "hard")
+    given = {
+        key: value
+        for key, value in options.items()
+        if key not in foreign and (value is not None or key == "location_std")
+    }
+    bottleneck = StochasticBottleneck(name, dim, in_features=simclr.encoder.num_features, **given)
+    wiring = {} if variance_from is None else {"variance_from": variance_from}
+    return StochConWrapper.from_simclr(simclr, bottleneck=bottleneck, symmetric=symmetric, **wiring)

@@ -70,6 +70,9 @@ def start_model(name: str, args: argparse.Namespace, images: LabelledImages) -> 
         temperature=args.temperature,
         hard=args.hard,
         location_std=args.location_std,
+        variance_from=args.variance_from,
+        projector=args.projector,
+        upsampler=args.upsampler,
     )
 
 

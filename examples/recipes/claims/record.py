@@ -1,0 +1,115 @@
+"""What is written of a claim: its numbers, where they come from, and the verdict that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from recipes import report
+from recipes.claims.cache import Cache, configuration
+from recipes.claims.evidence import Evidence, Grid, Need, Setting, label, merged
+from recipes.claims.series import RULE, verdict
+from recipes.data import ImageData
+from recipes.files import write_atomically, write_json
+from recipes.stages import Stages
+
+
+def missing(
+    cache: Cache, needs: Sequence[Need], seeds: Sequence[int]
+) -> dict[tuple[Setting, int], list[str]]:
+    """Parts of runs that are not done, by setting and seed."""
+    found = {
+        (setting, seed): [part for part in parts if cache.read(setting, seed, part) is None]
+        for setting, parts in merged(needs).items()
+        for seed in seeds
+    }
+    return {run: parts for run, parts in found.items() if parts}
+
+
+def make(
+    name: str,
+    claim: ModuleType,
+    cache: Cache,
+    seeds: Sequence[int],
+    grid: Grid,
+    images: ImageData,
+    command: str,
+) -> dict[str, Any]:
+    """Everything about a claim that its runs tell so far.
+
+    Args:
+        name: of the claim.
+        claim: its module.
+        cache: of runs.
+        seeds: that were asked for.
+        grid: sizes that were asked at.
+        images: that the runs are of.
+        command: that this is written by.
+
+    Returns:
+        Plain numbers, lists and dictionaries.
+    """
+    needs = claim.needs(grid)
+    answer = claim.answer(Evidence(cache.read, tuple(seeds), grid))
+    lacking = missing(cache, needs, seeds)
+    criteria = [criterion._asdict() for criterion in answer.criteria]
+    places = {
+        label(setting): {str(seed): cache.place(setting, seed).name for seed in seeds}
+        for setting in merged(needs)
+    }
+    return {
+        "claim": name,
+        "title": claim.TITLE,
+        "text": claim.CLAIM,
+        "paper": claim.PAPER,
+        "command": command,
+        "date": date.today().isoformat(),
+        "environment": report.environment(),
+        "commits": commits(cache, needs, seeds),
+        "data": {
+            "name": images.name,
+            "train": len(images.train_labels),
+            "test": len(images.test_labels),
+            "classes": len(images.classes),
+            "image_shape": [images.size, images.size, 3],
+            "sha256": images.fingerprint,
+        },
+        "config": {
+            k: v for k, v in configuration(cache.args(Setting("simclr"), seeds[0])).items() if k != "seed"
+        },
+        "seeds": list(seeds),
+        "runs": places,
+        "missing": [
+            f"{label(setting)}, seed {seed}: {', '.join(parts)}" for (setting, seed), parts in lacking.items()
+        ],
+        "values": answer.values,
+        "criteria": criteria,
+        "verdict": None if lacking else verdict(answer.criteria),
+        "rule": RULE,
+        "notes": list(answer.notes),
+    }
+
+
+def commits(cache: Cache, needs: Sequence[Need], seeds: Sequence[int]) -> list[str]:
+    """Commits that the parts were made by, which may be several, as runs are spread over days."""
+    found = set()
+    for setting, parts in merged(needs).items():
+        for seed in seeds:
+            told = Stages(cache.place(setting, seed), cache.fingerprint, 0).told("commit")
+            found |= {told.get(f"{setting.model}/{part}") for part in parts}
+    return sorted(commit for commit in found if commit)
+
+
+def write(content: dict[str, Any], claim: ModuleType, folder: Path) -> list[Path]:
+    """Write a claim's numbers and its figure.
+
+    Returns:
+        Their paths.
+    """
+    path, drawn = folder / f"{content['claim']}.json", folder / f"{content['claim']}.png"
+    write_json(path, content)
+    write_atomically(drawn, claim.draw(content).png())
+    return [path, drawn]

@@ -21,10 +21,13 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
+    "sphinx_gallery.gen_gallery",
     "mathml",
     "pictures",
     "cifar10_results",
     "benchmark_results",
+    "choosing",
+    "claims",
     "public_names",
 ]
 exclude_patterns = ["_build", "_generated/*.rst"]
@@ -42,6 +45,24 @@ nitpick_ignore_regex = [
 
 cifar10_results = "../examples/results/cifar10_quick"  # relative to this folder
 benchmark_results = "../benchmarks/results"  # likewise
+
+# Scripts of the gallery run, and a script that fails fails the build. Unchanged ones are not run again; delete the
+# folder `gallery` to run all.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "ignore_pattern": r"shipped\.py",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "capture_repr": (),  # what a page shows is printed or drawn
+    "image_srcset": ["2x"],
+    "notebook_extensions": set(),  # a notebook would lack what lies beside the script
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+    "write_computation_times": False,  # no page has a number that differs from build to build
+    "min_reported_time": float("inf"),
+}
 
 # In docstrings, `name` is code: a link where it names something documented, plain code elsewhere.
 default_role = "py:obj"

@@ -1,0 +1,78 @@
+"""
+A map of the codes
+==================
+
+A thousand test images, each a code of 128 bits, drawn in two dimensions and compared
+class by class.
+"""
+
+# %%
+# Two directions of largest variance
+# ----------------------------------
+#
+# :func:`~stochastic_bottleneck.plots.code_map` marks each class by a colour and a
+# shape. The axes say how much of the variance the plane holds: what is not in it, the
+# map cannot show.
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+from shipped import load
+from stochastic_bottleneck.codes import hamming_distance, unpack_bits
+from stochastic_bottleneck.evaluation import encode
+from stochastic_bottleneck.plots import code_map
+
+model, normalize, _, test, classes = load()
+codes = torch.from_numpy(encode(model, normalize(test.images), "bits").features)
+bits = unpack_bits(codes, model.bottleneck.dim)
+
+axes = code_map(bits, test.labels, names=classes)
+axes.set_title("Codes of ten classes, by PCA")
+plt.show()
+
+# %%
+# Neighbourhoods
+# --------------
+#
+# t-SNE keeps near codes near. Distances between groups, and the size of a group, mean
+# nothing here.
+
+axes = code_map(bits, test.labels, names=classes, method="tsne")
+axes.set_title("Codes of ten classes, by t-SNE")
+# sphinx_gallery_thumbnail_number = 2
+plt.show()
+
+# %%
+# In both maps animals lie on one side, and vehicles, ships and airplanes on the other.
+# Within each side classes overlap: the model has had no labels.
+
+# %%
+# Class against class
+# -------------------
+#
+# The mean number of bits that differ between images of two classes, without a
+# projection in between.
+
+of_class = torch.nn.functional.one_hot(test.labels).double()
+count = of_class.sum(dim=0)
+pairs = count[:, None] * count - count.diag()  # without an image and itself
+distance = hamming_distance(codes[:, None], codes[None]).double()
+mean = (of_class.T @ distance @ of_class / pairs).numpy()
+
+figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+image = axes.imshow(mean, cmap="cividis")
+for (a, b), bits_apart in np.ndenumerate(mean):
+    colour = "white" if image.norm(bits_apart) < 0.45 else "black"
+    axes.text(b, a, f"{bits_apart:.0f}", color=colour, ha="center", va="center", size=8)
+axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+axes.set_yticks(range(len(classes)), classes)
+axes.set_title("Bits that differ, on average")
+figure.colorbar(image, label="of 128 bits", shrink=0.8)
+plt.show()
+
+# %%
+# In every row the smallest number is on the diagonal: two images of a class differ in
+# fewer bits, on average, than two of different classes. By how much depends on the
+# class. Frogs are most alike, birds least; ships and airplanes, automobiles and trucks,
+# and cats and frogs are the nearest pairs.

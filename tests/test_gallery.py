@@ -1,0 +1,146 @@
+"""The gallery's scripts: they run without a network and without warnings, and their figures show what they say."""
+
+import runpy
+import socket
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+
+GALLERY = Path(__file__).parents[1] / "examples" / "gallery"
+SCRIPTS = sorted(GALLERY.glob("plot_*.py"))
+QUICK = {"plot_latents.py"}  # the others read and encode thousands of images
+# Okabe and Ito's colours, black and greys.
+SAFE = {
+    "#000000",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#f0e442",
+    "#666666",
+    "#ffffff",
+}
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """As when a script is run from the command line: its folder on the path, no window, and here no network."""
+    monkeypatch.syspath_prepend(GALLERY)
+    monkeypatch.setattr(sys, "argv", ["script"])
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a script of the gallery asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(plt, "show", lambda: None)
+    matplotlib.use("agg")
+    yield
+    plt.close("all")
+
+
+# ---- what the text says, of the values that a script ends with ---------------------------------------------------
+
+
+def bits(v):
+    animals = np.isin(
+        v["test"].labels, [v["classes"].index(n) for n in ("bird", "cat", "deer", "dog", "frog", "horse")]
+    )
+    telling = v["bits"][:, v["telling"]]
+    assert (np.abs(telling[animals].mean(axis=0) - telling[~animals].mean(axis=0)) > 0.4).all()
+    assert v["among"] > 2 * v["of_all"]
+    counts, f1 = np.array(v["curve"].counts), np.array(v["curve"].f1)
+    assert f1[0] < 0.1 < f1[1]
+    assert (np.diff(np.diff(f1) / np.diff(counts)) < 0).all()
+
+
+def latents(v):
+    low, high = (np.array([float(x) for x in v["left"].lines[i].get_ydata()]) for i in (0, 1))
+    scatter = [np.array([float(x) for x in line.get_ydata()]) for line in v["right"].lines]
+    assert abs(low[0] - v["exact"]) < 0.2 * v["exact"]
+    assert abs(high[0] - v["exact"]) < 0.2 * v["exact"]
+    assert all((np.diff(spread) < 0).all() for spread in scatter)
+    assert 1.5 < np.median(scatter[1] / scatter[0]) < 3
+    assert (np.abs(high - v["exact"]) > np.abs(low - v["exact"]))[2:-3].all()
+
+
+def map_(v):
+    mean, at = v["mean"], v["classes"].index
+    assert (mean.argmin(axis=1) == np.arange(10)).all()
+    assert (mean.diagonal().argmin(), mean.diagonal().argmax()) == (at("frog"), at("bird"))
+    a, b = np.triu_indices(10, k=1)
+    nearest = {frozenset((a[i], b[i])) for i in mean[a, b].argsort()[:3]}
+    named = (("ship", "airplane"), ("automobile", "truck"), ("cat", "frog"))
+    assert nearest == {frozenset(map(at, pair)) for pair in named}
+
+
+def search(v):
+    assert v["h"][0].nbytes == 64 * v["codes"][0].nbytes
+    assert 0.9 * v["same_class"]["features"] < v["same_class"]["bits"] < v["same_class"]["features"]
+    assert 5 < v["shared"] < 6
+    assert np.mean(v["apart"] <= v["distances"][:, 0].max()) < 0.05
+    assert v["apart"].std() > 2 * 32**0.5  # of 128 independent fair bits
+
+
+def uncertainty(v):
+    posterior, softmax = v["curves"]["posterior, entropy"], v["curves"]["softmax, entropy"]
+    most = slice(None, int(0.95 * len(v["right"])))
+    assert (posterior.accuracy[most] > v["right"].mean()).all()
+    assert (softmax.accuracy[most] >= posterior.accuracy[most]).all()
+    noise, blur, low_contrast, shuffled = (
+        dict(zip(v["found"], values, strict=True)) for values in zip(*v["found"].values(), strict=True)
+    )
+    for damage in (blur, low_contrast):
+        assert damage["posterior, entropy"] > damage["softmax, entropy"] > 0.5
+    assert noise["posterior, entropy"] < 0.5
+    assert shuffled["posterior, entropy"] < 0.05
+    assert shuffled["softmax, entropy"] < 0.5
+    assert v["taxi"] // 100 == v["classes"].index("automobile")
+
+
+SENTENCES = {"bits": bits, "latents": latents, "map": map_, "search": search, "uncertainty": uncertainty}
+
+
+def test_each_script_has_its_sentences_checked():
+    assert {path.stem.removeprefix("plot_") for path in SCRIPTS} == SENTENCES.keys()
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, marks=() if path.name in QUICK else pytest.mark.slow,
+                                               id=path.stem) for path in SCRIPTS])  # fmt: skip
+def test_script_runs_and_shows_what_it_says(path, alone):
+    values = runpy.run_path(str(path))
+    figures = [plt.figure(number) for number in plt.get_fignums()]
+    assert figures
+    for figure in figures:
+        titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+        assert any(titles), "a figure without a title has no text for those who do not see it"
+        lines = [line.get_color() for axes in figure.axes for line in axes.lines]
+        marks = [
+            colour
+            for axes in figure.axes
+            for points in axes.collections
+            if isinstance(points, PathCollection)  # not the parts of a colour bar
+            for colour in points.get_facecolor()
+        ]
+        assert {to_hex(colour) for colour in (*lines, *marks)} <= SAFE
+    SENTENCES[path.stem.removeprefix("plot_")](values)
+
+
+@pytest.mark.slow
+def test_what_ships_is_whole(alone):
+    shipped = runpy.run_path(str(GALLERY / "shipped.py"))
+    model, normalize, train, test, classes = shipped["load"]()
+    assert not model.training
+    assert (model.bottleneck.kind, model.bottleneck.dim, len(classes)) == ("bern", 128, 10)
+    assert (len(train.images), len(test.images)) == (5000, 1000)
+    assert torch.equal(test.labels.bincount(), torch.full((10,), 100))
+    assert model.encode(normalize(test.images[:4]), "bits").shape == (4, 16)
+    assert shipped["pictures"](test.images).shape == (1000, 32, 32, 3)

@@ -97,6 +97,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                       f"{' '.join(map(str, Grid().dims))}); fewer take fewer hours")  # fmt: skip
     runs.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     runs.add_argument("--precision", choices=("32", "bf16", "16"))
+    runs.add_argument("--compile", action=argparse.BooleanOptionalAction)
     runs.add_argument("--workers", type=int)
     return finish(parser, parser.parse_args(arguments))
 
@@ -154,6 +155,8 @@ def base_options(args: argparse.Namespace) -> list[str]:
         value = getattr(args, name)
         if value is not None:
             chosen += [f"--{name}", str(value)]
+    if args.compile is not None:
+        chosen.append("--compile" if args.compile else "--no-compile")
     return chosen
 
 

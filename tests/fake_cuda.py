@@ -29,10 +29,16 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stochastic_bottleneck._ops import pairs
+
 DEVICE = torch.device("cuda", 0)
 
 
 # ---- the device ------------------------------------------------------------------------------------------------
+
+
+def _has_none(_: torch.device) -> bool:
+    return False
 
 
 @contextlib.contextmanager
@@ -45,6 +51,8 @@ def device() -> Iterator[None]:
             mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False)
         )
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
+        # Triton would write to memory that is not there.
+        stack.enter_context(mock.patch.object(pairs, "_has_triton", new=_has_none))
         stack.enter_context(FakeTensorMode(shape_env=ShapeEnv()))
         stack.enter_context(torch.device(DEVICE))
         yield

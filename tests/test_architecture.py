@@ -57,6 +57,7 @@ OUTSIDE = {room: {"torch"} for room in ROOMS} | {
     "codes": {"torch", "numpy"},
     "evaluation": {"torch", "numpy"},
     "plots": {"torch", "numpy", "matplotlib"},  # for its types alone
+    "_ops": {"torch", "triton"},
     "_extras": set(),
     "hub": {"torch", "huggingface_hub", "safetensors"},
     "_hub_files": {"torch", "huggingface_hub", "safetensors"},

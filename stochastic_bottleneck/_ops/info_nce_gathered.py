@@ -37,8 +37,9 @@ from stochastic_bottleneck._ops.info_nce_op import (
     sums_dtype,
     unstack,
 )
+from stochastic_bottleneck._ops.pairs import AnyPairs, pairs_of
 from stochastic_bottleneck._ops.precision import at_least_float32
-from stochastic_bottleneck._ops.tiles import Pairs, kept_bytes
+from stochastic_bottleneck._ops.tiles import kept_bytes
 
 
 def info_nce(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None) -> Tensor:
@@ -171,10 +172,10 @@ def _options(dtype: torch.dtype, u: Tensor, temperature: float, block_size: int 
     return temperature, precision(dtype, columns, temperature, u.device), block_size
 
 
-def _remote(u: Tensor, c: Tensor, options: Options, kept: Tensor) -> list[Pairs]:
+def _remote(u: Tensor, c: Tensor, options: Options, kept: Tensor) -> list[AnyPairs]:
     """The pairs of this process's rows and the others', for each loss: negatives all of them."""
     rows = u.flatten(1, 2)
-    return [Pairs(r, columns, (), *options, own) for r, columns, own in zip(rows, c, kept, strict=True)]
+    return [pairs_of(r, columns, (), *options, own) for r, columns, own in zip(rows, c, kept, strict=True)]
 
 
 def _kept(u: Tensor, keep: bool) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""NT-Xent in tiles, as one operator to autograd and to the compiler.
+"""NT-Xent without the matrix of all pairs, as one operator to autograd and to the compiler.
 
 With n_i and x_i as in `info_nce` and g_i the gradient of loss_i,
 
@@ -31,8 +31,9 @@ from torch.nn import functional as F
 
 from stochastic_bottleneck._ops import unit_rows
 from stochastic_bottleneck._ops.info_nce import plain
+from stochastic_bottleneck._ops.pairs import AnyPairs, fuses, pairs_of
 from stochastic_bottleneck._ops.precision import at_least_float32
-from stochastic_bottleneck._ops.tiles import Pairs, Precision, kept_bytes
+from stochastic_bottleneck._ops.tiles import Precision, kept_bytes
 
 Options = tuple[float, Precision, int | None]  # temperature, precision and block size, as `Pairs` takes them
 COLDEST_IN_FLOAT32 = 0.025
@@ -210,8 +211,9 @@ def _(
 
 def keeps(block_size: int | None, *inputs: Tensor | None) -> bool:
     """Whether exponentials are kept for a backward pass; who sets a block size wants little memory instead."""
-    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    return differentiable and block_size is None
+    given = [x for x in inputs if x is not None]
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    return differentiable and block_size is None and not fuses(given[0])
 
 
 def stack(v: Tensor, v_prime: Tensor) -> Tensor:
@@ -297,11 +299,11 @@ def again(
     return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
-def among(u: Tensor, options: Options, kept: Tensor) -> list[Pairs]:
+def among(u: Tensor, options: Options, kept: Tensor) -> list[AnyPairs]:
     """The pairs among the rows of each loss. Shape: (K, 2, N, D)."""
     n = u.shape[2]
     return [
-        Pairs(rows, None, (0, n, -n), *options, own) for rows, own in zip(u.flatten(1, 2), kept, strict=True)
+        pairs_of(x, None, (0, n, -n), *options, own) for x, own in zip(u.flatten(1, 2), kept, strict=True)
     ]
 
 
@@ -318,7 +320,7 @@ def _pairs(
     offset: int,
     temperature: float,
     block_size: int | None,
-) -> list[Pairs]:
+) -> list[AnyPairs]:
     """Of each loss all rows; with columns, of each loss and view its rows and all columns."""
     n, d = u.shape[-2:]
     m = c.shape[2] if c.numel() else n
@@ -327,7 +329,7 @@ def _pairs(
         return among(u, options, kept)
     everything = c.view(-1, 2 * m, d)
     return [
-        Pairs(rows, everything[i // 2], (offset, offset + m), *options, own)
+        pairs_of(rows, everything[i // 2], (offset, offset + m), *options, own)
         for i, (rows, own) in enumerate(zip(u.view(-1, n, d), kept, strict=True))
     ]
 

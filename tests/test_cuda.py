@@ -1,22 +1,19 @@
 """The CUDA path on a real device: values, no waiting, compiled kernels, CUDA graphs, memory."""
 
-import contextlib
 import copy
 import math
 
 import oracles
 import pytest
 import torch
+from gpu import needs_gpu, no_waiting
 from tolerances import DTYPES, LOW_DTYPES, assert_close
 from training_steps import BOTTLENECKS, STEPS, WRAPPERS
 
 from stochastic_bottleneck import InfoNCELoss, TemperatureSchedule, codes, functional
 from stochastic_bottleneck._ops.info_nce import plain
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, needs_gpu]
 F64 = torch.float64
 DEVICE = "cuda"
 STILL = ["wrapped bern, eval", "wrapped gauss", "loss in blocks", "two losses", "bernoulli_kl", "gaussian_kl"]
@@ -36,17 +33,6 @@ def train_once(step, inputs):
     loss = step(*inputs)
     loss.backward()
     return loss
-
-
-@contextlib.contextmanager
-def no_waiting():
-    """Inside, what makes the host wait for the device raises."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_waiting_is_noticed():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fake_cuda import device, needs_fake_device, watch
+from gpu import needs_gpu, no_waiting
 from recipes import views as recipe
 from recipes.augment import IMAGENET, Normalize, OneView, TwoViews
 from recipes.draws import Draws, draw, seeded
@@ -293,7 +294,7 @@ def test_a_gpu_is_not_waited_for_with_crops_made_before():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 @each_law
 def test_a_gpu_makes_the_same_views_without_waiting(height, width, options):
     images, module = noise(20, height, width), TwoViews(**options)
@@ -301,10 +302,7 @@ def test_a_gpu_makes_the_same_views_without_waiting(height, width, options):
     expected = module(images)
     images, module = images.cuda(), module.cuda()
     torch.manual_seed(1)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         views = module(images)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for view, other in zip(views, expected, strict=True):
         assert_close(view.cpu(), other, factor=10)

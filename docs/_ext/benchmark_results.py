@@ -41,18 +41,31 @@ def bring_in(app: Any) -> None:
         else:
             text = f".. note::\n\n   Not measured yet: no results of ``python -m benchmarks {name}`` are committed.\n"
         (folder / f"benchmark_{name}.rst").write_text(text)
+    (folder / "benchmark_h100.rst").write_text(on_a_gpu(tables, source / "h100"))
 
 
-def page_part(tables: Any, results: dict[str, Any]) -> str:
-    """What was compared, the tables, and the conditions."""
+def page_part(tables: Any, results: dict[str, Any], leave_out: tuple[str, ...] = ()) -> str:
+    """What was compared, the tables but for those of some headings, and the conditions."""
     benchmark = tables.benchmark_of(results["benchmark"])
     conditions = (f":{name}: {escape(name, value)}" for name, value in tables.conditions(results))
     parts = [
         benchmark.note,
-        *(table.rst() for table in tables.tables(benchmark, results)),
+        *(table.rst() for table in tables.tables(benchmark, results) if table.title not in leave_out),
         "\n".join(conditions),
     ]
     return "\n\n".join(parts) + "\n\n"
+
+
+def on_a_gpu(tables: Any, folder: Path) -> str:
+    """Shortened runs on a GPU, whose targets were set for CPUs."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text())
+        parts += [
+            f".. rubric:: {tables.benchmark_of(path.stem).title}",
+            page_part(tables, results, ("Targets",)),
+        ]
+    return "\n\n".join(parts)
 
 
 def escape(name: str, value: str) -> str:

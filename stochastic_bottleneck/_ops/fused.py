@@ -33,9 +33,13 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By the dtype of the products; tuned on an H100.
-SUMS = {torch.bfloat16: Blocks(128, 128, 8, 3), torch.float32: Blocks(128, 32, 8, 2)}
-GRADIENTS = {torch.bfloat16: Blocks(128, 64, 8, 3), torch.float32: Blocks(128, 32, 8, 2)}
+# By the dtype of the products. The fastest on an H100 of those in benchmarks/results/h100/fused_blocks.csv.
+SUMS = {torch.bfloat16: Blocks(128, 128, 8, 3), torch.float32: Blocks(128, 64, 8, 2)}
+GRADIENTS = {torch.bfloat16: Blocks(64, 64, 4, 2), torch.float32: Blocks(128, 64, 8, 2)}
+
+
+PRODUCTS = {torch.bfloat16: "ieee", torch.float32: "tf32x3"}
+"""Triton's names of how these are multiplied; "ieee" says of bfloat16 no more than that."""
 
 
 class FusedPairs:
@@ -137,7 +141,7 @@ def _constants(rows: Tensor, blocks: Blocks) -> dict[str, Any]:
         "WIDTH": max(16, triton.next_power_of_2(rows.shape[1])),
         "ROWS": blocks.rows,
         "COLUMNS": blocks.columns,
-        "PRECISION": "ieee" if rows.dtype == torch.bfloat16 else "tf32x3",
+        "PRECISION": PRODUCTS[rows.dtype],
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AnyPairs: TypeAlias = Union[Pairs, "FusedPairs"]
 WIDEST = 128
 """Width of rows up to which the blocks of `fused` fit into registers."""
-SHARED = 180 << 10
+SHARED = 225 << 10
 """Bytes of shared memory that its largest program takes: what data-centre GPUs have from the H100 on."""
 
 

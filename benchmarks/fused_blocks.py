@@ -1,13 +1,14 @@
 """Times the blocks that the fused loss could use on a GPU: `python -m benchmarks.fused_blocks > FILE.csv`.
 
-Each row is a kernel with its blocks, its error against float64 at N = 1024, and the median time of a launch at three sizes
-(`triton.testing.do_bench`), of 2N unit rows of width 128 at a temperature of 0.2. Of launches far below 0.1 ms a part is
-not the device's. `_ops/fused.py` takes the fastest blocks; this is how they are found on another GPU.
+Each row is a kernel with its blocks, its error against float64 at N = 1024, and the median time of a launch at three
+sizes (`triton.testing.do_bench`), of 2N unit rows of width 128 at a temperature of 0.2. Of launches far below 0.1 ms a
+part is not the device's. `_ops/fused.py` takes the fastest blocks; this is how they are found on another GPU.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ BLOCKS = (
     *((128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2)),
     *((64, 64, 4, 2), (64, 32, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2)),
 )
+PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32x3"), (torch.float32, "ieee"))
 KERNELS = {"sums": fused.SUMS, "gradients": fused.GRADIENTS}
 HEADER = ("kernel", "dtype", "precision", "rows", "columns", "warps", "stages", "error")
 
@@ -37,16 +39,15 @@ def main() -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow((*HEADER, *(f"ms N = {n}" for n in SIZES)))
     for kernel, table in KERNELS.items():
-        for dtype in (torch.bfloat16, torch.float32):
-            for blocks in BLOCKS:
-                with mock.patch.dict(table, {dtype: fused.Blocks(*blocks)}):
-                    measured = measure(kernel, dtype, data, exact[kernel])
-                if measured is not None:
-                    precision = "-" if dtype == torch.bfloat16 else "tf32x3"
-                    writer.writerow(
-                        (kernel, str(dtype).removeprefix("torch."), precision, *blocks, *measured)
-                    )
-                    sys.stdout.flush()
+        for (dtype, precision), blocks in itertools.product(PRECISIONS, BLOCKS):
+            chosen = mock.patch.dict(table, {dtype: fused.Blocks(*blocks)})
+            with chosen, mock.patch.dict(fused.PRODUCTS, {dtype: precision}):
+                measured = measure(kernel, dtype, data, exact[kernel])
+            if measured is not None:
+                name = str(dtype).removeprefix("torch.")
+                said = "-" if dtype == torch.bfloat16 else precision
+                writer.writerow((kernel, name, said, *blocks, *measured))
+                sys.stdout.flush()
 
 
 def batch(n: int) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ extensions = [
     "mathml",
     "pictures",
     "cifar10_results",
+    "search_results",
     "benchmark_results",
     "choosing",
     "claims",

@@ -1,7 +1,7 @@
 """SimCLR, StochCon and supervised training on CIFAR-10, from the first step to the table of results.
 
     python examples/cifar10_full.py --preset quick                     # minutes on 2 CPU cores, no download
-    python examples/cifar10_full.py --preset cpu --data FOLDER_OR_TAR  # hours on 2 CPU cores, all images
+    python examples/cifar10_full.py --preset cpu --data FOLDER_OR_TAR  # three hours on 2 CPU cores, all images
     python examples/cifar10_full.py --preset paper --model bern        # ResNet-50, 1,000 epochs, needs a GPU
 
 Every model starts from the same encoder weights and is trained on the same views in the same order; each is judged

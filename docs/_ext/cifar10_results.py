@@ -63,11 +63,11 @@ def markdown_rows(table: str) -> list[list[str]]:
     return [rows[0], *rows[2:]]
 
 
-def list_table(rows: list[list[str]]) -> str:
-    """The rows as a reStructuredText table; a cell of a lone dash stays text."""
-    lines = [".. list-table::", "   :header-rows: 1", "   :class: results", ""]
+def list_table(rows: list[list[str]], kind: str = "results") -> str:
+    """The rows as a reStructuredText table; a cell of a lone dash stays text, and what has an @ is no address."""
+    lines = [".. list-table::", "   :header-rows: 1", f"   :class: {kind}", ""]
     for row in rows:
-        cells = [r"\-" if cell == "-" else cell for cell in row]
+        cells = [r"\-" if cell == "-" else cell.replace("@", r"\@") for cell in row]
         lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(cells)]
     return "\n".join(lines) + "\n"
 

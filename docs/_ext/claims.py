@@ -12,6 +12,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 COMMAND = "python examples/claims.py --claim {name} --data FOLDER_OR_TAR"
 OPEN = "not measured yet"
+SENTENCES = "results sentences"
 SEARCH = "settings"  # ours, not a claim of the paper
 
 
@@ -66,7 +67,7 @@ def summary(claims: dict[str, Any], found: dict[str, dict[str, Any] | None]) -> 
     for name, claim in claims.items():
         if name != SEARCH:
             rows.append([claim.TITLE, claim.CLAIM, said(found[name])])
-    return list_table(rows)
+    return list_table(rows, SENTENCES)
 
 
 def said(content: dict[str, Any] | None) -> str:
@@ -102,7 +103,7 @@ def part(name: str, claim: Any, content: dict[str, Any] | None, folder: Path) ->
             list_table([[escaped(cell) for cell in row] for row in claim.rows(content)]),
             f".. figure:: /_generated/claim_{name}.svg\n   :alt: {escaped(picture.alt)}\n",
             f"   {escaped(picture.caption)}\n",
-            list_table([[escaped(cell) for cell in row] for row in criteria]),
+            list_table([[escaped(cell) for cell in row] for row in criteria], SENTENCES),
             *(f"{escaped(note)}\n" for note in content["notes"]),
             conditions(content),
         ]

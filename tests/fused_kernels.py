@@ -23,6 +23,7 @@ CASES = {  # rows, columns, width, diagonals
     "against others": (70, 201, 33, (5, 105)),
     "nothing left out": (64, 64, 128, ()),
     "one row": (1, 300, 7, (299,)),
+    "no others": (5, 0, 7, ()),
 }
 
 

@@ -72,11 +72,12 @@ class FusedPairs:
         blocks = SUMS[self.rows.dtype]
         shares, per_share = _shares(self.rows, self.columns, blocks)
         total = self.rows.new_empty(shares, len(self.rows), dtype=torch.float32)
-        _sums[triton.cdiv(len(self.rows), blocks.rows), shares](
-            *(self.rows, self.columns, total, len(self.rows), len(self.columns), per_share, self.scale),
-            *_three(self.diagonals),
-            **_constants(self.rows, blocks),
-        )
+        with torch.cuda.device_of(self.rows):  # Triton launches on the current device
+            _sums[triton.cdiv(len(self.rows), blocks.rows), shares](
+                *(self.rows, self.columns, total, len(self.rows), len(self.columns), per_share, self.scale),
+                *_three(self.diagonals),
+                **_constants(self.rows, blocks),
+            )
         return total.sum(0) if shares > 1 else total[0]
 
     def gradients(
@@ -108,21 +109,22 @@ class FusedPairs:
         blocks = GRADIENTS[rows.dtype]
         shares, per_share = _shares(rows, columns, blocks)
         grad = rows.new_empty(shares, *rows.shape, dtype=torch.float32)
-        _gradients[triton.cdiv(len(rows), blocks.rows), shares](
-            *(rows, columns, a.float().contiguous(), b.float().contiguous(), grad),
-            *(len(rows), len(columns), per_share, self.scale),
-            *_three(diagonals),
-            **_constants(rows, blocks),
-        )
+        with torch.cuda.device_of(rows):
+            _gradients[triton.cdiv(len(rows), blocks.rows), shares](
+                *(rows, columns, a.float().contiguous(), b.float().contiguous(), grad),
+                *(len(rows), len(columns), per_share, self.scale),
+                *_three(diagonals),
+                **_constants(rows, blocks),
+            )
         return grad.sum(0) if shares > 1 else grad[0]
 
 
 def _shares(rows: Tensor, columns: Tensor, blocks: Blocks) -> tuple[int, int]:
     """Into how many shares columns are dealt out so that every multiprocessor has work, and columns of each."""
-    programs, most = triton.cdiv(len(rows), blocks.rows), triton.cdiv(len(columns), blocks.columns)
+    programs, most = triton.cdiv(len(rows), blocks.rows), max(1, triton.cdiv(len(columns), blocks.columns))
     shares = min(most, max(1, 2 * _multiprocessors(rows.device) // programs))
     per_share = triton.cdiv(most, shares) * blocks.columns
-    return triton.cdiv(len(columns), per_share), per_share
+    return max(1, triton.cdiv(len(columns), per_share)), per_share
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -106,6 +106,8 @@ class FusedPairs:
     def _gradient(
         self, rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, diagonals: tuple[int, ...]
     ) -> Tensor:
+        if not len(rows):
+            return rows.float()
         blocks = GRADIENTS[rows.dtype]
         shares, per_share = _shares(rows, columns, blocks)
         grad = rows.new_empty(shares, *rows.shape, dtype=torch.float32)

@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     asked.add_argument(
         "--claim", nargs="+", choices=list(CLAIMS), default=[], metavar="NAME", help=", ".join(CLAIMS)
     )
-    asked.add_argument("--all", action="store_true", help="every claim, and the search for settings")
+    asked.add_argument("--all", action="store_true", help="every claim, and our own questions")
     asked.add_argument(
         "--seeds", nargs="+", type=int, metavar="SEED", help="default: 0 1 2; with --quick 0 1"
     )

@@ -13,7 +13,6 @@ from sphinx.util.typing import ExtensionMetadata
 COMMAND = "python examples/claims.py --claim {name} --data FOLDER_OR_TAR"
 OPEN = "not measured yet"
 SENTENCES = "results sentences"
-SEARCH = "settings"  # ours, not a claim of the paper
 
 
 def bring_in(app: Any) -> None:
@@ -26,7 +25,7 @@ def bring_in(app: Any) -> None:
     if str(examples) not in sys.path:
         sys.path.append(str(examples))
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells how it was loaded
-    from recipes.claims.catalogue import CLAIMS
+    from recipes.claims.catalogue import CLAIMS, OURS
 
     source, folder = Path(app.srcdir) / app.config.claims_results, Path(app.srcdir) / "_generated"
     folder.mkdir(exist_ok=True)
@@ -34,13 +33,15 @@ def bring_in(app: Any) -> None:
     parts = []
     for name, claim in CLAIMS.items():
         try:
-            parts.append(part(name, claim, found[name], folder))
+            parts.append(part(name, claim, found[name], folder, name in OURS))
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ExtensionError(
                 f"{source / name}.json cannot be read ({error!r}); write it again with "
                 f"{COMMAND.format(name=name)} --no-training"
             ) from error
-    (folder / "claims_summary.rst").write_text(summary(CLAIMS, found))
+    (folder / "claims_summary.rst").write_text(
+        summary({name: claim for name, claim in CLAIMS.items() if name not in OURS}, found)
+    )
     (folder / "claims.rst").write_text("\n".join(parts))
 
 
@@ -65,8 +66,7 @@ def summary(claims: dict[str, Any], found: dict[str, dict[str, Any] | None]) -> 
     """Every claim and what our runs say of it."""
     rows = [["claim", "the paper says", "in our runs"]]
     for name, claim in claims.items():
-        if name != SEARCH:
-            rows.append([claim.TITLE, claim.CLAIM, said(found[name])])
+        rows.append([claim.TITLE, claim.CLAIM, said(found[name])])
     return list_table(rows, SENTENCES)
 
 
@@ -81,10 +81,10 @@ def said(content: dict[str, Any] | None) -> str:
     return "no verdict: one seed has no spread"
 
 
-def part(name: str, claim: Any, content: dict[str, Any] | None, folder: Path) -> str:
-    """A claim's section."""
+def part(name: str, claim: Any, content: dict[str, Any] | None, folder: Path, ours: bool) -> str:
+    """A section of a claim, or of a question that is ours."""
     heading = f"{claim.TITLE}\n{'-' * len(claim.TITLE)}\n"
-    asked = f"{'We ask' if name == SEARCH else 'The paper'}: {claim.CLAIM}\n"
+    asked = f"{'We ask' if ours else 'The paper'}: {claim.CLAIM}\n"
     if content is None:
         note = f".. note::\n\n   Not measured yet: no results of ``{COMMAND.format(name=name)}`` are committed.\n"
         return "\n".join([heading, asked, note])

@@ -24,7 +24,9 @@ def bring_in(app: Any) -> None:
         source = Path(app.srcdir) / RESULTS / name
         try:
             results = json.loads((source / "results.json").read_text())
-            conditions = f":Command: ``{results['command']}``\n:Machine: {results['environment']['machine']}\n"
+            conditions = (
+                f":Command: ``{results['command']}``\n:Machine: {results['environment']['machine']}\n"
+            )
             conditions += f":Commit: ``{results['environment']['commit']}``, {results['date']}\n"
             table = list_table(markdown_rows((source / "table.md").read_text()))
         except (OSError, KeyError, ValueError) as error:

@@ -43,6 +43,7 @@ def alone(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(plt, "show", lambda: None)
     matplotlib.use("agg")
+    plt.close("all")
     yield
     plt.close("all")
 

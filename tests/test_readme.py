@@ -59,7 +59,7 @@ def test_its_tables_are_up_to_date():
 def test_published_results_follow_from_their_json(folder, tmp_path):
     publish(folder, tmp_path / "again")
     assert (folder / "table.md").read_text() == (tmp_path / "again" / "table.md").read_text()
-    assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / "again").iterdir()}
+    assert {p.name for p in folder.iterdir()} - {"run"} == {p.name for p in (tmp_path / "again").iterdir()}
 
 
 def test_the_quick_run_beat_both_baselines():

@@ -77,7 +77,7 @@ def lines(benchmark: Benchmark, results: Results, metric: str) -> Figure:
 
 
 def bars(benchmark: Benchmark, results: Results) -> Figure:
-    """Median times with their quartiles, a panel for each case."""
+    """Median times of as much work as the least call does, with their quartiles, a panel for each case."""
     cases = list(dict.fromkeys(row["case"] for row in results["rows"]))
     rows = {case: [r for r in results["rows"] if r["case"] == case and r["median_s"]] for case in cases}
     rows = {case: found for case, found in rows.items() if found}
@@ -86,8 +86,12 @@ def bars(benchmark: Benchmark, results: Results) -> Figure:
     panels = figure.subplots(len(rows), squeeze=False, gridspec_kw={"height_ratios": heights})
     styles = _styles(benchmark)
     for axes, (case, found) in zip(panels[:, 0], rows.items(), strict=True):
-        medians = [row["median_s"] for row in found]
-        spans = [[row["quartiles_s"][i] for row in found] for i in (0, 1)]
+        amounts = [row["amount"] for row in found]
+        share = [min(amounts) / amount for amount in amounts] if all(amounts) else [1.0] * len(found)
+        medians = [part * row["median_s"] for part, row in zip(share, found, strict=True)]
+        spans = [
+            [part * row["quartiles_s"][i] for part, row in zip(share, found, strict=True)] for i in (0, 1)
+        ]
         either = [[abs(m - s) for m, s in zip(medians, span, strict=True)] for span in spans]
         colours = [styles[row["contender"]]["color"] for row in found]
         drawn = axes.barh(

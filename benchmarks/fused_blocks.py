@@ -45,7 +45,7 @@ def main() -> None:
                 measured = measure(kernel, dtype, data, exact[kernel])
             if measured is not None:
                 name = str(dtype).removeprefix("torch.")
-                said = "-" if dtype == torch.bfloat16 else precision
+                said = name if dtype == torch.bfloat16 else precision
                 writer.writerow((kernel, name, said, *blocks, *measured))
                 sys.stdout.flush()
 

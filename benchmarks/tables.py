@@ -39,7 +39,8 @@ class Table:
 
     def rst(self) -> str:
         """A list-table."""
-        lines = [f".. list-table:: {self.title}", "   :header-rows: 1", "   :class: results", ""]
+        kind = "results sentences" if self.title in ("Targets", "Failures") else "results"
+        lines = [f".. list-table:: {self.title}", "   :header-rows: 1", f"   :class: {kind}", ""]
         for row in (self.header, *self.rows):
             cells = [r"\-" if cell == NOTHING else re.sub(r"([\\`*_|])", r"\\\1", cell) for cell in row]
             lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(cells)]

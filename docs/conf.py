@@ -32,7 +32,7 @@ extensions = [
     "public_names",
 ]
 exclude_patterns = ["_build", "_generated/*.rst"]
-smartquotes_action = "D"  # dashes; quotes stay straight, because "bern" is code
+smartquotes = False  # quotes of "bern" are code, and so are the dashes of --options
 nitpicky = True
 # Libraries whose documentation is not linked, because the build may not download an inventory.
 # Sphinx before 9 looks for named-tuple fields' types (Tensor, Posterior) without their module.

@@ -33,7 +33,7 @@ def pipeline() -> Figure:
         **plain,
         0: ("view $x'$", "none"),
         2: (r"projector $\pi$", "latent"),
-        3: (r"latent $z' \sim q\,(z \mid x)$", "noise"),
+        3: (r"latent $z' \sim q\,(z \mid \phi')$", "noise"),
         4: (r"upsampler $\rho$", "latent"),
     }
     for x, boxes in ((left, plain), (right, stochastic)):

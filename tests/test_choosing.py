@@ -157,6 +157,12 @@ def test_in_quick_means_score_above_bits_by_far_more_than_the_standard_error(run
     assert ahead > 4 * (0.5 / runs["quick"].test) ** 0.5  # of a difference: two variances of at most 1/4
 
 
+def test_in_cpu_means_and_bits_are_level(runs):
+    models = runs["cpu"].models
+    for score in ("probe", "knn"):
+        assert abs(models["gauss"]["z"][score] - models["bern"]["z"][score]) < (0.5 / runs["cpu"].test) ** 0.5
+
+
 def test_simclrs_h_is_ahead_and_fine_tuned_the_two_are_closer(runs):
     for run in runs.values():
         simclr, bern = run.models["simclr"], run.models["bern"]

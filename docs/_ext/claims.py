@@ -115,11 +115,12 @@ def conditions(content: dict[str, Any]) -> str:
     data, environment, config = content["data"], content["environment"], content["config"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     seeds = ", ".join(str(seed) for seed in content["seeds"])
+    unfinished = ", of which not all are finished" if content["missing"] else ""
     schedule = f"{config['epochs']} epochs of batch {config['batch_size']}"
     fields = {
         "Command": f"``{content['command']}``",
         "Data": f"{data['name']}; {data['train']:,} training images, {data['test']:,} test images",
-        "Runs": f"{config['encoder']} encoder, {schedule}, seeds {seeds}",
+        "Runs": f"{config['encoder']} encoder, {schedule}, seeds {seeds}{unfinished}",
         "Machine": f"{environment['gpu'] or 'no GPU'}; {environment['machine']}",
         "Versions": f"Python {environment['python']}, {packages}",
         "Commits": f"{', '.join(f'``{commit}``' for commit in content['commits'])}; {content['date']}",

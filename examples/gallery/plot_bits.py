@@ -71,10 +71,10 @@ plt.show()
 # other. So they largely say the same thing: the correlation among them is far above
 # that of all bits.
 
-print("% of ones", *(f"{name[:6]:>6}" for name in classes))
+print("% of ones", *(f"{name:>10}" for name in classes))
 for bit in telling:
     shares = [bits[test.labels == label, bit].mean() for label in range(len(classes))]
-    print(f"bit {bit:5}", *(f"{100 * share:6.0f}" for share in shares))
+    print(f"bit {bit:5}", *(f"{100 * share:10.0f}" for share in shares))
 
 among, of_all = bit_correlation(bits[:, telling]), bit_correlation(bits)
 print(f"mean |correlation|: {among:.2f} among the four, {of_all:.2f} among all")

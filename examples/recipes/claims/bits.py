@@ -100,7 +100,7 @@ def rows(content: dict[str, Any]) -> list[list[str]]:
         [
             dim,
             figures.number(of_dim["f1"][-1] if of_dim["f1"] else None, 100),
-            figures.number(of_dim["bits_for_95_percent"]),
+            figures.number(of_dim["bits_for_95_percent"], form=".3g"),
             str(content["paper"]["bits"]),
             figures.number(of_dim["share_kept_by_11"], 100),
         ]

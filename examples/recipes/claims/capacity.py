@@ -65,8 +65,8 @@ def answer(evidence: Evidence) -> Answer:
         outside = [ahead(share, SHARE_OF_ONES + BALANCED), ahead(SHARE_OF_ONES - BALANCED, share)]
         criteria += [
             Criterion(
-                f"{dim} bits are balanced: their share of ones is not further from 50 % than {BALANCED:.0%} by more "
-                "than the seeds' spread",
+                f"{dim} bits are balanced: their share of ones is not further from 50 % than {100 * BALANCED:.0f} % by "
+                "more than the seeds' spread",
                 every(map(no, outside)),
             ),
             Criterion(
@@ -75,8 +75,8 @@ def answer(evidence: Evidence) -> Answer:
                 no(ahead(FULL, each)),
             ),
             Criterion(
-                f"{dim} bits are not redundant: the upper bound of their joint entropy is not below {FULL:.0%} of "
-                f"{dim} bits by more than the seeds' spread",
+                f"{dim} bits are not redundant: the upper bound of their joint entropy is not below {100 * FULL:.0f} % "
+                f"of {dim} bits by more than the seeds' spread",
                 no(ahead(FULL * dim, joint)),
             ),
         ]

@@ -126,11 +126,11 @@ def rows(content: dict[str, Any]) -> list[list[str]]:
     cells = [
         [
             f"distinct codes of {images['train']:,} training images",
-            figures.number(values["distinct_train"], 1, ".0f"),
+            figures.number(values["distinct_train"], 1, ",.0f"),
         ],
         [
             f"distinct codes of {images['test']:,} test images",
-            figures.number(values["distinct_test"], 1, ".0f"),
+            figures.number(values["distinct_test"], 1, ",.0f"),
         ],
         ["training images that share a code", figures.number(values["images_that_share_a_code"], 1, ".0f")],
         [

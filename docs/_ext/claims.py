@@ -84,7 +84,7 @@ def said(content: dict[str, Any] | None) -> str:
 def part(name: str, claim: Any, content: dict[str, Any] | None, folder: Path, ours: bool) -> str:
     """A section of a claim, or of a question that is ours."""
     heading = f"{claim.TITLE}\n{'-' * len(claim.TITLE)}\n"
-    asked = f"{'We ask' if ours else 'The paper'}: {claim.CLAIM}\n"
+    asked = f"{'Our assumption' if ours else 'The paper'}: {claim.CLAIM}\n"
     if content is None:
         note = f".. note::\n\n   Not measured yet: no results of ``{COMMAND.format(name=name)}`` are committed.\n"
         return "\n".join([heading, asked, note])

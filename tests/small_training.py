@@ -43,7 +43,7 @@ def images(count=IMAGES):
     return ImageData(part, part, CLASSES, "small", "0")
 
 
-def make(name="bern", norm="batch", **options):
+def make(name="bern", norm="batch", symmetric=False, **options):
     """SimCLR or StochCon around the smallest of encoders, always with the same weights."""
     torch.manual_seed(3)
     layer = nn.BatchNorm2d(WIDTH) if norm == "batch" else nn.GroupNorm(2, WIDTH)
@@ -56,7 +56,7 @@ def make(name="bern", norm="batch", **options):
     if name == "simclr":
         return simclr
     bottleneck = StochasticBottleneck(name, DIM, in_features=WIDTH, **options)
-    return StochConWrapper.from_simclr(simclr, bottleneck=bottleneck)
+    return StochConWrapper.from_simclr(simclr, bottleneck=bottleneck, symmetric=symmetric)
 
 
 class Before(L.Callback):

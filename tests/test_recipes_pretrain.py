@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from recipes import training
+from recipes.branches import drawn_again, without_noise
 from recipes.checkpoints import Stopped, newest_whole
 from recipes.feeds import DataError
 from recipes.files import write_atomically
@@ -166,6 +167,76 @@ def test_the_divergence_from_the_prior_can_be_added_to_the_loss():
         for weight in (0.0, 0.01)
     )
     assert plain == same
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_several_samples_are_drawn_for_one_pass_of_the_encoder(kind, symmetric, tmp_path):
+    model, passes, drawn = make(kind, symmetric=symmetric), [], []
+    model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    model.bottleneck.register_forward_hook(lambda m, given, output: drawn.append(output.z.detach()))
+    torch.manual_seed(0)
+    output = model(*torch.rand(2, 5, 3, 32, 32))
+    loss = InfoNCELoss(OPTIONS.loss_temperature)
+    losses = [loss(output.v, output.v_prime), *(loss(output.v, drawn_again(model, output)) for _ in range(2))]
+    assert len(passes) == 2
+    assert len(drawn) == 3 * (1 + symmetric)
+    assert len({z.sum().item() for z in drawn}) == len(drawn)
+    assert len({x.item() for x in losses}) == 3
+    ended = train(tmp_path, kind, latent={"symmetric": symmetric}, samples=3, epochs=1)
+    assert all(torch.tensor(ended.losses).isfinite())
+
+
+def test_the_loss_of_several_samples_is_their_mean(monkeypatch):
+    model = make("bern")
+    output = model(*torch.rand(2, 5, 3, 32, 32))
+    loss = InfoNCELoss(OPTIONS.loss_temperature)
+    others = [output.v_prime.roll(shift, 0) for shift in (1, 2)]
+    monkeypatch.setattr("recipes.pretrain.drawn_again", lambda *_, left=list(others): left.pop(0))
+    found = Pretraining(model, SCHEDULE, OPTIONS._replace(samples=3)).objective(output)
+    expected = sum(loss(output.v, v_prime) for v_prime in (output.v_prime, *others)) / 3
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_without_noise_the_latent_is_repeatable_and_can_be_trained_on(kind, symmetric):
+    model, views = make(kind, symmetric=symmetric), torch.rand(2, 5, 3, 32, 32)
+    first, again = without_noise(model, *views), without_noise(model, *views)
+    torch.testing.assert_close(first, again)
+    posterior = first.posterior
+    centre = posterior.probs if kind == "bern" else posterior.mean  # the temperature is 1
+    torch.testing.assert_close(first.z, centre)
+    sampled = model(*views)
+    assert [x.shape for x in first[:5]] == [x.shape for x in sampled[:5]]
+    torch.testing.assert_close(first.h, sampled.h)
+    torch.testing.assert_close(first.posterior, sampled.posterior)
+    first.v_prime.square().mean().backward()
+    assert model.bottleneck.projector.weight.grad.abs().sum() > 0
+
+
+def test_the_noise_is_left_out_in_the_first_epochs_alone(tmp_path):
+    seen = []
+
+    class Read(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            output = outputs["output"]
+            seen.append(torch.equal(output.z, output.posterior.rsample(noise=torch.zeros_like(output.z))))
+
+    train(tmp_path, callbacks=[Read()], noiseless_epochs=1.5)
+    steps = -(-3 * STEPS // 2)
+    assert seen == [True] * steps + [False] * (TOTAL - steps)
+    assert len(train(tmp_path / "simclr", "simclr", epochs=1, noiseless_epochs=1).losses) == STEPS
+
+
+@pytest.mark.parametrize("changes", [{"samples": 2}, {"noiseless_epochs": 1.0}])
+def test_micro_batches_take_one_sample_with_noise(changes):
+    with pytest.raises(
+        ValueError, match="micro_batch=3 goes with samples=1 and noiseless_epochs=0 alone, got"
+    ):
+        Pretraining(make(), SCHEDULE, TrainingOptions(**changes), 3)
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        Pretraining(make(), SCHEDULE, TrainingOptions(samples=0))
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])

@@ -41,6 +41,8 @@ RANGES = {  # both ends allowed
     "min_crop": (0.01, 0.99),
     "labelled_min_crop": (0.01, 0.99),
     "location_std": (0, 10**6),
+    "samples": (1, 1000),
+    "noiseless_epochs": (0, 10**6),
     "kl_weight": (0, 10**6),
     "ema": (0, 0.999999),
     "size": (8, 4096),
@@ -221,6 +223,15 @@ def add_latent(parser: argparse.ArgumentParser) -> None:
     ):
         latent.add_argument(f"--{part}", choices=("linear", "mlp"), help=f"{what} (default: linear)")
     latent.add_argument(
+        "--samples", type=int, metavar="K", help="of the latent an image and step (default: 1)"
+    )
+    latent.add_argument(
+        "--noiseless-epochs",
+        type=float,
+        metavar="E",
+        help="at the start, without the latent's noise (default: 0)",
+    )
+    latent.add_argument(
         "--symmetric", action=argparse.BooleanOptionalAction, help="make each view the stochastic one once"
     )
 
@@ -273,6 +284,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"{_option(name)} must be between {low} and {high}, got {value}")
         if bare == "optimizer" and value not in list_optimizers():
             parser.error(f"{_option(name)} {value} is not one of timm's: {', '.join(list_optimizers())}")
+    for name in ("samples", "noiseless_epochs"):
+        if args.micro_batch and getattr(args, name, None) not in (None, 0):
+            parser.error(f"{_option(name)} and --micro-batch exclude each other; give one")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this torch finds no CUDA device; use --device cpu")
     if args.precision == "16" and (args.device == "cpu" or not torch.cuda.is_available()):

@@ -145,7 +145,13 @@ def neighbours(split: Split, train_labels: Tensor, test_labels: Tensor, metric: 
 
 
 def evaluate(
-    model: nn.Module, data: LabelledImages, hardware: Hardware, seed: int, *, probe: bool = True
+    model: nn.Module,
+    data: LabelledImages,
+    hardware: Hardware,
+    seed: int,
+    *,
+    probe: bool = True,
+    forest: bool = True,
 ) -> dict[str, Any]:
     """Everything the report says about one trained model that is not trained any further.
 
@@ -155,6 +161,7 @@ def evaluate(
         hardware: to run on.
         seed: of the probe's split and the forests.
         probe: fit the linear probes here; False where `classify.probe` trains them.
+        forest: fit random forests on a latent, which take longer than all the rest.
 
     Returns:
         Plain numbers and lists: `h` for the features; for a latent also `z`, its `forest` curve where the data
@@ -182,7 +189,9 @@ def evaluate(
     kind, z = model.bottleneck.kind, splits["z"]
     found["z"] = scores(z, "hamming" if kind == "bern" else "cosine")
     cells, few = len(labels) * len(data.classes), len(labels) < 2 * len(data.classes)
-    if cells > MAX_FOREST_CELLS or few:
+    if not forest:
+        pass
+    elif cells > MAX_FOREST_CELLS or few:
         why = "too few of each to learn from" if few else "more than the memory is sure to hold"
         counts = f"{len(data.classes):,} classes and {len(labels):,} images"
         console.print(f"no random forest: {counts}, {why}", highlight=False)

@@ -12,10 +12,11 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from recipes.branches import drawn_again, without_noise
 from recipes.feeds import Feed, TrainingData
 from recipes.finished import keep, kept
 from recipes.training import Hardware, Schedule, SteppedModule, TrainingError, fit
-from stochastic_bottleneck import InfoNCELoss, TemperatureSchedule, cached_backward
+from stochastic_bottleneck import InfoNCELoss, StochConWrapper, TemperatureSchedule, cached_backward
 
 __all__ = ["Pretraining", "Training", "TrainingError", "TrainingOptions", "pretrain"]
 
@@ -29,12 +30,16 @@ class TrainingOptions(NamedTuple):
         kl_weight: of the latent's KL divergence from its prior, in nats an image, where there is a latent. The
             poster of StochCon does not say whether its loss has that term; our choice is none.
         seed: of the order, views and noise.
+        samples: of the latent an image and step; the loss is their mean.
+        noiseless_epochs: at the start, in which the latent's noise is left out; its relaxation stays.
     """
 
     loss_temperature: float = 0.5
     temperature_end: float | None = None
     kl_weight: float = 0.0
     seed: int = 0
+    samples: int = 1
+    noiseless_epochs: float = 0.0
 
 
 class Training(NamedTuple):
@@ -83,6 +88,13 @@ class Pretraining(SteppedModule):
             raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
         if not 0 <= options.kl_weight < float("inf"):
             raise ValueError(f"kl_weight must be finite and not below 0, got {options.kl_weight}")
+        if options.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {options.samples}")
+        if micro_batch is not None and (options.samples > 1 or options.noiseless_epochs):
+            raise ValueError(
+                f"micro_batch={micro_batch} goes with samples=1 and noiseless_epochs=0 alone, got {options.samples} "
+                f"and {options.noiseless_epochs}"
+            )
         self.options, self.micro_batch = options, micro_batch
         self.loss = InfoNCELoss(options.loss_temperature, gather_distributed=True)
         self.annealing: TemperatureSchedule | None = None
@@ -94,13 +106,28 @@ class Pretraining(SteppedModule):
         """Loss of one batch and what the model returned for it; with micro batches also the optimizer's step."""
         if self.micro_batch is not None:
             return self._step_by_micro_batches(views, self.micro_batch)
-        output = self.model(*views)
+        output = without_noise(self.model, *views) if self.noiseless else self.model(*views)
         return {"loss": self.objective(output), "output": _detached(output)}
 
+    @property
+    def noiseless(self) -> bool:
+        """Whether the next step leaves out the latent's noise."""
+        epochs = self.options.noiseless_epochs
+        return (
+            epochs > 0
+            and isinstance(self.model, StochConWrapper)
+            and self.global_step < epochs * self.data.steps_an_epoch
+        )
+
     def objective(self, output: Any) -> Tensor:
-        """InfoNCE, and the weighted KL divergence. Shape: ()."""
+        """InfoNCE, as a mean over the latent's samples, and the weighted KL divergence. Shape: ()."""
         loss: Tensor = self.loss(output.v, output.v_prime)
-        if self.options.kl_weight and hasattr(output, "posterior"):
+        if not hasattr(output, "posterior"):
+            return loss
+        if self.options.samples > 1 and not self.noiseless:
+            further = [drawn_again(self.model, output) for _ in range(self.options.samples - 1)]
+            loss = (loss + sum(self.loss(output.v, v_prime) for v_prime in further)) / self.options.samples
+        if self.options.kl_weight:
             loss = loss + self.options.kl_weight * output.posterior.kl().mean()
         return loss
 

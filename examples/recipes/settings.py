@@ -124,7 +124,14 @@ def pretrain_model(
     followed = callbacks(args, folder, name, "pretrain", args.batch_size)
     if args.knn_every:
         followed.append(OnlineKNN(images, args.knn_every, workers=machine.workers))
-    options = TrainingOptions(args.loss_temperature, args.temperature_end, args.kl_weight, args.seed)
+    options = TrainingOptions(
+        args.loss_temperature,
+        args.temperature_end,
+        args.kl_weight,
+        args.seed,
+        args.samples or 1,
+        args.noiseless_epochs or 0.0,
+    )
     return pretrain(
         start_model(name, args, images),
         pretraining_feed(args, images),

@@ -114,11 +114,15 @@ def complete(
     console.rule(f"{label(setting)}, seed {seed}")
     job = ClaimRun(args, told, lambda _: images)
     job.hardware, job.stages.total = machine, len(missing)
+
+    def judge(model: nn.Module) -> dict[str, Any]:  # the search, which holds images out, reads no forest
+        return evaluate.evaluate(model, images, machine, seed, forest=not args.held_out)
+
     for part in missing:
         if part == "pretrain":
             job.pretrain(name)
         elif part == "frozen":
-            job.frozen(name, lambda model: evaluate.evaluate(model, images, machine, seed))
+            job.frozen(name, judge)
         elif part == "finetune":
             job.finetune(name)
         elif part == "train":

@@ -42,6 +42,14 @@ ALTERNATIVES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--location-std", "4", "--temperature", "0.5", "--symmetric"), BERN,
     ),
     "straight-through bits, location std 4": (("--hard", "--location-std", "4"), BERN),
+    "4 samples an image": (("--samples", "4"), BOTH),
+    "2 epochs without noise": (("--noiseless-epochs", "2"), BOTH),
+    "no noise at all": (("--noiseless-epochs", "1000"), BOTH),
+    "both ways round, location std 4": (("--symmetric", "--location-std", "4"), BOTH),
+    "both ways round, 4 samples": (("--symmetric", "--samples", "4"), BOTH),
+    "both ways round, upsampler mlp": (("--symmetric", "--upsampler", "mlp"), BOTH),
+    "upsampler mlp, 4 samples": (("--upsampler", "mlp", "--samples", "4"), BOTH),
+    "both ways round, loss temperature 0.5": (("--symmetric", "--loss-temperature", "0.5"), BOTH),
 }  # fmt: skip
 SCORES = {"h": ("h", "probe"), "z": ("z", "probe"), "h_knn": ("h", "knn"), "z_knn": ("z", "knn"),
           "share_of_ones": ("bits", "share_of_ones"), "correlation": ("bits", "correlation")}  # fmt: skip

@@ -121,27 +121,50 @@ def pixels(data: LabelledImages, hardware: Hardware) -> Split:
     return features({"pixels": nn.Flatten()}, data, exact, "pixels")["pixels"]
 
 
-def judge(split: Split, data: LabelledImages, *, metric: str = "cosine", seed: int = 0) -> dict[str, Any]:
+def probe_device(hardware: Hardware) -> str | None:
+    """Where probes are fitted and neighbours looked for: None, for scikit-learn, without a GPU."""
+    return None if hardware.device == "cpu" else hardware.device
+
+
+def judge(
+    split: Split,
+    data: LabelledImages,
+    *,
+    metric: str = "cosine",
+    seed: int = 0,
+    device: str | None = None,
+) -> dict[str, Any]:
     """Linear probe by L-BFGS and nearest neighbours on frozen features.
+
+    Args:
+        split: features of the training and the test images.
+        data: whose labels they have.
+        metric: of the neighbours.
+        seed: of the probe's split.
+        device: to fit and to look for neighbours on; None for the CPU.
 
     Returns:
         Width of the features, test accuracies and F1 between 0 and 1, and the probe's chosen regularisation.
     """
     train, test = split
-    probe = linear_probe(train, data.train_labels, test, data.test_labels, seed=seed)
+    probe = linear_probe(train, data.train_labels, test, data.test_labels, seed=seed, device=device)
     return {
         "dim": train.shape[1],
         "probe": probe.accuracy,
         "probe_f1": probe.f1,
         "probe_c": probe.regularisation,
-        "knn": neighbours(split, data.train_labels, data.test_labels, metric),
+        "knn": neighbours(split, data.train_labels, data.test_labels, metric, device),
     }
 
 
-def neighbours(split: Split, train_labels: Tensor, test_labels: Tensor, metric: str) -> float:
+def neighbours(
+    split: Split, train_labels: Tensor, test_labels: Tensor, metric: str, device: str | None = None
+) -> float:
     """Accuracy of the 20 nearest neighbours, of all where there are fewer."""
     train, test = split
-    return knn_accuracy(train, train_labels, test, test_labels, k=min(20, len(train)), metric=metric)
+    return knn_accuracy(
+        train, train_labels, test, test_labels, k=min(20, len(train)), metric=metric, device=device
+    )
 
 
 def evaluate(
@@ -171,11 +194,12 @@ def evaluate(
     all_fit = probe or len(data.train_labels) <= MAX_BANK
     kept = None if all_fit else evenly(data.train_labels, MAX_BANK)
     labels = data.train_labels if kept is None else data.train_labels[kept]
+    device = probe_device(hardware)
 
     def scores(split: Split, metric: str) -> dict[str, Any]:
         if probe:
-            return judge(split, data, metric=metric, seed=seed)
-        return {"dim": split[0].shape[1], "knn": neighbours(split, labels, data.test_labels, metric)}
+            return judge(split, data, metric=metric, seed=seed, device=device)
+        return {"dim": split[0].shape[1], "knn": neighbours(split, labels, data.test_labels, metric, device)}
 
     represent = {"h": model.encoder}
     if isinstance(model, StochConWrapper):

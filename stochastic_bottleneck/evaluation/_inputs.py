@@ -20,6 +20,11 @@ def sklearn(module: str) -> Any:
     return require(f"sklearn.{module}", "stochastic_bottleneck.evaluation", "evaluation")
 
 
+def scipy(module: str) -> Any:
+    """Module of scipy, which comes with scikit-learn, or an error that names the extra to install."""
+    return require(f"scipy.{module}", "stochastic_bottleneck.evaluation", "evaluation")
+
+
 def array(x: Features) -> NDArray[Any]:
     """Values on the host, as numpy has them."""
     if isinstance(x, Tensor):

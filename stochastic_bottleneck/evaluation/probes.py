@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, sklearn
+from stochastic_bottleneck.evaluation._logistic import DeviceLogisticRegression
 
 __all__ = ["ProbeResult", "knn_accuracy", "linear_probe"]
 
@@ -40,6 +41,7 @@ def linear_probe(
     validation_share: float = 0.2,
     max_iter: int = 200,
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> ProbeResult:
     """Multinomial logistic regression on frozen, standardised features.
 
@@ -55,6 +57,8 @@ def linear_probe(
         validation_share: part of the training set to choose on.
         max_iter: iterations of L-BFGS for one fit.
         seed: of the split.
+        device: to fit on, the same objective by the same solver in float32; None for scikit-learn on the CPU. It
+            holds the training features.
 
     Returns:
         Accuracy, F1 and the strength chosen.
@@ -81,7 +85,11 @@ def linear_probe(
         _check_split(y, validation_share)
     scaler = sklearn("preprocessing").StandardScaler().fit(x)
     x, x_test = scaler.transform(x), scaler.transform(x_test)
-    model = sklearn("linear_model").LogisticRegression(max_iter=max_iter)
+    model: Any
+    if device is None:
+        model = sklearn("linear_model").LogisticRegression(max_iter=max_iter)
+    else:
+        model = DeviceLogisticRegression(max_iter, device)
     with warnings.catch_warnings():
         # A probe stopped at max_iter is a probe all the same.
         warnings.simplefilter("ignore", sklearn("exceptions").ConvergenceWarning)

@@ -1,0 +1,87 @@
+"""Logistic regression whose loss and gradient are worked out on a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stochastic_bottleneck.evaluation._inputs import scipy
+
+TOLERANCE = 1e-4  # of the gradient's largest entry, scikit-learn's
+LINE_SEARCH = 50  # steps of one line search at most, scikit-learn's
+
+
+class DeviceLogisticRegression:
+    """Multinomial logistic regression with an L2 penalty: scikit-learn's objective by the solver that it uses.
+
+    scipy's L-BFGS keeps the weights, and asks for loss and gradient, which are sums over all images.
+
+    Args:
+        max_iter: iterations of one fit.
+        device: that holds the features meanwhile.
+    """
+
+    def __init__(self, max_iter: int, device: torch.device | str) -> None:
+        self.max_iter, self.device, self.c = max_iter, torch.device(device), 1.0
+        self.classes: NDArray[Any] = np.empty(0)
+        self.weights = torch.empty(0)  # Shape: (classes, F + 1), the intercept last
+
+    def set_params(self, *, C: float) -> DeviceLogisticRegression:  # noqa: N803, scikit-learn's name
+        """Choose the inverse strength of the penalty."""
+        self.c = C
+        return self
+
+    def fit(self, features: NDArray[np.float32], labels: NDArray[Any]) -> DeviceLogisticRegression:
+        """Fit to features. Shapes: (N, F) and (N,)."""
+        self.classes, places = np.unique(labels, return_inverse=True)
+        x = torch.from_numpy(features).to(self.device)
+        y = torch.from_numpy(places).to(self.device)[:, None]
+        penalty, shape = 1 / (self.c * len(x)), (len(self.classes), x.shape[1] + 1)
+
+        def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            found = _loss_and_gradient(self._placed(flat, shape), x, y, penalty).cpu().numpy()
+            return float(found[0]), found[1:]
+
+        options = {
+            "maxiter": self.max_iter,
+            "maxls": LINE_SEARCH,
+            "gtol": TOLERANCE,
+            "ftol": 64 * np.finfo(float).eps,
+        }
+        start = np.zeros(shape[0] * shape[1])
+        found = scipy("optimize").minimize(
+            loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options
+        )
+        self.weights = self._placed(found.x, shape)
+        return self
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[Any]:
+        """Most probable classes. Shape: (N,)."""
+        logits = _logits(self.weights, torch.from_numpy(features).to(self.device))
+        chosen: NDArray[Any] = self.classes[logits.argmax(1).cpu().numpy()]
+        return chosen
+
+    def score(self, features: NDArray[np.float32], labels: NDArray[Any]) -> float:
+        """Accuracy, between 0 and 1."""
+        return float(np.mean(self.predict(features) == labels))
+
+    def _placed(self, flat: NDArray[np.float64], shape: tuple[int, int]) -> Tensor:
+        return torch.from_numpy(flat).to(self.device, torch.float32).view(shape)
+
+
+def _logits(weights: Tensor, x: Tensor) -> Tensor:
+    return torch.addmm(weights[:, -1], x, weights[:, :-1].T)
+
+
+def _loss_and_gradient(weights: Tensor, x: Tensor, y: Tensor, penalty: float) -> Tensor:
+    """Mean cross-entropy with its penalty, followed by the gradient in all weights, in one row of float64."""
+    log_p = _logits(weights, x).log_softmax(1)
+    free = weights[:, :-1]
+    loss = penalty / 2 * free.double().square().sum() - log_p.gather(1, y).mean(dtype=torch.float64)
+    error = log_p.exp().scatter_add_(1, y, torch.full_like(y, -1, dtype=log_p.dtype)) / len(x)
+    gradient = torch.cat([error.T @ x + penalty * free, error.sum(0)[:, None]], dim=1)
+    return torch.cat([loss[None], gradient.flatten().double()])

@@ -193,19 +193,19 @@ def smaller(images: ImageData, train: int, test: int) -> ImageData:
 
 def train(args: argparse.Namespace, grid: Grid, images: ImageData, cache: Cache, told: str) -> None:
     """Do every part that is missing, one seed after the other, and answer after each."""
-    needs = {
-        setting: [part for part in parts if args.parts is None or part in args.parts]
-        for setting, parts in merged(all_needs(args, grid)).items()
-    }
+    needs = [
+        need._replace(parts=tuple(part for part in need.parts if args.parts is None or part in args.parts))
+        for need in merged(all_needs(args, grid)).values()
+    ]
     measures = dict(MEASURES)
-    lacking = record.missing(cache, [Need(*need) for need in needs.items()], args.seeds)
+    lacking = record.missing(cache, needs, args.seeds)
     if any(uncertainty.FASHION in parts for parts in lacking.values()):  # before anything is spent
         foreign = corruptions.fashion(args.foreign, images.size, grid.images)
         measures[uncertainty.FASHION] = partial(uncertainty.measure_fashion, foreign=foreign)
     held_out = data.hold_out(images)
     for seed in args.seeds:
         news = False
-        for setting, parts in needs.items():
+        for setting, parts, _ in (need for need in needs if seed in need.of(args.seeds)):
             of_run = held_out if cache.args(setting, seed).held_out else images
             with cache.held(setting, seed) as mine:
                 if mine and can_begin(cache, setting, seed, parts):
@@ -227,7 +227,9 @@ def answer(args: argparse.Namespace, grid: Grid, images: ImageData, cache: Cache
     """Write what is known of each claim, and say its verdict."""
     for name in args.claim:
         claim = CLAIMS[name]
-        needed = sum(len(parts) for parts in merged(claim.needs(grid)).values()) * len(args.seeds)
+        needed = sum(
+            len(need.parts) * len(need.of(args.seeds)) for need in merged(claim.needs(grid)).values()
+        )
         lacking = record.missing(cache, claim.needs(grid), args.seeds)
         open_parts = sum(len(parts) for parts in lacking.values())
         if open_parts == needed:
@@ -258,7 +260,7 @@ def show(args: argparse.Namespace, grid: Grid, images: ImageData, cache: Cache) 
 
     def line(name: str, needs: Sequence[Need]) -> None:
         lacking = record.missing(cache, needs, args.seeds)
-        runs = len(merged(needs)) * len(args.seeds)
+        runs = sum(len(need.of(args.seeds)) for need in merged(needs).values())
         left = pace.left(lacking, cache, rates, images)
         unknown = f", and {', '.join(left.unknown)}, not timed yet" if left.unknown else ""
         told = f"{runs - len(lacking)} of {runs} runs done, {left.hours:.1f} hours to go{unknown}"
@@ -266,11 +268,11 @@ def show(args: argparse.Namespace, grid: Grid, images: ImageData, cache: Cache) 
 
     for name in args.claim:
         line(name, CLAIMS[name].needs(grid))
-        for setting, parts in merged(CLAIMS[name].needs(grid)).items():
-            for seed in args.seeds:
+        for setting, need in merged(CLAIMS[name].needs(grid)).items():
+            for seed in need.of(args.seeds):
                 states = [
                     f"{part} {'done' if cache.read(setting, seed, part) is not None else '-'}"
-                    for part in parts
+                    for part in need.parts
                 ]
                 told = f"  {label(setting)}, seed {seed} ({cache.place(setting, seed).name}): "
                 console.print(told + ", ".join(states), highlight=False, soft_wrap=True, markup=False)

@@ -47,6 +47,11 @@ class Subject:
         self.model, self.images, self.machine, self.seed = model, images, machine, seed
         self.grid, self.scores = grid, scores
 
+    @property
+    def probe_device(self) -> str | None:
+        """Where linear probes are fitted; None for scikit-learn on the CPU."""
+        return evaluate.probe_device(self.machine)
+
     @cached_property
     def features(self) -> dict[str, Split]:
         """Features "h", and the latent's mode "z" where there is one, of training and test images."""
@@ -72,10 +77,15 @@ class ClaimRun(Run):
         held = getattr(self, "held", None)
         if held is None or held[0] != name:
             scores = self.stages.kept(name, "frozen") or {}
-            made = Subject(self._model(name), self.data, self.hardware, self.args.seed, grid, scores)
+            made = Subject(self._model(name), self.data, exact(self.hardware), self.args.seed, grid, scores)
             self.held = held = (name, made)
         subject: Subject = held[1]
         return subject
+
+
+def exact(machine: Hardware) -> Hardware:
+    """The same machine in float32, to measure alike whatever it was trained by: not every CPU is fast in bfloat16."""
+    return machine._replace(precision="32")
 
 
 def complete(
@@ -115,8 +125,8 @@ def complete(
     job = ClaimRun(args, told, lambda _: images)
     job.hardware, job.stages.total = machine, len(missing)
 
-    def judge(model: nn.Module) -> dict[str, Any]:  # the search, which holds images out, reads no forest
-        return evaluate.evaluate(model, images, machine, seed, forest=not args.held_out)
+    def judge(model: nn.Module) -> dict[str, Any]:  # no claim reads its forest, which takes longest
+        return evaluate.evaluate(model, images, exact(machine), seed, forest=False)
 
     for part in missing:
         if part == "pretrain":

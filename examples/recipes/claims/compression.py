@@ -40,7 +40,12 @@ def measure(subject: Subject) -> dict[str, Any]:
                 accuracy[name][str(bits)] = None
                 continue
             probe = linear_probe(
-                found[0], images.train_labels, found[1], images.test_labels, seed=subject.seed
+                found[0],
+                images.train_labels,
+                found[1],
+                images.test_labels,
+                seed=subject.seed,
+                device=subject.probe_device,
             )
             accuracy[name][str(bits)] = probe.accuracy
             console.print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from recipes.claims.series import Criterion, Series
@@ -27,10 +27,16 @@ class Need(NamedTuple):
     Args:
         setting: of the run.
         parts: such as "pretrain" and "frozen", in the order in which they are done.
+        once: of the first seed alone.
     """
 
     setting: Setting
     parts: tuple[str, ...]
+    once: bool = False
+
+    def of(self, seeds: Sequence[int]) -> Sequence[int]:
+        """Seeds that it is asked of."""
+        return seeds[:1] if self.once else seeds
 
 
 class Grid(NamedTuple):
@@ -50,7 +56,7 @@ class Grid(NamedTuple):
     dims: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
     base_dim: int = 128
     forest_dims: tuple[int, ...] = (128, 512)
-    search_epochs: int = 10
+    search_epochs: int = 5
     images: int = 2000
     severities: tuple[int, ...] = (1, 3, 5)
     fashion: bool = True
@@ -68,7 +74,7 @@ QUICK = Grid(
     images=60,
     severities=(5,),
     fashion=False,
-    alternatives=("preset", "location std 4", "both ways round"),
+    alternatives=("start", "location std 4", "both ways round, location std 4"),
 )
 """Sizes of a run that only shows that everything works."""
 
@@ -124,12 +130,14 @@ def label(setting: Setting) -> str:
     return " ".join([LABELS[setting.model], *setting.options])
 
 
-def merged(needs: Iterable[Need]) -> dict[Setting, tuple[str, ...]]:
-    """Parts by setting, those that several claims ask for once."""
-    parts: dict[Setting, dict[str, None]] = {}
+def merged(needs: Iterable[Need]) -> dict[Setting, Need]:
+    """Needs by setting, what several claims ask for once."""
+    found: dict[Setting, Need] = {}
     for need in needs:
-        parts.setdefault(need.setting, {}).update(dict.fromkeys(need.parts))
-    return {setting: tuple(of_setting) for setting, of_setting in parts.items()}
+        earlier = found.get(need.setting, need)
+        parts = tuple(dict.fromkeys((*earlier.parts, *need.parts)))
+        found[need.setting] = Need(need.setting, parts, earlier.once and need.once)
+    return found
 
 
 def _at(result: dict[str, Any], path: tuple[Any, ...]) -> Any:

@@ -60,9 +60,9 @@ class Steps(nn.Module):
 
 
 def needs(grid: Grid) -> list[Need]:
-    """The preset's models of the search: held-out training images judge."""
+    """The search's models with the preset's settings: held-out training images judge."""
     return [
-        Need(search.setting(search.PRESET, model, grid), ("pretrain", "frozen", PART)) for model in MODELS
+        Need(search.setting(search.CHOSEN, model, grid), ("pretrain", "frozen", PART)) for model in MODELS
     ]
 
 
@@ -78,7 +78,9 @@ def measure(subject: Subject) -> dict[str, Any]:
     found = evaluate.features(steps, subject.images, subject.machine, "representations")
     labels = subject.images.train_labels, subject.images.test_labels
     return {
-        step: linear_probe(train, labels[0], test, labels[1], seed=subject.seed).accuracy
+        step: linear_probe(
+            train, labels[0], test, labels[1], seed=subject.seed, device=subject.probe_device
+        ).accuracy
         for step, (train, test) in found.items()
         if step != "h"
     }
@@ -88,7 +90,7 @@ def answer(evidence: Evidence) -> Answer:
     """Accuracy on each step."""
     scores = {}
     for model in MODELS:
-        setting = search.setting(search.PRESET, model, evidence.grid)
+        setting = search.setting(search.CHOSEN, model, evidence.grid)
         frozen = {key: evidence.series(setting, "frozen", key, "probe") for key in ("h", "z")}
         own = {step: evidence.series(setting, PART, step) for step in NAMES if step not in frozen}
         scores[model] = {step: (frozen | own)[step] for step in NAMES}

@@ -22,9 +22,9 @@ def missing(
 ) -> dict[tuple[Setting, int], list[str]]:
     """Parts of runs that are not done, by setting and seed."""
     found = {
-        (setting, seed): [part for part in parts if cache.read(setting, seed, part) is None]
-        for setting, parts in merged(needs).items()
-        for seed in seeds
+        (setting, seed): [part for part in need.parts if cache.read(setting, seed, part) is None]
+        for setting, need in merged(needs).items()
+        for seed in need.of(seeds)
     }
     return {run: parts for run, parts in found.items() if parts}
 
@@ -57,8 +57,8 @@ def make(
     lacking = missing(cache, needs, seeds)
     criteria = [criterion._asdict() for criterion in answer.criteria]
     places = {
-        label(setting): {str(seed): cache.place(setting, seed).name for seed in seeds}
-        for setting in merged(needs)
+        label(setting): {str(seed): cache.place(setting, seed).name for seed in need.of(seeds)}
+        for setting, need in merged(needs).items()
     }
     return {
         "claim": name,
@@ -96,10 +96,10 @@ def make(
 def commits(cache: Cache, needs: Sequence[Need], seeds: Sequence[int]) -> list[str]:
     """Commits that the parts were made by, which may be several, as runs are spread over days."""
     found = set()
-    for setting, parts in merged(needs).items():
-        for seed in seeds:
+    for setting, need in merged(needs).items():
+        for seed in need.of(seeds):
             told = Stages(cache.place(setting, seed), cache.fingerprint, 0).told("commit")
-            found |= {told.get(f"{setting.model}/{part}") for part in parts}
+            found |= {told.get(f"{setting.model}/{part}") for part in need.parts}
     return sorted(commit for commit in found if commit)
 
 

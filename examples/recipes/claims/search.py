@@ -6,50 +6,38 @@ from typing import Any
 
 from recipes.claims import figures
 from recipes.claims.evidence import Answer, Evidence, Grid, Need, Setting
-from recipes.claims.series import Criterion, Series, ahead, every, no
+from recipes.claims.series import Criterion, Series, ahead
 from recipes.figures import LABELS, STYLES, Picture
 
 TITLE = "Settings, searched on held-out training images"
-CLAIM = "No other setting that was tried is ahead of the preset's."
+CLAIM = "The latent's settings of the preset cpu are ahead of those that the search began with."
 PAPER = {"source": "our search; the poster gives no settings"}
 BOTH, BERN, GAUSS, ALL = ("bern", "gauss"), ("bern",), ("gauss",), ("simclr", "bern", "gauss")
-PRESET = "preset"
-# Label: options, and the models that they make a difference to. One thing is changed at a time, then those together
-# that orient the bits towards exact zeros and ones.
+START, CHOSEN = "start", "both ways round, location std 4"
+FROM = ("--no-symmetric", "--location-std", "2")
+"""Where the search starts, as the quick preset is; everything else is the preset's."""
+CONFIRMED = (START, CHOSEN)
+"""Run with every seed; all others with the first, to be looked at."""
+# Label: options beside those of the start, and the models that they make a difference to.
 ALTERNATIVES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    PRESET: ((), ALL),
-    "location not normalised": (("--location-std", "0"), BOTH),
-    "location std 1": (("--location-std", "1"), BOTH),
-    "location std 4": (("--location-std", "4"), BOTH),
-    "location std 8": (("--location-std", "8"), BOTH),
-    "Concrete temperature 0.25": (("--temperature", "0.25"), BERN),
-    "Concrete temperature 0.5": (("--temperature", "0.5"), BERN),
-    "Concrete temperature 2": (("--temperature", "2"), BERN),
-    "Concrete temperature 1 to 0.25": (("--temperature-end", "0.25"), BERN),
-    "Concrete temperature 2 to 0.5": (("--temperature", "2", "--temperature-end", "0.5"), BERN),
-    "straight-through bits": (("--hard",), BERN),
+    START: ((), ALL),
+    CHOSEN: (("--symmetric", "--location-std", "4"), BOTH),
     "both ways round": (("--symmetric",), BOTH),
-    "own view's variance": (("--variance-from", "own"), GAUSS),
-    "projector mlp": (("--projector", "mlp"), BOTH),
-    "upsampler mlp": (("--upsampler", "mlp"), BOTH),
-    "projector and upsampler mlp": (("--projector", "mlp", "--upsampler", "mlp"), BOTH),
-    "KL weight 0.0003": (("--kl-weight", "0.0003"), BOTH),
-    "KL weight 0.003": (("--kl-weight", "0.003"), BOTH),
-    "loss temperature 0.1": (("--loss-temperature", "0.1"), ALL),
-    "loss temperature 0.5": (("--loss-temperature", "0.5"), ALL),
-    "location std 4, temperature 0.5": (("--location-std", "4", "--temperature", "0.5"), BERN),
-    "location std 4, temperature 0.5, both ways": (
-        ("--location-std", "4", "--temperature", "0.5", "--symmetric"), BERN,
-    ),
-    "straight-through bits, location std 4": (("--hard", "--location-std", "4"), BERN),
+    "location std 4": (("--location-std", "4"), BOTH),
+    "location not normalised": (("--location-std", "0"), BOTH),
+    "Concrete temperature 0.5": (("--temperature", "0.5"), BERN),
+    "Concrete temperature 1 to 0.25": (("--temperature-end", "0.25"), BERN),
+    "straight-through bits": (("--hard",), BERN),
     "4 samples an image": (("--samples", "4"), BOTH),
     "2 epochs without noise": (("--noiseless-epochs", "2"), BOTH),
     "no noise at all": (("--noiseless-epochs", "1000"), BOTH),
-    "both ways round, location std 4": (("--symmetric", "--location-std", "4"), BOTH),
+    "projector mlp": (("--projector", "mlp"), BERN),
+    "upsampler mlp": (("--upsampler", "mlp"), BERN),
+    "KL weight 0.003": (("--kl-weight", "0.003"), BERN),
+    "loss temperature 0.1": (("--loss-temperature", "0.1"), BERN),
+    "loss temperature 0.5": (("--loss-temperature", "0.5"), BERN),
+    "own view's variance": (("--variance-from", "own"), GAUSS),
     "both ways round, 4 samples": (("--symmetric", "--samples", "4"), BOTH),
-    "both ways round, upsampler mlp": (("--symmetric", "--upsampler", "mlp"), BOTH),
-    "upsampler mlp, 4 samples": (("--upsampler", "mlp", "--samples", "4"), BOTH),
-    "both ways round, loss temperature 0.5": (("--symmetric", "--loss-temperature", "0.5"), BOTH),
 }  # fmt: skip
 SCORES = {"h": ("h", "probe"), "z": ("z", "probe"), "h_knn": ("h", "knn"), "z_knn": ("z", "knn"),
           "share_of_ones": ("bits", "share_of_ones"), "correlation": ("bits", "correlation")}  # fmt: skip
@@ -57,7 +45,8 @@ SCORES = {"h": ("h", "probe"), "z": ("z", "probe"), "h_knn": ("h", "knn"), "z_kn
 
 def setting(label: str, model: str, grid: Grid) -> Setting:
     """A run of the search: the held-out split, a short schedule, and the alternative's options."""
-    return Setting(model, ("--held-out", "--epochs", str(grid.search_epochs), *ALTERNATIVES[label][0]))
+    options = ("--held-out", "--epochs", str(grid.search_epochs), *FROM, *ALTERNATIVES[label][0])
+    return Setting(model, options)
 
 
 def tried(grid: Grid) -> dict[str, tuple[str, ...]]:
@@ -69,7 +58,7 @@ def tried(grid: Grid) -> dict[str, tuple[str, ...]]:
 def needs(grid: Grid) -> list[Need]:
     """Every alternative, of the models that it makes a difference to."""
     return [
-        Need(setting(label, model, grid), ("pretrain", "frozen"))
+        Need(setting(label, model, grid), ("pretrain", "frozen"), once=label not in CONFIRMED)
         for label, models in tried(grid).items()
         for model in models
     ]
@@ -87,24 +76,14 @@ def answer(evidence: Evidence) -> Answer:
         }
         for label, models in tried(evidence.grid).items()
     }
-    criteria, better = [], []
-    for model in BOTH:
-        for key in ("h", "z"):
-            base = found[PRESET][model][key]
-            beats = {
-                label: ahead(of_label[model][key], base)
-                for label, of_label in found.items()
-                if label != PRESET and model in of_label
-            }
-            better += [
-                {"model": model, "judged_on": key, "setting": label} for label, met in beats.items() if met
-            ]
-            criteria.append(
-                Criterion(
-                    f"{LABELS[model]}: no alternative is ahead of the preset on {key} by more than the seeds' spread",
-                    every(map(no, beats.values())),
-                )
-            )
+    criteria = [
+        Criterion(
+            f"{LABELS[model]}: {CHOSEN} is ahead of the start on {key} by more than the seeds' spread",
+            ahead(found[CHOSEN][model][key], found[START][model][key]),
+        )
+        for model in BOTH
+        for key in ("h", "z")
+    ]
     values = {
         "epochs": evidence.grid.search_epochs,
         "options": {label: " ".join(ALTERNATIVES[label][0]) for label in found},
@@ -115,12 +94,12 @@ def answer(evidence: Evidence) -> Answer:
             }
             for label, of_label in found.items()
         },
-        "ahead_of_the_preset": better,
     }
     notes = (
         "A fifth of the training images is left out of training and judges; the test images are not touched. "
         f"{evidence.grid.search_epochs} epochs each; what is best in a short schedule need not be best in a long one.",
-        "With so many alternatives some are ahead by luck; the longer run of another seed confirms one or does not.",
+        "Where there is no deviation a single seed was run, and others can be ahead by luck: nothing follows from it "
+        f"but what to try next. The start and {CHOSEN} were run with every seed.",
     )
     return Answer(values, criteria, notes)
 
@@ -163,12 +142,16 @@ def draw(content: dict[str, Any]) -> Picture:
         axes.set_title(title, fontsize=9)
         axes.grid(axis="y", alpha=0.2)
     figures.legend_below(figure, panels[0], columns=3)
-    ahead_of = content["values"]["ahead_of_the_preset"]
-    said = "; ".join(f"{LABELS[b['model']]} on {b['judged_on']}: {b['setting']}" for b in ahead_of) or "none"
+    said = "; ".join(
+        figures.told(f"{LABELS[model]}, {label}, on h", scores[label][model]["h"], 100, " %")
+        for label in CONFIRMED
+        for model in BOTH
+        if "h" in scores[label][model]
+    )
     return Picture(
         "settings",
         figure,
-        "Every alternative beside the preset, on training images that were held out; bars are one standard deviation "
-        "over the seeds.",
-        f"Held-out accuracy of each alternative. Ahead of the preset: {said}",
+        "Every alternative beside the start, on training images that were held out; bars are one standard deviation "
+        "over the seeds, where there are several.",
+        f"Held-out accuracy of each alternative. {said}",
     )

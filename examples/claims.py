@@ -7,7 +7,9 @@
 Every training is a run of `cifar10_full.py` in a folder of its own below `--out`, named by a hash of its settings and
 images. Claims share them, and what is done stays done: a command that was stopped goes on when it is given again.
 Several at once share the runs out, each taking the next one that no other holds, which fills a large GPU. A claim
-leaves `NAME.json` and `NAME.png` in `--results`, anew after every seed; its verdict waits for all seeds.
+leaves `NAME.json` and `NAME.png` in `--results`, anew after every seed; its verdict waits for all seeds. Below
+`measured/` beside them lies what its runs measured, without their weights: `--out` on that folder and `--no-training` write
+the claims from it.
 `--claim settings` is the search for settings, on held-out training images.
 """
 
@@ -237,6 +239,7 @@ def answer(args: argparse.Namespace, grid: Grid, images: ImageData, cache: Cache
             continue
         content = record.make(name, claim, cache, args.seeds, grid, images, told)
         record.write(content, claim, args.results)
+        record.keep_runs(cache, claim.needs(grid), args.seeds, args.results / "measured")
         verdict = content["verdict"] or f"open, {open_parts} of {needed} parts missing"
         if content["verdict"] is None and not open_parts:
             verdict = "open: one seed has no spread"

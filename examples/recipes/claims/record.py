@@ -16,6 +16,9 @@ from recipes.data import ImageData
 from recipes.files import write_atomically, write_json
 from recipes.stages import Stages
 
+KEPT = ("/*.json", "/pretrain/metrics.csv")
+"""Files of a model that its claims are made from."""
+
 
 def missing(
     cache: Cache, needs: Sequence[Need], seeds: Sequence[int]
@@ -101,6 +104,26 @@ def commits(cache: Cache, needs: Sequence[Need], seeds: Sequence[int]) -> list[s
             told = Stages(cache.place(setting, seed), cache.fingerprint, 0).told("commit")
             found |= {told.get(f"{setting.model}/{part}") for part in need.parts}
     return sorted(commit for commit in found if commit)
+
+
+def keep_runs(cache: Cache, needs: Sequence[Need], seeds: Sequence[int], folder: Path) -> None:
+    """Copy settings and measurements of a claim's runs, without their weights, so that it can be written from them.
+
+    Args:
+        cache: of runs.
+        needs: of the claim.
+        seeds: that were asked for.
+        folder: gets a folder a run, a cache of its own with nothing left to do.
+    """
+    for setting, need in merged(needs).items():
+        for seed in need.of(seeds):
+            source = cache.place(setting, seed)
+            if source.parent.resolve() == folder.resolve():
+                continue
+            for path in (source / "config.json", *(p for kept in KEPT for p in source.glob(setting.model + kept))):
+                target = folder / source.name / path.relative_to(source)
+                if path.exists() and not (target.exists() and target.read_bytes() == path.read_bytes()):
+                    write_atomically(target, path.read_bytes())
 
 
 def write(content: dict[str, Any], claim: ModuleType, folder: Path) -> list[Path]:

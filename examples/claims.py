@@ -7,9 +7,8 @@
 Every training is a run of `cifar10_full.py` in a folder of its own below `--out`, named by a hash of its settings and
 images. Claims share them, and what is done stays done: a command that was stopped goes on when it is given again.
 Several at once share the runs out, each taking the next one that no other holds, which fills a large GPU. A claim
-leaves `NAME.json` and `NAME.png` in `--results`, anew after every seed; its verdict waits for all seeds. Below
-`measured/` beside them lies what its runs measured, without their weights: `--out` on that folder and `--no-training` write
-the claims from it.
+leaves `NAME.json` and `NAME.png` in `--results`, anew after every seed; its verdict waits for all seeds. `measured/`
+beside them keeps what its runs measured, without their weights: with `--out` on it, `--no-training` writes all anew.
 `--claim settings` is the search for settings, on held-out training images.
 """
 
@@ -98,7 +97,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     runs.add_argument("--dims", nargs="+", type=int, metavar="N", help="latent sizes to compare (default: "
                       f"{' '.join(map(str, Grid().dims))}); fewer take fewer hours")  # fmt: skip
     runs.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    runs.add_argument("--precision", choices=("32", "bf16", "16"))
+    runs.add_argument(
+        "--precision",
+        choices=("32", "bf16", "16"),
+        help="default: bf16 on every machine, so that one goes on with another's runs, though on a CPU without it 32 "
+        "is faster; with --quick as in cifar10_full.py",
+    )
     runs.add_argument("--compile", action=argparse.BooleanOptionalAction)
     runs.add_argument("--workers", type=int)
     return finish(parser, parser.parse_args(arguments))
@@ -122,6 +126,7 @@ def finish(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argpars
         parser.error(f"--seeds must lie between {low} and {high}, got {' '.join(map(str, args.seeds))}")
     if world().size > 1:
         parser.error(f"claims.py runs in one process, got {world().size}; start it without torchrun")
+    args.precision = args.precision or (None if args.quick else "bf16")
     args.out = args.out or Path("runs") / ("claims-quick" if args.quick else "claims")
     args.results = args.results or (args.out / "results" if args.quick else RESULTS)
     return args

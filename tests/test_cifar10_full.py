@@ -31,6 +31,7 @@ TINY = [
     *("--supervised-epochs", "2", "--supervised-batch-size", "12", "--track-every", "1"),
 ]
 ALL = ("simclr", "bern", "gauss")
+PRECISION = cifar10_full.parse(["--preset", "quick", "--device", "cpu"]).precision  # this CPU's
 PARTS = ("pretrain", "frozen", "finetune")
 
 
@@ -83,7 +84,7 @@ def test_what_happens_is_said_and_explained_before_anything_starts(monkeypatch, 
         assert cifar10_full.main([*arguments, *nowhere]) == 2
         first, stopped = " ".join(capsys.readouterr().out.split()).split("stopped:")
         assert f"preset {preset} ({reason}" in first
-        assert "device cpu, precision bf16" in first
+        assert f"device cpu, precision {PRECISION}" in first
         assert "SimCLR, StochCon Bern, StochCon Gauss, Supervised" in first
         assert f"encoder {cifar10_full.PRESETS[preset]['encoder']}" in first
         assert "no data at" in stopped
@@ -266,7 +267,7 @@ def test_simclr_alone(call, tmp_path, precision):
     assert code == 0
     results = results_of(tmp_path / "out")
     assert list(results["models"]) == ["simclr"]
-    assert results["config"]["precision"] == (precision or "bf16")
+    assert results["config"]["precision"] == (precision or PRECISION)
     drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert drawn == {"views", "loss", "knn", "classification"}
 
@@ -559,7 +560,7 @@ def test_a_signal_prints_the_command_that_goes_on(folder, tmp_path, monkeypatch,
     monkeypatch.chdir(ROOT)
     assert cifar10_full.main(shlex.split(command)[2:]) == 0
     assert len(results_of(out)["models"]["simclr"]["epoch_losses"]) == 12
-    assert results_of(out)["config"]["precision"] == "bf16"
+    assert results_of(out)["config"]["precision"] == PRECISION
 
 
 @pytest.mark.slow

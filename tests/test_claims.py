@@ -13,7 +13,7 @@ import torch
 from recipes import evaluate
 from recipes.claims import baselines, bits, collapse, compression, corruptions, probed, search, table
 from recipes.claims.catalogue import CLAIMS, MEASURES, OURS
-from recipes.claims.evidence import QUICK, Evidence, Grid, Setting, merged
+from recipes.claims.evidence import QUICK, Evidence, Grid, Need, Setting, merged
 from recipes.claims.series import (
     DOES_NOT,
     HOLDS,
@@ -119,11 +119,24 @@ def test_claims_share_their_runs():
         Setting(name, ("--dim", str(dim))) for name in ("bern", "gauss") for dim in grid.dims if dim != 128
     }
     assert set(runs) == base | sizes | {Setting("gauss", ("--variance-from", "own"))}
-    assert runs[Setting("bern")][0] == "pretrain"
-    assert set(runs[Setting("bern")]) == {"pretrain", "frozen", "finetune", "forest", "capacity", "counting",
+    assert runs[Setting("bern")].parts[0] == "pretrain"
+    assert set(runs[Setting("bern")].parts) == {"pretrain", "frozen", "finetune", "forest", "capacity", "counting",
                                           "uncertainty", "fashion"}  # fmt: skip
     known = {"pretrain", "frozen", "finetune", "train", "fashion", *MEASURES} - {probed.PART}
-    assert {part for parts in runs.values() for part in parts} == known
+    assert {part for need in runs.values() for part in need.parts} == known
+    assert not any(need.once for need in runs.values())
+
+
+def test_a_need_of_one_seed_gives_way_to_one_of_all():
+    one, all_seeds = (
+        Need(Setting("bern"), ("pretrain",), once=True),
+        Need(Setting("bern"), ("pretrain", "frozen")),
+    )
+    assert one.of(SEEDS) == SEEDS[:1]
+    for needs in ([one, all_seeds], [all_seeds, one]):
+        (need,) = merged(needs).values()
+        assert (need.parts, need.of(SEEDS)) == (("pretrain", "frozen"), SEEDS)
+    assert merged([one, one])[Setting("bern")].once
 
 
 def test_the_search_never_sees_the_test_images():
@@ -131,6 +144,12 @@ def test_the_search_never_sees_the_test_images():
         needs = search.needs(grid)
         assert all("--held-out" in need.setting.options for need in needs)
         assert len({need.setting for need in needs}) == len(needs)
+        every_seed = {need.setting for need in needs if not need.once}
+        assert every_seed == {
+            search.setting(label, model, grid)
+            for label in search.CONFIRMED
+            for model in search.ALTERNATIVES[label][1]
+        }
     for name, (options, models) in search.ALTERNATIVES.items():
         assert models, name
         assert claims.cifar10_full.parse(["--preset", "cpu", *options]), name
@@ -408,6 +427,25 @@ def test_the_page_shows_what_was_measured(page, tmp_path):
     assert "96.42" in sections  # the paper's number, beside ours
 
 
+def test_a_longer_schedule_stands_beside_without_a_verdict(page, tmp_path):
+    long = tmp_path / "results_40_epochs"
+    long.mkdir()
+    content = content_of("bits", CLAIMS["bits"].answer(evidence_of(0)))
+    content["values"]["512"] = {
+        "counts": [], "f1": [], **dict.fromkeys(("bits_for_95_percent", "share_kept_by_11"), series().json())
+    }  # fmt: skip
+    (long / "bits.json").write_text(json.dumps(content))
+    page()
+    text = (tmp_path / "docs" / "_generated" / "claims_long.rst").read_text()
+    assert CLAIMS["bits"].TITLE in text
+    assert "* - 128" in text
+    assert "* - 512" not in text  # nothing was measured of it
+    assert "holds" not in text
+    (long / "bits.json").write_text("{}")
+    with pytest.raises(ExtensionError, match=r"bits\.json"):
+        page()
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_a_damaged_file_stops_the_page(page, content):
     with pytest.raises(ExtensionError, match=r"bits\.json"):
@@ -457,7 +495,33 @@ def test_what_is_done_is_not_done_again(quick, capsys):
     assert {path.parent for path in changed} == {quick / "results"}
     capsys.readouterr()
     assert claims.main(["--all", "--quick", "--device", "cpu", "--out", str(quick), "--list"]) == 0
-    assert "together, shared runs once: 28 of 28 runs done, 0.0 hours to go" in capsys.readouterr().out
+    assert "together, shared runs once: 26 of 26 runs done, 0.0 hours to go" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_claims_are_written_anew_from_what_was_kept_of_their_runs(quick, tmp_path):
+    kept, again = quick / "results" / "measured", tmp_path / "again"
+    assert not list(kept.rglob("*.safetensors"))
+    arguments = [
+        "--all",
+        "--quick",
+        "--device",
+        "cpu",
+        "--out",
+        str(kept),
+        "--results",
+        str(again),
+        "--no-training",
+    ]
+    before = files(kept)
+    assert claims.main(arguments) == 0
+    assert files(kept) == before
+    for name in CLAIMS:
+        first, second = (
+            json.loads((folder / f"{name}.json").read_text()) for folder in (quick / "results", again)
+        )
+        assert {**first, "command": "", "date": ""} == {**second, "command": "", "date": ""}
 
 
 @pytest.mark.slow

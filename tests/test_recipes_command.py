@@ -167,11 +167,27 @@ def test_the_machine_decides_what_is_not_given(
     monkeypatch, name, cuda, arguments, preset, device, compiled, reason
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     args = parse(name, *arguments)
     assert (args.preset, args.device, args.compile) == (preset or QUICK[name], device, compiled)
     assert reason in args.reason
-    assert args.precision == "bf16"
+    assert args.precision == ("bf16" if device == "cuda" else "32")
     assert args.encoder == SCRIPTS[name][0].PRESETS[args.preset]["encoder"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+        ({"avx2": True}, "32"),
+    ],
+)
+def test_a_cpu_trains_in_bfloat16_only_where_it_can_multiply_it(monkeypatch, name, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert parse(name, "--device", "cpu").precision == precision
+    assert parse(name, "--device", "cpu", "--precision", "bf16").precision == "bf16"
 
 
 def test_processes_on_a_machine_share_its_cores(monkeypatch, torchrun):

@@ -13,6 +13,8 @@ from sphinx.util.typing import ExtensionMetadata
 COMMAND = "python examples/claims.py --claim {name} --data FOLDER_OR_TAR"
 OPEN = "not measured yet"
 SENTENCES = "results sentences"
+LONG = "_40_epochs"
+"""Ending of the folder with what one seed of a longer schedule says: tables, and no verdict."""
 
 
 def bring_in(app: Any) -> None:
@@ -43,6 +45,7 @@ def bring_in(app: Any) -> None:
         summary({name: claim for name, claim in CLAIMS.items() if name not in OURS}, found)
     )
     (folder / "claims.rst").write_text("\n".join(parts))
+    (folder / "claims_long.rst").write_text(long_runs(CLAIMS, source.with_name(source.name + LONG)))
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -110,6 +113,27 @@ def part(name: str, claim: Any, content: dict[str, Any] | None, folder: Path, ou
     )
 
 
+def long_runs(claims: dict[str, Any], source: Path) -> str:
+    """Tables of a longer schedule, those rows that were measured, and what they depend on.
+
+    Raises:
+        ExtensionError: for a results file that does not have the expected form.
+    """
+    found = {name: content for name in claims if (content := read(source / f"{name}.json")) is not None}
+    parts = []
+    for name, content in found.items():
+        try:
+            header, *cells = claims[name].rows(content)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ExtensionError(f"{source / name}.json cannot be read ({error!r})") from error
+        measured = [row for row in cells if set(row[1:]) - {"-", str(content["paper"].get("bits"))}]
+        parts += [
+            f"{claims[name].TITLE}:\n",
+            list_table([[escaped(c) for c in row] for row in (header, *measured)]),
+        ]
+    return "\n".join([*parts, *[conditions(content) for content in list(found.values())[:1]]])
+
+
 def conditions(content: dict[str, Any]) -> str:
     """What the numbers depend on."""
     data, environment, config = content["data"], content["environment"], content["config"]
@@ -117,11 +141,12 @@ def conditions(content: dict[str, Any]) -> str:
     seeds = ", ".join(str(seed) for seed in content["seeds"])
     unfinished = ", of which not all are finished" if content["missing"] else ""
     schedule = f"{config['epochs']} epochs of batch {config['batch_size']}"
+    trained = f"; trained on {'; '.join(content['trained_on'])}" if "trained_on" in content else ""
     fields = {
         "Command": f"``{content['command']}``",
         "Data": f"{data['name']}; {data['train']:,} training images, {data['test']:,} test images",
-        "Runs": f"{config['encoder']} encoder, {schedule}, seeds {seeds}{unfinished}",
-        "Machine": f"{environment['gpu'] or 'no GPU'}; {environment['machine']}",
+        "Runs": f"{config['encoder']} encoder, {schedule}, seeds {seeds}{unfinished}{trained}",
+        "Written on": f"{environment['gpu'] or 'no GPU'}; {environment['machine']}",
         "Versions": f"Python {environment['python']}, {packages}",
         "Commits": f"{', '.join(f'``{commit}``' for commit in content['commits'])}; {content['date']}",
     }

@@ -109,7 +109,11 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA where there is one"
     )
-    machine.add_argument("--precision", choices=("32", "bf16", "16"), help="default: bf16")
+    machine.add_argument(
+        "--precision",
+        choices=("32", "bf16", "16"),
+        help="default: bf16, or 32 on a CPU that has no arithmetic in bfloat16 and takes several times as long",
+    )
     machine.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -321,7 +325,7 @@ def _fill_in(args: argparse.Namespace, presets: Presets, default: str, out: str)
     args.location_std = args.location_std or None
     if args.encoder_weights is not None:
         args.encoder_weights = str(args.encoder_weights)  # for config.json
-    args.precision = args.precision or "bf16"
+    args.precision = args.precision or ("bf16" if args.device == "cuda" or _cpu_has_bfloat16() else "32")
     args.compile = args.device == "cuda" if args.compile is None else args.compile
     if args.workers is None:
         args.workers = min(16, max(1, _cores() // world().local_size))  # more than 16 wait for the disk
@@ -335,6 +339,12 @@ def _prefixes(args: argparse.Namespace) -> list[str]:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; an older torch does not tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
 
 
 def _cores() -> int:

@@ -40,7 +40,9 @@ class DeviceLogisticRegression:
         self.classes, places = np.unique(labels, return_inverse=True)
         x = torch.from_numpy(features).to(self.device)
         y = torch.from_numpy(places).to(self.device)[:, None]
-        penalty, shape = 1 / (self.c * len(x)), (len(self.classes), x.shape[1] + 1)
+        shape = (len(self.classes), x.shape[1] + 1)
+        # Of two classes scikit-learn keeps one row, the difference of these two, whose penalty is twice as large.
+        penalty = (2 if len(self.classes) == 2 else 1) / (self.c * len(x))
 
         def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             found = _loss_and_gradient(self._placed(flat, shape), x, y, penalty).cpu().numpy()

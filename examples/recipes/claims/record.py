@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from recipes import report
-from recipes.claims.cache import Cache, configuration
+from recipes.claims.cache import Cache, configuration, read_config
 from recipes.claims.evidence import Evidence, Grid, Need, Setting, label, merged
 from recipes.claims.series import RULE, verdict
 from recipes.data import ImageData
@@ -85,6 +85,7 @@ def make(
         },
         "seeds": list(seeds),
         "runs": places,
+        "trained_on": trained_on(cache, needs, seeds),
         "missing": [
             f"{label(setting)}, seed {seed}: {', '.join(parts)}" for (setting, seed), parts in lacking.items()
         ],
@@ -106,6 +107,15 @@ def commits(cache: Cache, needs: Sequence[Need], seeds: Sequence[int]) -> list[s
     return sorted(commit for commit in found if commit)
 
 
+def trained_on(cache: Cache, needs: Sequence[Need], seeds: Sequence[int]) -> list[str]:
+    """Devices and precisions of the runs, which may be several, as one machine goes on with another's."""
+    places = {
+        cache.place(setting, seed) for setting, need in merged(needs).items() for seed in need.of(seeds)
+    }
+    configs = [read_config(place) for place in places if (place / "config.json").exists()]
+    return sorted({f"{config['device']}, {config['precision']}" for config in configs})
+
+
 def keep_runs(cache: Cache, needs: Sequence[Need], seeds: Sequence[int], folder: Path) -> None:
     """Copy settings and measurements of a claim's runs, without their weights, so that it can be written from them.
 
@@ -120,7 +130,10 @@ def keep_runs(cache: Cache, needs: Sequence[Need], seeds: Sequence[int], folder:
             source = cache.place(setting, seed)
             if source.parent.resolve() == folder.resolve():
                 continue
-            for path in (source / "config.json", *(p for kept in KEPT for p in source.glob(setting.model + kept))):
+            for path in (
+                source / "config.json",
+                *(p for kept in KEPT for p in source.glob(setting.model + kept)),
+            ):
                 target = folder / source.name / path.relative_to(source)
                 if path.exists() and not (target.exists() and target.read_bytes() == path.read_bytes()):
                     write_atomically(target, path.read_bytes())

@@ -97,6 +97,23 @@ def test_the_variance_rises_with_every_step_of_dimensions():
     assert len(means) == 7
 
 
+def test_effective_bits_hardly_grow_with_their_number():
+    found = values("capacity")
+    few, many = (found[dim]["effective_bits"]["mean"] for dim in ("128", "512"))
+    assert few < many < 1.2 * few < 128 / 5
+    assert all(found[dim]["upper_bound"]["mean"] < 0.8 * int(dim) for dim in ("128", "512"))
+
+
+def test_of_corruptions_low_contrast_is_told_and_hardly_any_other():
+    for model in LATENTS:
+        by_kind = {
+            kind: s["mean"]
+            for kind, s in values("uncertainty")[model]["posterior"]["corrupted_by_kind"].items()
+        }
+        assert by_kind.pop("contrast") > 0.7
+        assert max(by_kind.values()) < 0.6
+
+
 def test_foreign_images_look_certain_and_softmax_is_no_better_than_chance():
     found = values("uncertainty")
     for foreign in ("digits", "fashion"):

@@ -86,6 +86,7 @@ def draw(content: dict[str, Any]) -> Picture:
     figures.band(left, values["dims"], values["h_probe"], *figures.LINES[0], "h", 100)
     figures.band(right, values["dims"], values["posterior_variance"], *STYLES["gauss"], "posterior's")
     figures.band(right, values["dims"], values["latent_variance"], *figures.LINES[0], "of z over the batch")
+    right.set_yscale("log")  # the variances lie orders of magnitude apart
     for axes in (left, right):
         figures.log_axis(axes, values["dims"])
         figures.legend(axes)

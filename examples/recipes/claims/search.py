@@ -36,7 +36,6 @@ ALTERNATIVES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "upsampler mlp": (("--upsampler", "mlp", *FLOAT32), BERN),
     "projector mlp": (("--projector", "mlp", *FLOAT32), BERN),
     "loss temperature 0.5": (("--loss-temperature", "0.5", *FLOAT32), BERN),
-    "loss temperature 0.1": (("--loss-temperature", "0.1", *FLOAT32), BERN),
 }  # fmt: skip
 SCORES = {"h": ("h", "probe"), "z": ("z", "probe"), "h_knn": ("h", "knn"), "z_knn": ("z", "knn"),
           "share_of_ones": ("bits", "share_of_ones"), "correlation": ("bits", "correlation")}  # fmt: skip

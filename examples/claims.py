@@ -234,17 +234,16 @@ def answer(args: argparse.Namespace, grid: Grid, images: ImageData, cache: Cache
     """Write what is known of each claim, and say its verdict."""
     for name in args.claim:
         claim = CLAIMS[name]
-        needed = sum(
-            len(need.parts) * len(need.of(args.seeds)) for need in merged(claim.needs(grid)).values()
-        )
-        lacking = record.missing(cache, claim.needs(grid), args.seeds)
+        needs = claim.needs(grid)
+        needed = sum(len(need.parts) * len(need.of(args.seeds)) for need in merged(needs).values())
+        lacking = record.missing(cache, needs, args.seeds)
         open_parts = sum(len(parts) for parts in lacking.values())
         if open_parts == needed:
             console.print(f"{name}: not measured yet, nothing written", highlight=False)
             continue
         content = record.make(name, claim, cache, args.seeds, grid, images, told)
         record.write(content, claim, args.results)
-        record.keep_runs(cache, claim.needs(grid), args.seeds, args.results / "measured")
+        record.keep_runs(cache, needs, args.seeds, args.results / "measured")
         verdict = content["verdict"] or f"open, {open_parts} of {needed} parts missing"
         if content["verdict"] is None and not open_parts:
             verdict = "open: one seed has no spread"

@@ -128,8 +128,6 @@ def keep_runs(cache: Cache, needs: Sequence[Need], seeds: Sequence[int], folder:
     for setting, need in merged(needs).items():
         for seed in need.of(seeds):
             source = cache.place(setting, seed)
-            if source.parent.resolve() == folder.resolve():
-                continue
             for path in (
                 source / "config.json",
                 *(p for kept in KEPT for p in source.glob(setting.model + kept)),

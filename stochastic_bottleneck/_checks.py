@@ -2,44 +2,126 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
 from torch import Tensor
 
 MIN_TEMPERATURE = 0.01
 """The lowest InfoNCE temperature for which finite results are promised."""
+MIN_CONCRETE = 1e-6
+"""The lowest Concrete temperature: float32 has room for a logit divided by it, and for its gradient."""
+
+
+def real(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    hint: str = "",
+) -> float:
+    """`value` as a float, where it is a finite real number inside the bounds; numpy's numbers count, bools do not.
+
+    Raises:
+        TypeError: for anything that is no real number.
+        ValueError: for one outside the bounds, or that is not finite.
+    """
+    bounds = {"above": above, "of at least": least, "of at most": most, "below": below}
+    words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    message = (
+        f"{name} must be a finite number{' ' * bool(words)}{words}, got {value!r}{'; ' * bool(hint)}{hint}"
+    )
+    # Tuples of types, here as everywhere: torch 2.4 cannot compile a union.
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+        raise TypeError(message)
+    number = float(value)
+    inside = (
+        (above is None or number > above)
+        and (least is None or number >= least)
+        and (most is None or number <= most)
+        and (below is None or number < below)
+    )
+    if not (inside and -math.inf < number < math.inf):
+        raise ValueError(message)
+    return number
+
+
+def integer(name: str, value: object, least: int = 1, most: int | None = None, hint: str = "") -> int:
+    """`value` as an int, where it is an integer inside the bounds; numpy's integers count, bools do not.
+
+    Raises:
+        TypeError: for anything that is no number.
+        ValueError: for an integer outside the bounds, or a number that is no int.
+    """
+    words = "a positive int" if least == 1 else f"an int of at least {least}"
+    words += "" if most is None else f" and at most {most}"
+    message = f"{name} must be {words}, got {value!r}{'; ' * bool(hint)}{hint}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+        raise TypeError(message)
+    if not isinstance(value, (int, Integral)):
+        raise ValueError(message)
+    number = operator.index(value)
+    if number < least or (most is not None and number > most):
+        raise ValueError(message)
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """`value`, where it is True or False: any string, be it "False", would count as true.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse what is not one of the choices.
+
+    Raises:
+        TypeError: for anything that is no string.
+        ValueError: for another string.
+    """
+    if not isinstance(value, str) or value not in choices:
+        *others, last = (f'"{x}"' for x in choices)
+        message = f"{name} must be {', '.join(others)}{' or ' * bool(others)}{last}, got {value!r}"
+        raise ValueError(message) if isinstance(value, str) else TypeError(message)
 
 
 def check_temperature(temperature: Tensor | float) -> None:
     """Refuse a Concrete temperature that is not positive; a tensor's value is not read (no host sync)."""
-    if not isinstance(temperature, Tensor) and not 0 < temperature < float("inf"):
-        raise ValueError(
-            f"temperature must be a finite number above 0, got {temperature!r}; 0.5 to 1 is usual"
-        )
+    if not isinstance(temperature, Tensor):
+        real("temperature", temperature, least=MIN_CONCRETE, hint="0.5 to 1 is usual")
 
 
 def check_info_nce_options(temperature: float, reduction: str, block_size: int | None) -> None:
     """Refuse options of the loss that lie outside their range."""
-    # Tuples of types, here as everywhere: torch 2.4 cannot compile a union.
-    if not isinstance(temperature, (int, float)) or not MIN_TEMPERATURE <= temperature < float("inf"):
-        raise ValueError(
-            f"temperature must be a finite number of at least {MIN_TEMPERATURE}, got {temperature!r}; "
-            "0.1 to 0.5 is usual"
-        )
-    if reduction not in ("mean", "none"):
-        raise ValueError(f'reduction must be "mean" or "none", got {reduction!r}')
-    if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
-        raise ValueError(f"block_size must be a positive int or None, got {block_size!r}")
+    real("temperature", temperature, least=MIN_TEMPERATURE, hint="0.1 to 0.5 is usual")
+    choice("reduction", reduction, ("mean", "none"))
+    if block_size is not None:
+        integer("block_size", block_size, hint="None chooses by size")
 
 
 def check_width(name: str, value: object) -> None:
     """Refuse a number of dimensions that is not a positive int."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive int, got {value!r}")
+    integer(name, value)
 
 
 def check_floating(x: Tensor, name: str) -> None:
-    """Refuse what is no tensor, integers and booleans."""
+    """Refuse what is no dense tensor of real floating point numbers."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
+    if x.layout != torch.strided or x.is_nested:
+        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense tensor, got a {kind} one; convert it with {name}.to_dense()")
     if not x.is_floating_point():
         raise TypeError(
             f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()"

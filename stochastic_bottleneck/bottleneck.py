@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -99,16 +98,19 @@ class StochasticBottleneck(nn.Module):
         location_std: float | None = 2.0,
     ) -> None:
         super().__init__()
-        _check_choice("kind", kind, ("bern", "gauss"))
-        _check_choice("variance", variance, ("diagonal", "isotropic"))
+        _checks.choice("kind", kind, ("bern", "gauss"))
+        _checks.choice("variance", variance, ("diagonal", "isotropic"))
+        _checks.flag("hard", hard)
         _checks.check_width("dim", dim)
         for name, width in (("in_features", in_features), ("out_features", out_features)):
             if width is not None:
                 _checks.check_width(name, width)
         temperature = float(temperature)  # a tensor's value would go unchecked
         _checks.check_temperature(temperature)
-        if location_std is not None and not 0 < location_std < math.inf:
-            raise ValueError(f"location_std must be a finite number above 0 or None, got {location_std!r}")
+        if location_std is not None:
+            location_std = _checks.real(
+                "location_std", location_std, above=0, hint="None leaves logits as they are"
+            )
         if hard and kind != "bern":
             raise ValueError('hard=True needs bits, got kind="gauss"; leave hard=False')
         self.kind, self.dim, self.hard, self.variance = kind, dim, hard, variance
@@ -290,8 +292,3 @@ def _build(
         return nn.Identity()
     message = f'{name} must be "linear", "mlp", "identity" or a module, got {choice!r}'
     raise ValueError(message) if isinstance(choice, str) else TypeError(message)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -89,6 +89,7 @@ def info_nce(
     """
     _checks.check_views(v, v_prime)
     _checks.check_info_nce_options(temperature, reduction, block_size)
+    temperature, block_size = float(temperature), None if block_size is None else int(block_size)
     if columns is not None:
         _checks.check_columns(v, columns, offset)
     elif offset:

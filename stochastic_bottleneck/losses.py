@@ -51,10 +51,11 @@ class InfoNCELoss(nn.Module):
     ) -> None:
         super().__init__()
         _checks.check_info_nce_options(temperature, reduction, block_size)
-        self.temperature = temperature
+        _checks.flag("gather_distributed", gather_distributed)
+        self.temperature = float(temperature)
         self.gather_distributed = gather_distributed
         self.reduction = reduction
-        self.block_size = block_size
+        self.block_size = None if block_size is None else int(block_size)
 
     def forward(self, v: Tensor, v_prime: Tensor) -> Tensor:
         """Loss of a batch of view pairs.

@@ -110,8 +110,9 @@ class StochConWrapper(nn.Module):
             raise TypeError(f"bottleneck must be a StochasticBottleneck, got {type(bottleneck).__name__}")
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(f"head must be a module, got {type(head).__name__}")
-        if variance_from not in ("opposing", "own"):
-            raise ValueError(f'variance_from must be "opposing" or "own", got {variance_from!r}')
+        _checks.choice("variance_from", variance_from, ("opposing", "own"))
+        _checks.flag("symmetric", symmetric)
+        _checks.flag("checkpoint_encoder", checkpoint_encoder)
         _checks.check_width("projection_dim", projection_dim)
         self.encoder = encoder if isinstance(encoder, Encoder) else as_encoder(encoder, feature_dim)
         width = self.encoder.feature_dim

@@ -604,7 +604,7 @@ REFUSALS = {
     ),
     "no chunk": ({"chunk_size": 0}, ValueError, "chunk_size must be a positive int, got 0"),
     "half a chunk": ({"chunk_size": 2.5}, ValueError, "chunk_size must be a positive int, got 2.5"),
-    "a flag": ({"chunk_size": True}, ValueError, "chunk_size must be a positive int, got True"),
+    "a flag": ({"chunk_size": True}, TypeError, "chunk_size must be a positive int, got True"),
     "no input": ({"inputs": ()}, TypeError, "inputs must hold at least one tensor, got none"),
     "a dict": (
         {"inputs": ({"x": X},)},

@@ -47,7 +47,7 @@ def test_is_copied_pickled_and_holds_no_state():
     [
         ({"temperature": 0.0}, "temperature must be a finite number of at least 0.01, got 0.0"),
         ({"reduction": "sum"}, 'reduction must be "mean" or "none"'),
-        ({"block_size": -1}, "block_size must be a positive int or None, got -1"),
+        ({"block_size": -1}, "block_size must be a positive int, got -1"),
     ],
 )
 def test_bad_options_are_refused_when_built(options, message):

@@ -347,7 +347,7 @@ def test_noise_is_independent_and_standard(noise):
 # ---- errors ------------------------------------------------------------------------------------------------
 
 X, INTS = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64)
-CONCRETE = "temperature must be a finite number above 0, got "
+CONCRETE = "temperature must be a finite number of at least 1e-06, got "
 ERRORS = [
     *(
         (function, args, ValueError, r"z must end in the last dimension of .*, \(4, 3\), got \(4, 1\)")

@@ -406,7 +406,7 @@ BUILT = [
     ({"projection_dim": 0}, ValueError, "projection_dim must be a positive int, got 0"),
     ({"projection_dim": 2.5}, ValueError, "projection_dim must be a positive int, got 2.5"),
     ({"feature_dim": 0}, ValueError, "feature_dim must be a positive int"),
-    ({"kind": "bits"}, ValueError, "kind must be one of"),
+    ({"kind": "bits"}, ValueError, 'kind must be "bern" or "gauss"'),
     ({"dim": -1}, ValueError, "dim must be a positive int, got -1"),
     (
         {"bottleneck": StochasticBottleneck("bern", 4, in_features=WIDTH + 1)},

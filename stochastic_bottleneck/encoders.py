@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stochastic_bottleneck import _strip
 
-__all__ = ["Encoder", "as_encoder", "simclr_parts"]
+__all__ = ["Encoder", "as_encoder", "simclr_parts", "unwrap"]
 
 ENCODER_NAMES = (
     "backbone",  # lightly, solo-learn
@@ -151,7 +151,7 @@ def as_encoder(model: nn.Module, feature_dim: int | None = None, strip: bool | N
     _check_width(feature_dim)
     if strip is not None and not isinstance(strip, bool):
         raise TypeError(f"strip must be True, False or None, got {strip!r}")
-    model = _strip.unwrap(model)
+    model = unwrap(model)
     backbone = model.backbone if isinstance(model, Encoder) else model
     _strip.refuse_other_tasks(backbone)
     width = None
@@ -164,6 +164,11 @@ def as_encoder(model: nn.Module, feature_dim: int | None = None, strip: bool | N
         raise ValueError(f"feature_dim must be the Encoder's own, {width}, or None, got {feature_dim}")
     model.feature_dim = width
     return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Model inside a compiled, DataParallel or DistributedDataParallel module; any other model as it is."""
+    return _strip.unwrap(model)
 
 
 def simclr_parts(
@@ -201,7 +206,7 @@ def simclr_parts(
         (16, Linear(in_features=16, out_features=8, bias=True))
     """
     _check_module("model", model)
-    model = _strip.unwrap(model)
+    model = unwrap(model)
     _strip.refuse_other_tasks(model)
     found, projection = _find_parts(model, encoder, head)
     if found in projection.modules():

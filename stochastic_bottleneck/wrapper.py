@@ -13,10 +13,10 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck._layers import evaluation_mode, mlp
 from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
 from stochastic_bottleneck.codes import pack_bits
-from stochastic_bottleneck.encoders import Encoder, as_encoder, simclr_parts
+from stochastic_bottleneck.encoders import Encoder, as_encoder, simclr_parts, unwrap
 from stochastic_bottleneck.posteriors import Posterior
 
-__all__ = ["Representation", "StochConOutput", "StochConWrapper"]
+__all__ = ["Representation", "StochConOutput", "StochConWrapper", "as_wrapper"]
 
 Representation = Literal["h", "z", "upsampled", "bits"]
 
@@ -265,6 +265,21 @@ class StochConWrapper(nn.Module):
     def extra_repr(self) -> str:
         """Options of the wiring."""
         return f"variance_from={self.variance_from!r}, symmetric={self.symmetric}"
+
+
+def as_wrapper(model: nn.Module) -> StochConWrapper:
+    """The `StochConWrapper` inside a compiled, DataParallel or DistributedDataParallel module, or `model` itself.
+
+    Raises:
+        TypeError: for any other model.
+    """
+    inner = unwrap(model) if isinstance(model, nn.Module) else model
+    if not isinstance(inner, StochConWrapper):
+        raise TypeError(
+            f"model must be a StochConWrapper, got {type(inner).__name__}; wrap the encoder, or an existing model "
+            "with StochConWrapper.from_simclr"
+        )
+    return inner
 
 
 class _FeatureExtractor(nn.Module):

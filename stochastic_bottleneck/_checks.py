@@ -32,14 +32,9 @@ def real(
         TypeError: for anything that is no real number.
         ValueError: for one outside the bounds, or that is not finite.
     """
-    bounds = {"above": above, "of at least": least, "of at most": most, "below": below}
-    words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
-    message = (
-        f"{name} must be a finite number{' ' * bool(words)}{words}, got {value!r}{'; ' * bool(hint)}{hint}"
-    )
     # Tuples of types, here as everywhere: torch 2.4 cannot compile a union.
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
-        raise TypeError(message)
+        raise TypeError(_must_be(name, _finite(above, least, most, below), value, hint))
     number = float(value)
     inside = (
         (above is None or number > above)
@@ -48,7 +43,7 @@ def real(
         and (below is None or number < below)
     )
     if not (inside and -math.inf < number < math.inf):
-        raise ValueError(message)
+        raise ValueError(_must_be(name, _finite(above, least, most, below), value, hint))
     return number
 
 
@@ -59,16 +54,13 @@ def integer(name: str, value: object, least: int = 1, most: int | None = None, h
         TypeError: for anything that is no number.
         ValueError: for an integer outside the bounds, or a number that is no int.
     """
-    words = "a positive int" if least == 1 else f"an int of at least {least}"
-    words += "" if most is None else f" and at most {most}"
-    message = f"{name} must be {words}, got {value!r}{'; ' * bool(hint)}{hint}"
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
-        raise TypeError(message)
+        raise TypeError(_must_be(name, _whole(least, most), value, hint))
     if not isinstance(value, (int, Integral)):
-        raise ValueError(message)
+        raise ValueError(_must_be(name, _whole(least, most), value, hint))
     number = operator.index(value)
     if number < least or (most is not None and number > most):
-        raise ValueError(message)
+        raise ValueError(_must_be(name, _whole(least, most), value, hint))
     return number
 
 
@@ -92,8 +84,23 @@ def choice(name: str, value: object, choices: Sequence[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         *others, last = (f'"{x}"' for x in choices)
-        message = f"{name} must be {', '.join(others)}{' or ' * bool(others)}{last}, got {value!r}"
+        message = _must_be(name, f"{', '.join(others)} or {last}" if others else last, value)
         raise ValueError(message) if isinstance(value, str) else TypeError(message)
+
+
+def _must_be(name: str, rule: str, value: object, hint: str = "") -> str:
+    return f"{name} must be {rule}, got {value!r}" + (f"; {hint}" if hint else "")
+
+
+def _finite(above: float | None, least: float | None, most: float | None, below: float | None) -> str:
+    bounds = {"above": above, "of at least": least, "of at most": most, "below": below}
+    words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+    return " ".join(["a finite number", " and ".join(words)]).strip()
+
+
+def _whole(least: int, most: int | None) -> str:
+    words = "a positive int" if least == 1 else f"an int of at least {least}"
+    return words if most is None else f"{words} and at most {most}"
 
 
 def check_temperature(temperature: Tensor | float) -> None:

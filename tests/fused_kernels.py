@@ -14,7 +14,7 @@ if sys.argv[1] == "interpret":
 import torch
 from torch.nn import functional as F
 
-from stochastic_bottleneck._ops import fused
+from stochastic_bottleneck._ops import fused, info_nce, info_nce_op, pairs
 from stochastic_bottleneck._ops.tiles import Pairs, Precision
 
 F64 = torch.float64
@@ -35,7 +35,27 @@ def interpret():
         for name, (r, c, d, diagonals) in CASES.items():
             for temperature in (0.03, 0.5):
                 found[f"{name}, {multiprocessors}, {temperature}"] = errors(r, c, d, diagonals, temperature)
+    pairs.fuses = info_nce_op.fuses = lambda rows: True
+    found["one-hot rows"] = loss_error(torch.eye(4), torch.eye(4) + 0.3)
+    found["one dimension"] = loss_error(*torch.randn(2, 70, 1, generator=torch.Generator().manual_seed(0)))
     return found
+
+
+def loss_error(v, v_prime):
+    """Largest error of the whole loss and its gradient against the plain formula in float64."""
+
+    def losses_and_gradients(loss, inputs):
+        inputs = [x.clone().requires_grad_() for x in inputs]
+        losses = loss(*inputs)
+        return [losses, *torch.autograd.grad(losses.sum(), inputs)]
+
+    found = losses_and_gradients(
+        lambda v, w: info_nce_op.info_nce(v, w, None, None, 0, 0.5, None), (v, v_prime)
+    )
+    exact = losses_and_gradients(
+        lambda v, w: info_nce.plain(v, w, None, None, 0, 0.5), (v.double(), v_prime.double())
+    )
+    return max(float((x - y).abs().max()) for x, y in zip(found, exact, strict=True))
 
 
 def errors(r, c, d, diagonals, temperature):
@@ -55,11 +75,11 @@ def errors(r, c, d, diagonals, temperature):
     )
     single = [None if x is None else x.float() for x in (rows, columns, a, b)]
     ours = fused.FusedPairs(*single[:2], diagonals, temperature, torch.float32)
-    pairs = [(ours.sums(), exact.sums())]
-    pairs += zip(ours.gradients(*single[2:], True), exact.gradients(a, b, True), strict=True)
+    compared = [(ours.sums(), exact.sums())]
+    compared += zip(ours.gradients(*single[2:], True), exact.gradients(a, b, True), strict=True)
     if c is not None:
-        pairs += zip(ours.gradients(single[2]), exact.gradients(a), strict=True)
-    return max(float((x - y).norm() / y.norm().clamp_min(1e-30)) for x, y in pairs)
+        compared += zip(ours.gradients(single[2]), exact.gradients(a), strict=True)
+    return max(float((x - y).norm() / y.norm().clamp_min(1e-30)) for x, y in compared)
 
 
 def compile_all():

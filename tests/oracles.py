@@ -39,6 +39,19 @@ def nt_xent(v, v_prime, temperature):
     return torch.stack(losses)
 
 
+def nt_xent_by_rows(v, v_prime, temperature):
+    """`nt_xent` with a loop over the views alone, for batches whose pairs are too many for one."""
+    n = v.shape[0]
+    views = torch.cat((v, v_prime))
+    views = views / (views * views).sum(dim=1, keepdim=True).sqrt()
+    losses = []
+    for i, view in enumerate(views):
+        logits = views @ view / temperature
+        others = torch.cat((logits[:i], logits[i + 1 :]))  # 1[k != i]
+        losses.append(others.logsumexp(0) - logits[(i + n) % (2 * n)])
+    return torch.stack(losses)
+
+
 def sigmoid(x):
     return 1 / (1 + (-x).exp())
 

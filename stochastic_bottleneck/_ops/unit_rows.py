@@ -1,12 +1,13 @@
 """Rows scaled to norm 1, for rows of any size.
 
 A row is divided by its largest magnitude first, so that squares neither overflow nor underflow. With scale s,
-y = x / s and length l = s max(|y|, 1),
+y = x / s and length l = s max(|y|, 1/2),
 
-    u = y / max(|y|, 1),        dL/dx = (g - u (u . g)) / l
+    u = y / max(|y|, 1/2),        dL/dx = (g - u (u . g)) / l
 
-for dL/du = g; the scale is a constant to the gradient, which is exact because x / |x| does not depend on it. Only
-rows that are (next to) zero, below the floor of s, have |y| < 1: they stay as they are, and u (u . g) next to zero.
+for dL/du = g; the scale is a constant to the gradient, which is exact because x / |x| does not depend on it. The
+largest entry of y is 1, so |y| >= 1, and the maximum, where it has no gradient, is only met by rows whose entries all
+lie below the floor of s. Those shrink to zero with their size instead of being normalised.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from torch import Tensor
 
 from stochastic_bottleneck._ops.precision import at_least_float32
 
+_LEAST = (
+    0.5  # norm of y: clear of 1, where rounding (or one entry that is all of its row) could meet the maximum
+)
+
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of `x` scaled to norm 1, in float32 or better; zero rows stay zero with a finite gradient."""
     x = at_least_float32(x)
     x = x / _scale(x.detach())
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.clamp_min(1.0)
+    return x / norm.clamp_min(_LEAST)
 
 
 def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +41,7 @@ def forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = _scale(x)
     y = x.div_(scale)
-    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min_(1.0)
+    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min_(_LEAST)
     return y.div_(norm), norm.mul_(scale).contiguous()
 
 
@@ -47,6 +52,6 @@ def backward(grad: Tensor, u: Tensor, length: Tensor) -> Tensor:
 
 
 def _scale(x: Tensor) -> Tensor:
-    # The cube root of the smallest normal number: 1 / scale, times any upstream gradient, stays finite.
-    floor = torch.finfo(x.dtype).tiny ** (1 / 3)
+    # 3e-32 in float32: 1 / scale, times upstream gradients to 1e7 (loss scaling over a low temperature), stays finite.
+    floor = torch.finfo(x.dtype).tiny ** (5 / 6)
     return x.abs().amax(dim=-1, keepdim=True).clamp_min_(floor)

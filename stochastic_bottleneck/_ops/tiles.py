@@ -53,7 +53,8 @@ class Scratch:
     """Memory of one tile after the other, with one view of it for each shape."""
 
     def __init__(self, like: Tensor, size: int, dtype: torch.dtype) -> None:
-        self.memory = like.new_empty(size, dtype=dtype)
+        # A processor's matrix unit may read a tile's padding, times zero: NaN left there by others would stay NaN.
+        self.memory = like.new_zeros(size, dtype=dtype)
         self.views: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, shape: tuple[int, int], stride: int) -> Tensor:

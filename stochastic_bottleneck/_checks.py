@@ -193,21 +193,3 @@ def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "
             f"{name} and {name_prime} must be on one device, got {v.device} and {v_prime.device}; "
             "move one with .to()"
         )
-
-
-def check_columns(v: Tensor, columns: tuple[Tensor, Tensor], offset: int) -> None:
-    """Refuse a global batch that `v` is not a part of."""
-    check_views(*columns, "columns[0]", "columns[1]")
-    c = columns[0]
-    if c.dtype != v.dtype or c.device != v.device:
-        raise ValueError(
-            f"columns must have v's dtype and device, {v.dtype} on {v.device}, got {c.dtype} on {c.device}"
-        )
-    if c.ndim != v.ndim or c.shape[-1] != v.shape[-1] or c.shape[:-2] != v.shape[:-2]:
-        raise ValueError(
-            f"columns must match v in all but the rows, got {tuple(c.shape)} for v {tuple(v.shape)}"
-        )
-    if not 0 <= offset <= c.shape[-2] - v.shape[-2]:
-        raise ValueError(
-            f"offset must place v's {v.shape[-2]} rows inside the {c.shape[-2]} columns, got {offset}"
-        )

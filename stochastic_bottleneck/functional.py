@@ -40,8 +40,6 @@ def info_nce(
     v_prime: Tensor,
     temperature: float = 0.5,
     *,
-    columns: tuple[Tensor, Tensor] | None = None,
-    offset: int = 0,
     reduction: Literal["mean", "none"] = "mean",
     block_size: int | None = None,
 ) -> Tensor:
@@ -61,13 +59,10 @@ def info_nce(
         v: first views. Shape: (N, D), or (K, N, D) for K independent losses over the same images.
         v_prime: second views, the same shape, dtype and device as `v`.
         temperature: tau, at least 0.01.
-        columns: both views of the whole global batch, when `v` and `v_prime` are this process's part of it.
-            Two tensors of Shape: (M, D) or (K, M, D), M >= N
-        offset: place of `v`'s first row among `columns`.
         reduction: "mean" over all rows, or "none".
         block_size: most rows and columns of the tiles in which pairs are handled, with the least memory. None
             chooses by size: the matrix of all pairs for small batches, and for others tiles that fit the
-            processor's cache. Memory does not grow with N x M.
+            processor's cache. Memory does not grow with N x N.
 
     Returns:
         Loss in nats, float32 or float64. Shape: () for "mean"; (2N,) or (K, 2N) for "none", the rows of `v`
@@ -90,16 +85,11 @@ def info_nce(
     _checks.check_views(v, v_prime)
     _checks.check_info_nce_options(temperature, reduction, block_size)
     temperature, block_size = float(temperature), None if block_size is None else int(block_size)
-    if columns is not None:
-        _checks.check_columns(v, columns, offset)
-    elif offset:
-        raise ValueError(f"offset places v among columns, got {offset} without columns; pass both or neither")
-    c, c_prime = columns or (None, None)
     # A product of half-precision rows would lose the small differences that the loss lives on.
     with _without_autocast(v.device.type):
-        if not _worth_tiles((v if c is None else c).shape[-2], block_size):
-            return _info_nce.plain(v, v_prime, c, c_prime, offset, temperature, reduction)
-        losses = info_nce_op.info_nce(v, v_prime, c, c_prime, offset, temperature, block_size)
+        if not _worth_tiles(v.shape[-2], block_size):
+            return _info_nce.plain(v, v_prime, temperature, reduction=reduction)
+        losses = info_nce_op.info_nce(v, v_prime, temperature, block_size)
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -319,10 +309,10 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
     return gaussian.log_prob(mean, log_std, z)
 
 
-def _worth_tiles(columns: int, block_size: int | None) -> bool:
+def _worth_tiles(images: int, block_size: int | None) -> bool:
     """Whether tiles take less time than the matrix of all pairs."""
     # Compiled, the matrix is one fused kernel; and all common batch sizes share the one graph that it is in.
-    return block_size is not None or columns > (512 if torch.compiler.is_compiling() else 256)
+    return block_size is not None or images > (512 if torch.compiler.is_compiling() else 256)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from stochastic_bottleneck import _checks, distributed, functional
@@ -22,14 +23,16 @@ class InfoNCELoss(nn.Module):
             DistributedDataParallel loss and gradients equal one process on the whole batch. Needs the same
             batch size on every process, which is checked on the host before the rows travel, so CUDA graphs
             cannot hold this loss. No effect without a process group.
+        group: processes to gather from, where they are some of a larger job's: the data-parallel ones of a job that
+            is model-parallel too. Hand DistributedDataParallel the same group. None for all processes.
         reduction: "mean", or "none" for one loss a row.
         block_size: most rows and columns of the tiles in which pairs are handled; None chooses by size. See
             `functional.info_nce`.
 
     Raises:
         ValueError: for a value outside its range, when built or when called; on every process, when their
-            batches differ in shape.
-        TypeError: for views that differ in dtype or are not floating point.
+            batches differ in shape, dtype or device, or their temperatures differ.
+        TypeError: for views that differ in dtype or are not floating point, or a group that is none.
 
     Example:
         >>> import torch
@@ -46,6 +49,7 @@ class InfoNCELoss(nn.Module):
         temperature: float = 0.5,
         *,
         gather_distributed: bool = False,
+        group: dist.ProcessGroup | None = None,
         reduction: Literal["mean", "none"] = "mean",
         block_size: int | None = None,
     ) -> None:
@@ -53,7 +57,12 @@ class InfoNCELoss(nn.Module):
         _checks.check_info_nce_options(temperature, reduction, block_size)
         _checks.flag("gather_distributed", gather_distributed)
         self.temperature = float(temperature)
+        if group is not None and not gather_distributed:
+            raise ValueError(f"group must be None without gather_distributed=True, got {group!r}; pass both")
         self.gather_distributed = gather_distributed
+        # A name can be copied and pickled with a model; and the compiler asks no group for its size.
+        self._group = distributed.group_name(group)
+        self._group_gathers = distributed.several_processes(self._group) if group is not None else None
         self.reduction = reduction
         self.block_size = None if block_size is None else int(block_size)
 
@@ -67,17 +76,22 @@ class InfoNCELoss(nn.Module):
         Returns:
             Loss in nats. Shape: () for "mean"; (2N,) or (K, 2N) for "none"
         """
-        if not (self.gather_distributed and distributed.several_processes()):
+        gathers = distributed.several_processes() if self._group_gathers is None else self._group_gathers
+        if not (self.gather_distributed and gathers):
             return functional.info_nce(
                 v, v_prime, self.temperature, reduction=self.reduction, block_size=self.block_size
             )
         try:
             _checks.check_views(v, v_prime)
+            if v.is_meta:
+                raise ValueError(
+                    "v must hold values to be gathered, got a meta tensor; move the model with .to()"
+                )
         except (TypeError, ValueError):
             # The others are asking the same: a process that stops alone leaves them waiting.
-            distributed.check_alike(v, v_prime)
+            distributed.check_alike(v, v_prime, group=self._group, temperature=self.temperature)
             raise
-        losses = distributed.info_nce(v, v_prime, self.temperature, self.block_size)
+        losses = distributed.info_nce(v, v_prime, self.temperature, self.block_size, self._group)
         return losses.mean() if self.reduction == "mean" else losses
 
     def extra_repr(self) -> str:

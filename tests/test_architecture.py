@@ -43,7 +43,7 @@ ROOMS = {
     "codes": {"_checks"},
     "functional": {"_ops", "_checks", "_noise"},
     "_noise": {"_ops", "_checks"},  # of functional
-    "distributed": {"_ops"},
+    "distributed": {"_ops", "_checks"},
     "_checks": set(),
     "_hub_files": set(),  # of hub
     "_extras": set(),  # of hub, export, callbacks, plots and evaluation

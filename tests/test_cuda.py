@@ -83,7 +83,7 @@ def test_the_loss_is_exact(n, dtype):
     views = [torch.randn(n, 32, generator=g, dtype=F64).to(dtype) for _ in range(2)]
     upstream = torch.randn(2 * n, generator=g, dtype=F64)
     exact = [oracles.as_float64(x).to(DEVICE).requires_grad_() for x in views]
-    expected = plain(*exact, None, None, 0, 0.2)
+    expected = plain(*exact, 0.2)
     wanted = torch.autograd.grad(expected, exact, upstream.to(DEVICE))
     leaves = [x.to(DEVICE).requires_grad_() for x in views]
     losses = functional.info_nce(*leaves, temperature=0.2, reduction="none")

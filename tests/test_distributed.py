@@ -1,8 +1,9 @@
-"""Two real processes against one: the loss, its gradient, training, and refusals that leave nobody waiting.
+"""Real processes against one: the loss, its gradient, training, and refusals that leave nobody waiting.
 
 The processes start once for each of the two groups of checks, save what they computed, and the tests compare.
 """
 
+import copy
 import time
 import warnings
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.distributed
 WORLD, ROWS = 2, 3  # processes, and rows of each
 WHOLE = WORLD * ROWS
 WIDTH, DIM = 6, 5
-LIMIT = 60  # seconds until processes that wait for each other count as hanging
+LIMIT = 150  # seconds until processes that wait for each other count as hanging
 
 
 def rows_of(rank):
@@ -39,9 +40,9 @@ def tensors(*shape, seed=0):
 # ---- starting processes ------------------------------------------------------------------------------------
 
 
-def launch(work, folder):
-    """What `work(rank)` returned in each of two processes of one gloo group, and what it warned of."""
-    processes = mp.spawn(_process, (work, str(folder)), WORLD, join=False)
+def launch(work, folder, world=WORLD):
+    """What `work(rank)` returned in each of the processes of one gloo group, and what it warned of."""
+    processes = mp.spawn(_process, (work, str(folder), world), world, join=False)
     end = time.monotonic() + LIMIT
     try:
         while not processes.join(timeout=1):  # raises when one of them has
@@ -49,13 +50,13 @@ def launch(work, folder):
     finally:
         for process in processes.processes:
             process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _process(rank, work, folder):
+def _process(rank, work, folder, world):
     torch.set_num_threads(1)
-    start = {"init_method": f"file://{folder}/meeting", "rank": rank, "world_size": WORLD}
-    dist.init_process_group("gloo", **start, timeout=timedelta(seconds=LIMIT / 2))
+    start = {"init_method": f"file://{folder}/meeting", "rank": rank, "world_size": world}
+    dist.init_process_group("gloo", **start, timeout=timedelta(seconds=60))
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -271,6 +272,36 @@ UNEVEN = {  # shapes of v and v_prime on each process, and the part of the messa
     "ways": ([(1, 3, 4)] * 2, [(3, 4)] * 2, "rank 0: (1, 3, 4) and (1, 3, 4), rank 1: (3, 4) and (3, 4)"),
     "one view": ([(3, 4), (3, 4)], [(3, 4), (2, 4)], "rank 1: (3, 4) and (2, 4)"),
 }
+OTHER = {  # views and options on each process, and the message
+    "None": (
+        lambda rank: ((torch.ones(3, 4), torch.ones(3, 4) if rank else None), {}),
+        "one batch shape on every process, got rank 0: (3, 4) and no dense tensor but NoneType, rank 1: (3, 4) and",
+    ),
+    "list": (
+        lambda rank: (([[1.0]] if rank else torch.ones(3, 4), torch.ones(3, 4)), {}),
+        "rank 1: no dense tensor but list and (3, 4)",
+    ),
+    "sparse": (
+        lambda rank: ((torch.ones(3, 4).to_sparse() if rank else torch.ones(3, 4), torch.ones(3, 4)), {}),
+        "rank 1: no dense tensor but a sparse_coo one and (3, 4)",
+    ),
+    "many dimensions": (
+        lambda rank: ((torch.ones((1,) * 9 if rank else (3, 4)),) * 2, {}),
+        "rank 1: (1, 1, 1, 1, 1, 1, 1, 1, 1) and",
+    ),
+    "device": (
+        lambda rank: ((torch.ones(3, 4, device="meta" if rank else "cpu"),) * 2, {}),
+        "one device on every process, got rank 0: cpu and cpu, rank 1: meta and meta; move",
+    ),
+    "temperature": (
+        lambda rank: ((torch.ones(3, 4),) * 2, {"temperature": 0.1 + 0.1 * rank}),
+        "one temperature on every process, got rank 0: 0.1, rank 1: 0.2; set it alike on every process",
+    ),
+    "gradient": (
+        lambda rank: ((torch.ones(3, 4, requires_grad=not rank),) * 2, {}),
+        "one need of a gradient on every process, got rank 0: True, rank 1: False; run every process with or",
+    ),
+}
 UNLIKE = {  # dtype on each process, and the part of the message that names them
     "precision": (torch.float32, torch.float64, "rank 0: float32 and float32, rank 1: float64 and float64"),
     "integers": (torch.float32, torch.int64, "rank 1: not floating point and not floating point"),
@@ -287,6 +318,16 @@ def refuse(rank):
             loss(*views)
         except ValueError as error:
             messages[name] = str(error)
+    for name, (case, _) in OTHER.items():
+        views, options = case(rank)
+        try:
+            InfoNCELoss(gather_distributed=True, **options)(*views)
+        except ValueError as error:
+            messages[name] = str(error)
+    try:
+        gather_rows(torch.ones(3, 4 + rank))
+    except ValueError as error:
+        messages["gathered rows"] = str(error)
     return {"messages": messages, "loss": loss_step({}, SHAPES["one way"], rows_of(rank))[0]}
 
 
@@ -312,8 +353,121 @@ def test_unlike_dtypes_are_refused_on_every_process(refusals, name):
         assert UNLIKE[name][-1] in message
 
 
+@pytest.mark.parametrize("name", OTHER)
+def test_whatever_one_process_is_handed_every_process_says_so(refusals, name):
+    for rank in refusals:
+        assert rank["messages"][name].startswith("gather_distributed needs one ")
+        assert OTHER[name][1] in rank["messages"][name]
+
+
+def test_uneven_rows_are_not_gathered(refusals):
+    for rank in refusals:
+        assert (
+            "one batch shape on every process, got rank 0: (3, 4), rank 1: (3, 5)"
+            in rank["messages"]["gathered rows"]
+        )
+
+
 def test_a_refusal_leaves_the_processes_in_step(refusals):
     assert_close(sum(rank["loss"] for rank in refusals) / WORLD, loss_step({}, SHAPES["one way"])[0])
+
+
+# ---- a group inside a larger job -----------------------------------------------------------------------------
+
+
+def groups_of_two(rank):
+    """Four processes as 2 x 2: ranks 0 and 2, and 1 and 3, are data-parallel, on batches of their own."""
+    groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    group, place = groups[rank % 2], rank // 2
+    options = {"group": group, "gather_distributed": True}
+    found = {}
+    for way, how in GROUP_WAYS.items():
+        views = [tensors(WHOLE, 4, seed=10 * (rank % 2) + s)[rows_of(place)].requires_grad_() for s in (3, 4)]
+        loss = how(InfoNCELoss(**options))(*views)
+        found[way] = [loss.detach(), *torch.autograd.grad(loss, views, create_graph=way == "again")]
+        found[way] = [x.detach() for x in found[way]]
+    copied = copy.deepcopy(InfoNCELoss(**options))
+    found["copy"] = copied(*(x.detach() for x in views))
+    torch.manual_seed(0)
+    model = nn.Linear(4, 5).double()
+    parallel = DistributedDataParallel(model, process_group=group)
+    views = [tensors(WHOLE, 4, seed=10 * (rank % 2) + s)[rows_of(place)] for s in (3, 4)]
+    InfoNCELoss(**options)(*(parallel(x) for x in views)).backward()
+    found["weight"] = model.weight.grad
+    message = ""
+    try:
+        InfoNCELoss(gather_distributed=True, group=groups[1 - rank % 2])
+    except TypeError as error:
+        message = str(error)
+    temperatures = InfoNCELoss(0.1 + 0.1 * place, **options)
+    try:
+        temperatures(*views)
+    except ValueError as error:
+        message += str(error)
+    return {**found, "message": message}
+
+
+GROUP_WAYS = {"plain": lambda loss: loss, "compiled": compiled, "again": lambda loss: loss}
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory):
+    return launch(groups_of_two, tmp_path_factory.mktemp("groups"), 4)
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_group_gathers_its_own_rows_only(grouped, column):
+    views = [tensors(WHOLE, 4, seed=10 * column + s).requires_grad_() for s in (3, 4)]
+    expected = InfoNCELoss()(*views)
+    gradients = torch.autograd.grad(expected, views)
+    ranks = [grouped[column], grouped[column + 2]]
+    for way in GROUP_WAYS:
+        assert_close(sum(rank[way][0] for rank in ranks) / 2, expected)
+        for view, gradient in enumerate(gradients):
+            assert_close(torch.cat([rank[way][1 + view] for rank in ranks]) / 2, gradient)
+    for rank in ranks:
+        assert_close(rank["copy"], rank["plain"][0])
+        assert "group must be a process group that this process belongs to" in rank["message"]
+        assert "rank 0: 0.1, rank 1: 0.2" in rank["message"]
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_group_trains_as_one_process_on_its_whole_batch(grouped, column):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 5).double()
+    InfoNCELoss()(*(model(tensors(WHOLE, 4, seed=10 * column + s)) for s in (3, 4))).backward()
+    for rank in (column, column + 2):
+        assert_close(grouped[rank]["weight"], model.weight.grad)
+
+
+@pytest.mark.parametrize("group", [3, "data", [0, 1]])
+def test_what_is_no_group_is_refused(group):
+    with pytest.raises(TypeError, match="group must be a process group that this process belongs to"):
+        InfoNCELoss(gather_distributed=True, group=group)
+    with pytest.raises(ValueError, match="group must be None without gather_distributed=True"):
+        InfoNCELoss(group=group)
+
+
+# ---- second derivatives --------------------------------------------------------------------------------------
+
+
+def second_step(rows=slice(None)):
+    """Gradient of a function of the gradient, as a gradient penalty has it."""
+    v, v_prime = (tensors(WHOLE, 4, seed=seed)[rows].requires_grad_() for seed in (3, 4))
+    losses = InfoNCELoss(0.3, gather_distributed=True, reduction="none")(v, v_prime)
+    (first,) = torch.autograd.grad(losses.sum(), v, create_graph=True)
+    return [x.detach() for x in torch.autograd.grad(first.square().sum(), (v, v_prime))]
+
+
+def second(rank):
+    return {"second": second_step(rows_of(rank))}
+
+
+def test_second_derivatives_equal_one_process_on_the_whole_batch(tmp_path):
+    found = launch(second, tmp_path)
+    for view, expected in enumerate(second_step()):
+        assert expected.abs().max() > 1e-3
+        assert_close(torch.cat([rank["second"][view] for rank in found]), expected)
 
 
 # ---- nothing to gather -------------------------------------------------------------------------------------

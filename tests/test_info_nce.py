@@ -49,24 +49,6 @@ def test_a_leading_dimension_holds_independent_losses(block_size):
     assert_close(info_nce(v, v_prime, 0.3, block_size=block_size), rows.mean())
 
 
-@pytest.mark.parametrize("block_size", [None, 2])
-@pytest.mark.parametrize("leading", [(), (2,)])
-def test_columns_and_offset_give_a_part_of_the_whole_batch(leading, block_size):
-    v, v_prime = views(*leading, 6, 5)
-    whole = info_nce(v, v_prime, 0.4, reduction="none")
-    for start, stop in ((0, 2), (2, 5), (5, 6), (0, 6)):
-        part = info_nce(
-            v[..., start:stop, :],
-            v_prime[..., start:stop, :],
-            0.4,
-            columns=(v, v_prime),
-            offset=start,
-            reduction="none",
-            block_size=block_size,
-        )
-        assert_close(part, torch.cat((whole[..., start:stop], whole[..., 6 + start : 6 + stop]), dim=-1))
-
-
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_low_precision_follows_the_float64_loop(dtype, temperature):
@@ -101,7 +83,6 @@ CASES = {
     "a loss a row": lambda a, b: info_nce(a, b, 0.7, reduction="none"),
     "blocks": lambda a, b: info_nce(a, b, 0.5, block_size=2),
     "low temperature": lambda a, b: info_nce(a, b, 0.1),
-    "columns": lambda a, b: info_nce(a[1:2], b[1:2], 0.5, columns=(a, b), offset=1, reduction="none"),
 }
 
 
@@ -415,7 +396,6 @@ def test_devices_without_autocast():
 
 A = torch.ones(2, 3)
 ERRORS = [
-    ((A, A), {"offset": 1}, ValueError, "offset places v among columns, got 1 without columns"),
     ((A.tolist(), A), {}, TypeError, "v must be a tensor, got list"),
     ((A, None), {}, TypeError, "v_prime must be a tensor, got NoneType"),
     ((A.long(), A), {}, TypeError, "v must be a floating point tensor, got torch.int64; convert it"),
@@ -441,19 +421,6 @@ ERRORS = [
     ((A, A), {"reduction": "sum"}, ValueError, 'reduction must be "mean" or "none", got \'sum\''),
     ((A, A), {"block_size": 0}, ValueError, "block_size must be a positive int, got 0"),
     ((A, A), {"block_size": 2.0}, ValueError, "block_size must be a positive int, got 2.0"),
-    ((A, A), {"columns": (A, A[:1])}, ValueError, r"columns\[0\] and columns\[1\] must have one shape"),
-    ((A, A), {"columns": (A[:, :2], A[:, :2])}, ValueError, "columns must match v in all but the rows"),
-    ((A, A), {"columns": (A[None], A[None])}, ValueError, "columns must match v in all but the rows"),
-    ((A, A), {"columns": (A.double(), A.double())}, ValueError, "columns must have v's dtype and device"),
-    ((A, A), {"columns": (A.to("meta"), A.to("meta"))}, ValueError, "columns must have v's dtype and device"),
-    (
-        (A, A),
-        {"columns": (A, A), "offset": 1},
-        ValueError,
-        "offset must place v's 2 rows inside the 2 columns, got 1",
-    ),
-    ((A, A), {"columns": (A, A), "offset": -1}, ValueError, "offset must place"),
-    ((A, A), {"columns": (A[:1], A[:1])}, ValueError, "offset must place v's 2 rows inside the 1 columns"),
 ]
 
 

@@ -33,13 +33,13 @@ def clustered(n, d, dtype=torch.float32):
     )
 
 
-def in_tiles(v, v_prime, temperature, columns=(None, None), offset=0, block_size=None):
-    return op.info_nce(v, v_prime, *columns, offset, temperature, block_size)
+def in_tiles(v, v_prime, temperature, block_size=None):
+    return op.info_nce(v, v_prime, temperature, block_size)
 
 
-def exact(v, v_prime, temperature, columns=(None, None), offset=0):
+def exact(v, v_prime, temperature):
     """The plain formula in float64 on the same values."""
-    return plain(v, v_prime, *columns, offset, temperature)
+    return plain(v, v_prime, temperature)
 
 
 def loss_and_gradients(loss, inputs, upstream):
@@ -77,20 +77,6 @@ def test_equals_the_plain_formula(n, dtype):
         for a, b in zip(found, expected, strict=True):
             # float32 logits of 100 are off by 1e-5, and so are their exponentials.
             assert_close(a, b, factor=10 if temperature < 0.05 else 1)
-
-
-@pytest.mark.parametrize(("n", "m", "offset"), [(3, 3, 0), (5, 150, 0), (70, 150, 41), (66, 150, 84)])
-@pytest.mark.parametrize("leading", [(), (2,)])
-@pytest.mark.usefixtures("small_tiles")
-def test_columns_equal_the_plain_formula_and_receive_their_gradient(n, m, offset, leading):
-    inputs = [*views(*leading, n, 6, dtype=F64), *views(*leading, m, 6, dtype=F64, seed=2)]
-    upstream = upstream_of(2 * n).expand(*leading, 2 * n)
-    found, expected = (
-        loss_and_gradients(lambda v, w, c, d: loss(v, w, 0.3, (c, d), offset), inputs, upstream)  # noqa: B023
-        for loss in (in_tiles, exact)
-    )
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -331,18 +317,50 @@ def test_small_batches_take_the_plain_formula(n, options, expected, monkeypatch)
 # ---- autograd and the compiler -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("columns", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_operator_keeps_torchs_rules(columns, dtype):
+def test_the_operator_keeps_torchs_rules(dtype):
     """Schema, no aliases, fake tensors of the same shapes."""
-    v, v_prime = (x.detach() for x in views(6, 4, dtype=dtype))
-    c, c_prime = views(9, 4, dtype=dtype, seed=1) if columns else (None, None)
-    arguments = (v, v_prime, c, c_prime, 2 if columns else 0, 0.5, None, True)
+    arguments = (*(x.detach() for x in views(6, 4, dtype=dtype)), 0.5, None, True)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(op._forward, arguments, test_utils=checks)
     losses, *saved = op._forward(*arguments)
-    arguments = (torch.ones_like(losses), *saved, 2 if columns else 0, 0.5, None, dtype)
+    arguments = (torch.ones_like(losses), *saved, 0.5, None, dtype)
     torch.library.opcheck(op._backward, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("leading", [(), (2,)])
+@pytest.mark.parametrize("both", [True, False])
+def test_forward_mode_derivatives(both, leading, monkeypatch):
+    monkeypatch.setattr(op, "ROWS_OF_JVP", 250)
+    v, v_prime = (x.detach() for x in views(*leading, 300, 4, dtype=F64))
+    tangents = views(*leading, 300, 4, dtype=F64, seed=1)
+    t, t_prime = tangents[0].detach(), tangents[1].detach()
+    inputs, along = ((v, v_prime), (t, t_prime)) if both else ((v,), (t,))
+
+    def tangent(loss):
+        return torch.func.jvp(lambda x, y=v_prime: loss(x, y), inputs, along)
+
+    for a, b in zip(
+        tangent(lambda x, y: in_tiles(x, y, 0.3)), tangent(lambda x, y: exact(x, y, 0.3)), strict=True
+    ):
+        assert_close(a, b)
+
+
+def test_derivatives_of_both_modes_together():
+    v, v_prime = (x.detach() for x in views(300, 3, dtype=F64))
+    along = torch.ones_like(v)
+
+    def products(loss):
+        gradient = torch.func.grad(lambda x: loss(x, v_prime).mean())
+        forward_over_reverse = torch.func.jvp(gradient, (v,), (along,))[1]
+        x = v.clone().requires_grad_()
+        (first,) = torch.autograd.grad(loss(x, v_prime).mean(), x, create_graph=True)
+        (reverse_over_reverse,) = torch.autograd.grad((first * along).sum(), x)
+        return forward_over_reverse, reverse_over_reverse
+
+    expected = products(lambda x, y: exact(x, y, 0.3))
+    for a, b in zip(products(lambda x, y: in_tiles(x, y, 0.3)), expected, strict=True):
+        assert_close(a, b)
 
 
 def test_functional_gradients():

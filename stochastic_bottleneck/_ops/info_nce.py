@@ -25,10 +25,9 @@ from stochastic_bottleneck._ops.unit_rows import unit_rows
 def plain(
     v: Tensor,
     v_prime: Tensor,
-    columns: Tensor | None,
-    columns_prime: Tensor | None,
-    offset: int,
     temperature: float,
+    columns: tuple[Tensor, Tensor] | None = None,
+    offset: int = 0,
     reduction: str = "none",
 ) -> Tensor:
     """Per-row losses of both views, first v's rows, then v_prime's, from the matrix of all pairs.
@@ -36,20 +35,17 @@ def plain(
     Args:
         v: first views. Shape: (N, D) or (K, N, D)
         v_prime: second views. Shape: (N, D) or (K, N, D)
-        columns: all processes' first views, None for `v`. Shape: (M, D) or (K, M, D)
-        columns_prime: all processes' second views, None for `v_prime`. Shape: (M, D) or (K, M, D)
-        offset: place of `v`'s first row in `columns`.
         temperature: tau.
+        columns: both views of all processes, None for `v` and `v_prime`. Shape: (M, D) or (K, M, D)
+        offset: index of `v`'s first row in `columns`.
         reduction: "none", or "mean" over all rows.
 
     Returns:
         Losses in nats, float32 or float64. Shape: (2N,) or (K, 2N), or () for "mean"
     """
-    n, m = v.shape[-2], v.shape[-2] if columns is None else columns.shape[-2]
+    n, m = v.shape[-2], v.shape[-2] if columns is None else columns[0].shape[-2]
     rows = unit_rows(torch.cat((v, v_prime), dim=-2))
-    everything = rows
-    if columns is not None and columns_prime is not None:
-        everything = unit_rows(torch.cat((columns, columns_prime), dim=-2))
+    everything = rows if columns is None else unit_rows(torch.cat(columns, dim=-2))
     if columns is None:
         left_out = rows.new_full((2 * n,), -math.inf).diag()
         positive = torch.arange(-n, n, device=v.device) % (2 * n)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stochastic_bottleneck._ops import unit_rows
-from stochastic_bottleneck._ops.gather import Gathering, all_gather, check_alike
+from stochastic_bottleneck._ops.gather import Gathering, all_gather, check_alike, resolve
 from stochastic_bottleneck._ops.info_nce import plain
 from stochastic_bottleneck._ops.info_nce_op import (
     Options,
@@ -42,10 +42,10 @@ from stochastic_bottleneck._ops.precision import at_least_float32
 from stochastic_bottleneck._ops.tiles import kept_bytes
 
 
-def info_nce(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None) -> Tensor:
+def info_nce(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, group: str) -> Tensor:
     """Per-row losses of this process, v's rows first, exact to `info_nce.plain` with everyone's rows as columns."""
-    keep = keeps(block_size, v, v_prime)
-    losses: Tensor = _GatheredInfoNCE.apply(v, v_prime, temperature, block_size, keep)[0]
+    needs_grad = torch.is_grad_enabled() and (v.requires_grad or v_prime.requires_grad)
+    losses: Tensor = _GatheredInfoNCE.apply(v, v_prime, temperature, block_size, needs_grad, group)[0]
     return losses
 
 
@@ -57,7 +57,7 @@ class _GatheredInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        v, v_prime, ctx.temperature, ctx.block_size, _ = inputs
+        v, v_prime, ctx.temperature, ctx.block_size, _, ctx.group = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(v, v_prime, *output[1:])
         ctx.set_materialize_grads(False)  # zeros as large as all that is kept
@@ -66,29 +66,29 @@ class _GatheredInfoNCE(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         v, v_prime, *saved = ctx.saved_tensors
         if grads[0] is None:
-            return (None,) * 5
+            return (None,) * 6
         if torch.is_grad_enabled():  # to be differentiated again
-            formula = partial(_plain, temperature=ctx.temperature)
-            return *again(formula, [v, v_prime], grads[0]), None, None, None
-        grad = _backward(grads[0], *saved, ctx.temperature, ctx.block_size, v.dtype)
-        return *unstack(grad, v), None, None, None
+            formula = partial(_plain, temperature=ctx.temperature, group=ctx.group)
+            return *again(formula, [v, v_prime], grads[0]), *(None,) * 4
+        grad = _backward(grads[0], *saved, ctx.temperature, ctx.block_size, v.dtype, ctx.group)
+        return *unstack(grad, v), *(None,) * 4
 
 
 @torch.library.custom_op(
     "stochastic_bottleneck::info_nce_gathered",
     mutates_args=(),
-    schema="(Tensor v, Tensor v_prime, float temperature, SymInt? block_size, bool keep)"
+    schema="(Tensor v, Tensor v_prime, float temperature, SymInt? block_size, bool needs_grad, str group)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(
-    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, keep: bool
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, needs_grad: bool, group: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, then what `_backward` asks for first; `c` are the other processes' unit rows."""
-    check_alike(v, v_prime)
-    others = Gathering(stack(v, v_prime))
+    check_alike(v, v_prime, group=group, temperature=temperature, needs_grad=needs_grad)
+    others = Gathering(stack(v, v_prime), group)
     u, length = unit_rows.forward(at_least_float32(stack(v, v_prime)))
-    kept, kept_remote = _kept(u, keep)
-    options = _options(v.dtype, u, temperature, block_size)
+    kept, kept_remote = _kept(u, keeps(needs_grad, block_size, v), group)
+    options = _options(v.dtype, u, temperature, block_size, group)
     sums = torch.stack([p.sums() for p in among(u, options, kept)])
     c, _ = unit_rows.forward(others.wait().to(u.dtype))
     sums += torch.stack([p.sums() for p in _remote(u, c, options, kept_remote)])
@@ -98,7 +98,7 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, keep: bool
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, needs_grad: bool, group: str
 ) -> tuple[Tensor, ...]:
     u = fake_rows(v)
     k, _, n, d = u.shape
@@ -108,8 +108,8 @@ def _(
         u.new_empty(u.shape[:-1]),
         u,
         u.new_empty(*u.shape[:-1], 1),
-        u.new_empty(k, 2 * n * (dist.get_world_size() - 1), d),
-        *_kept(u, keep),
+        u.new_empty(k, 2 * n * (_processes(group) - 1), d),
+        *_kept(u, keeps(needs_grad, block_size, v), group),
     )
 
 
@@ -117,7 +117,7 @@ def _(
     "stochastic_bottleneck::info_nce_gathered_backward",
     mutates_args=(),
     schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor length, Tensor c, Tensor kept,"
-    " Tensor kept_remote, float temperature, SymInt? block_size, ScalarType dtype) -> Tensor",
+    " Tensor kept_remote, float temperature, SymInt? block_size, ScalarType dtype, str group) -> Tensor",
 )
 def _backward(
     grad_losses: Tensor,
@@ -131,12 +131,13 @@ def _backward(
     temperature: float,
     block_size: int | None,
     dtype: torch.dtype,
+    group: str,
 ) -> Tensor:
     """Gradient of the stacked views in the inputs' dtype, of the sum of all processes' losses."""
     g = grad_losses.reshape(weight.shape)
     a = g * weight
-    others = Gathering(a)
-    options, weights = _options(dtype, u, temperature, block_size), a.flatten(1)
+    others = Gathering(a, group)
+    options, weights = _options(dtype, u, temperature, block_size, group), a.flatten(1)
     local = among(u, options, kept)
     grad = stack_of([p.gradients(w)[0] for p, w in zip(local, weights, strict=True)])
     remote = zip(_remote(u, c, options, kept_remote), weights, others.wait(), strict=True)
@@ -158,17 +159,25 @@ def _(
     temperature: float,
     block_size: int | None,
     dtype: torch.dtype,
+    group: str,
 ) -> Tensor:
     return torch.empty_like(u, dtype=dtype)
 
 
-def _plain(v: Tensor, v_prime: Tensor, temperature: float) -> Tensor:
-    columns, columns_prime = all_gather(torch.stack((v, v_prime)), dim=-2).unbind(0)
-    return plain(v, v_prime, columns, columns_prime, dist.get_rank() * v.shape[-2], temperature)
+def _plain(v: Tensor, v_prime: Tensor, temperature: float, group: str) -> Tensor:
+    columns, columns_prime = all_gather(torch.stack((v, v_prime)), dim=-2, group=group).unbind(0)
+    first = dist.get_rank(resolve(group)) * v.shape[-2]
+    return plain(v, v_prime, temperature, (columns, columns_prime), first)
 
 
-def _options(dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None) -> Options:
-    columns = 2 * u.shape[2] * dist.get_world_size()
+def _processes(group: str) -> int:
+    return dist.get_world_size(resolve(group))
+
+
+def _options(
+    dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None, group: str
+) -> Options:
+    columns = 2 * u.shape[2] * _processes(group)
     return temperature, precision(dtype, columns, temperature, u.device), block_size
 
 
@@ -178,10 +187,10 @@ def _remote(u: Tensor, c: Tensor, options: Options, kept: Tensor) -> list[AnyPai
     return [pairs_of(r, columns, (), *options, own) for r, columns, own in zip(rows, c, kept, strict=True)]
 
 
-def _kept(u: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def _kept(u: Tensor, keep: bool, group: str) -> tuple[Tensor, Tensor]:
     """Memory for the exponentials of local and of remote pairs."""
     k, _, n, _ = u.shape
-    widths = (2 * n, 2 * n * (dist.get_world_size() - 1))
+    widths = (2 * n, 2 * n * (_processes(group) - 1))
     sizes = [kept_bytes(2 * k, 2 * n, width) if keep else 0 for width in widths]
     local, remote = (u.new_empty(k, size, dtype=torch.uint8) for size in sizes)
     return local, remote

@@ -8,7 +8,6 @@ so that with a_i = g_i sigmoid(x_i) / (n_i tau) and q_i = -g_i sigmoid(x_i) / ta
 
     dL/du_i = sum_k exp(s_ik) (a_i + a_k) u_k  +  (q_i + q_p(i)) u_p(i)
 
-where the columns are the rows. Where they are other tensors, the terms in a_k and q_p(i) are theirs.
 
 Unit rows bound every logit by 1 / tau, so the exponentials need no running maximum: down to a temperature of
 `COLDEST_IN_FLOAT32`, float32 holds them and their sums with room for any number of rows and any sensible g. Below
@@ -21,6 +20,7 @@ At temperatures below `COLDEST_IN_BFLOAT16` that bound says little, and float32 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -39,21 +39,13 @@ Options = tuple[float, Precision, int | None]  # temperature, precision and bloc
 COLDEST_IN_FLOAT32 = 0.025
 COLDEST_IN_BFLOAT16 = 0.05
 ROWS_FOR_BFLOAT16 = 1024
+ROWS_OF_JVP = 1024  # rows whose pairs the forward-mode derivative holds at a time
 
 
-def info_nce(
-    v: Tensor,
-    v_prime: Tensor,
-    columns: Tensor | None,
-    columns_prime: Tensor | None,
-    offset: int,
-    temperature: float,
-    block_size: int | None,
-) -> Tensor:
+def info_nce(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None) -> Tensor:
     """`info_nce.plain` in tiles of at most `block_size` rows and columns, None to fit the processor's cache."""
-    inputs = (v, v_prime, columns, columns_prime)
-    keep = keeps(block_size, *inputs)
-    losses: Tensor = _InfoNCE.apply(*inputs, offset, temperature, block_size, keep)[0]
+    needs_grad = torch.is_grad_enabled() and (v.requires_grad or v_prime.requires_grad)
+    losses: Tensor = _InfoNCE.apply(v, v_prime, temperature, block_size, keeps(needs_grad, block_size, v))[0]
     return losses
 
 
@@ -69,88 +61,90 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *views, ctx.offset, ctx.temperature, ctx.block_size, _ = inputs
+        v, v_prime, ctx.temperature, ctx.block_size, _ = inputs
+        _, weight, pull, u, length, kept = output
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*views, *output[1:])
+        ctx.save_for_backward(v, v_prime, weight, pull, u, length, kept)
+        ctx.save_for_forward(u, length)
         ctx.set_materialize_grads(False)  # zeros as large as all that is kept
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        views, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        options = (None,) * 4
+        v, v_prime, *saved = ctx.saved_tensors
         if grads[0] is None:
-            return (None,) * 8
+            return (None,) * 5
         if torch.is_grad_enabled():  # to be differentiated again
-            formula = partial(plain, offset=ctx.offset, temperature=ctx.temperature)
-            return *again(formula, views, grads[0]), *options
-        arguments = (ctx.offset, ctx.temperature, ctx.block_size, views[0].dtype)
-        grad, grad_c = _backward(grads[0], *saved, *arguments)
-        of_columns = (None, None) if views[2] is None else unstack(grad_c, views[2])
-        return *unstack(grad, views[0]), *of_columns, *options
+            formula = partial(plain, temperature=ctx.temperature)
+            return *again(formula, (v, v_prime), grads[0]), None, None, None
+        grad = _backward(grads[0], *saved, ctx.temperature, ctx.block_size, v.dtype)
+        return *unstack(grad, v), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        u, length = ctx.saved_tensors
+        given = next(t for t in tangents if t is not None)
+        tangent = torch.stack([torch.zeros_like(given) if t is None else t for t in tangents[:2]], dim=-3)
+        along = unit_rows.backward(tangent.to(u.dtype, copy=True).view(u.shape), u, length)
+        losses = torch.stack(
+            [_jvp(x, y, ctx.temperature) for x, y in zip(u, along, strict=True)]
+        )  # each of K
+        return losses.view(*given.shape[:-2], -1), *(None,) * 5
 
 
-# ---- the operators: both views stacked, rows of Shape: (K, 2, N, D), columns (K, 2, M, D), for K losses --------
+def _jvp(u: Tensor, tangent: Tensor, temperature: float) -> Tensor:
+    """Tangent of one loss's rows from that of its unit rows, a block of rows at a time. Shape: (2, N, D)."""
+    n = u.shape[1]
+    u, tangent = u.flatten(0, 1), tangent.flatten(0, 1)
+    found = []
+    for rows in torch.split(torch.arange(2 * n, device=u.device), ROWS_OF_JVP):
+        logits = (u[rows] @ u.T / temperature).scatter(1, rows[:, None], -math.inf)
+        change = (tangent[rows] @ u.T + u[rows] @ tangent.T) / temperature
+        positive = change.gather(1, (rows[:, None] + n) % (2 * n)).squeeze(1)
+        found.append((logits.softmax(1) * change).sum(1) - positive)
+    return torch.cat(found)
+
+
+# ---- the operators: both views stacked, Shape: (K, 2, N, D), for K losses -----------------------------------------
 
 
 @torch.library.custom_op(
     "stochastic_bottleneck::info_nce",
     mutates_args=(),
-    schema="(Tensor v, Tensor v_prime, Tensor? columns, Tensor? columns_prime, SymInt offset, float temperature,"
-    " SymInt? block_size, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor v, Tensor v_prime, float temperature, SymInt? block_size, bool keep)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(
-    v: Tensor,
-    v_prime: Tensor,
-    columns: Tensor | None,
-    columns_prime: Tensor | None,
-    offset: int,
-    temperature: float,
-    block_size: int | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, then what `_backward` asks for first."""
     u, length = unit_rows.forward(at_least_float32(stack(v, v_prime)))
-    c, c_length = u.new_empty(0), u.new_empty(0)
-    if columns is not None and columns_prime is not None:
-        c, c_length = unit_rows.forward(at_least_float32(stack(columns, columns_prime)))
-    kept = _kept(v, columns, keep)
-    pairs = _pairs(v.dtype, u, c, kept, offset, temperature, block_size)
+    kept = _kept(v, keep)
+    pairs = among(u, _options(v.dtype, u, temperature, block_size), kept)
     sums = torch.stack([p.sums() for p in pairs]).view(u.shape[:-1])
-    positive = cosine(u[:, 0], u[:, 1]) if columns is None else (u * _opposite(u, c, offset)).sum(dim=-1)
-    losses, weight, pull = from_sums(sums, positive, temperature)
-    return losses.view(*v.shape[:-2], -1), weight, pull, u, length, c, c_length, kept
+    losses, weight, pull = from_sums(sums, cosine(u[:, 0], u[:, 1]), temperature)
+    return losses.view(*v.shape[:-2], -1), weight, pull, u, length, kept
 
 
 @_forward.register_fake
 def _(
-    v: Tensor,
-    v_prime: Tensor,
-    columns: Tensor | None,
-    columns_prime: Tensor | None,
-    offset: int,
-    temperature: float,
-    block_size: int | None,
-    keep: bool,
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, keep: bool
 ) -> tuple[Tensor, ...]:
     u = fake_rows(v)
-    c = u.new_empty(0) if columns is None else fake_rows(columns)
     return (
         u.new_empty(*v.shape[:-2], 2 * v.shape[-2]),
         u.new_empty(u.shape[:-1], dtype=sums_dtype(v.dtype, temperature)),
         u.new_empty(u.shape[:-1]),
         u,
         u.new_empty(*u.shape[:-1], 1),
-        c,
-        u.new_empty(0) if columns is None else u.new_empty(*c.shape[:-1], 1),
-        _kept(v, columns, keep),
+        _kept(v, keep),
     )
 
 
 @torch.library.custom_op(
     "stochastic_bottleneck::info_nce_backward",
     mutates_args=(),
-    schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor length, Tensor c, Tensor c_length,"
-    " Tensor kept, SymInt offset, float temperature, SymInt? block_size, ScalarType dtype) -> (Tensor, Tensor)",
+    schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor length, Tensor kept,"
+    " float temperature, SymInt? block_size, ScalarType dtype) -> Tensor",
 )
 def _backward(
     grad_losses: Tensor,
@@ -158,34 +152,18 @@ def _backward(
     pull: Tensor,
     u: Tensor,
     length: Tensor,
-    c: Tensor,
-    c_length: Tensor,
     kept: Tensor,
-    offset: int,
     temperature: float,
     block_size: int | None,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the stacked views and of the stacked columns, in the inputs' dtype."""
+) -> Tensor:
+    """Gradient of the stacked views, in the inputs' dtype."""
     g = grad_losses.reshape(weight.shape)
     a, q = g * weight, g * -pull
-    pairs = _pairs(dtype, u, c, kept, offset, temperature, block_size)
-    n = u.shape[2]
-    if not c.numel():
-        grad = stack_of([p.gradients(w.flatten())[0] for p, w in zip(pairs, a, strict=True)]).view_as(u)
-        pull_together(grad, q, u)
-        return lower(unit_rows.backward(grad, u, length), dtype), torch.empty_like(c, dtype=dtype)
-    grad, grad_c = torch.empty_like(u), torch.zeros_like(c)
-    for i, p in enumerate(pairs):
-        loss, view = divmod(i, 2)
-        grad[loss, view], of_columns = p.gradients(a[loss, view], of_columns=True)
-        grad_c[loss] += of_columns.view_as(grad_c[loss])
-    grad.addcmul_(q[..., None], _opposite(u, c, offset))
-    grad_c[:, :, offset : offset + n] += (q[..., None] * u).flip(1)
-    return (
-        lower(unit_rows.backward(grad, u, length), dtype),
-        lower(unit_rows.backward(grad_c, c, c_length), dtype),
-    )
+    pairs = among(u, _options(dtype, u, temperature, block_size), kept)
+    grad = stack_of([p.gradients(w.flatten())[0] for p, w in zip(pairs, a, strict=True)]).view_as(u)
+    pull_together(grad, q, u)
+    return lower(unit_rows.backward(grad, u, length), dtype)
 
 
 @_backward.register_fake
@@ -195,25 +173,20 @@ def _(
     pull: Tensor,
     u: Tensor,
     length: Tensor,
-    c: Tensor,
-    c_length: Tensor,
     kept: Tensor,
-    offset: int,
     temperature: float,
     block_size: int | None,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(u, dtype=dtype), torch.empty_like(c, dtype=dtype)
+) -> Tensor:
+    return torch.empty_like(u, dtype=dtype)
 
 
 # ---- what the operators share ----------------------------------------------------------------------------------
 
 
-def keeps(block_size: int | None, *inputs: Tensor | None) -> bool:
-    """Whether exponentials are kept for a backward pass; who sets a block size wants little memory instead."""
-    given = [x for x in inputs if x is not None]
-    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return differentiable and block_size is None and not fuses(given[0])
+def keeps(needs_grad: bool, block_size: int | None, v: Tensor) -> bool:
+    """Whether exponentials are kept for a backward pass; a block size asks for little memory instead."""
+    return needs_grad and block_size is None and not fuses(v)
 
 
 def stack(v: Tensor, v_prime: Tensor) -> Tensor:
@@ -290,13 +263,11 @@ def stack_of(tensors: list[Tensor]) -> Tensor:
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
 
 
-def again(
-    formula: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad: Tensor
-) -> list[Tensor | None]:
+def again(formula: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
     """The gradient of `formula`, differentiable itself."""
-    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    wanted = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))
-    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
+    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 def among(u: Tensor, options: Options, kept: Tensor) -> list[AnyPairs]:
@@ -307,38 +278,14 @@ def among(u: Tensor, options: Options, kept: Tensor) -> list[AnyPairs]:
     ]
 
 
-def _opposite(u: Tensor, c: Tensor, offset: int) -> Tensor:
-    """Each row's other view among the columns."""
-    return c[:, :, offset : offset + u.shape[2]].flip(1)
+def _options(dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None) -> Options:
+    return temperature, precision(dtype, 2 * u.shape[2], temperature, u.device), block_size
 
 
-def _pairs(
-    dtype: torch.dtype,
-    u: Tensor,
-    c: Tensor,
-    kept: Tensor,
-    offset: int,
-    temperature: float,
-    block_size: int | None,
-) -> list[AnyPairs]:
-    """Of each loss all rows; with columns, of each loss and view its rows and all columns."""
-    n, d = u.shape[-2:]
-    m = c.shape[2] if c.numel() else n
-    options = (temperature, precision(dtype, 2 * m, temperature, u.device), block_size)
-    if not c.numel():
-        return among(u, options, kept)
-    everything = c.view(-1, 2 * m, d)
-    return [
-        pairs_of(rows, everything[i // 2], (offset, offset + m), *options, own)
-        for i, (rows, own) in enumerate(zip(u.view(-1, n, d), kept, strict=True))
-    ]
-
-
-def _kept(v: Tensor, columns: Tensor | None, keep: bool) -> Tensor:
-    """Memory for exponentials, one piece for each item of `_pairs`."""
+def _kept(v: Tensor, keep: bool) -> Tensor:
+    """Memory for the exponentials of each loss."""
     k, n = v.shape[0] if v.ndim == 3 else 1, v.shape[-2]
-    groups, rows, width = (k, 2 * n, 2 * n) if columns is None else (2 * k, n, 2 * columns.shape[-2])
-    return v.new_empty(groups, kept_bytes(groups, rows, width) if keep else 0, dtype=torch.uint8)
+    return v.new_empty(k, kept_bytes(k, 2 * n, 2 * n) if keep else 0, dtype=torch.uint8)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

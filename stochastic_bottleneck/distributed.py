@@ -8,7 +8,8 @@ from torch import Tensor
 
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._ops import info_nce_gathered
-from stochastic_bottleneck._ops.gather import all_gather, check_alike, resolve
+from stochastic_bottleneck._ops.gather import all_gather, resolve
+from stochastic_bottleneck._ops.gather import check_alike as check_alike
 
 __all__ = ["gather_rows"]
 

@@ -254,7 +254,7 @@ def test_what_is_kept_for_the_backward_pass_grows_linearly(monkeypatch):
 def test_nothing_is_kept_without_a_gradient():
     v, v_prime = (x.detach() for x in views(200, 4))
     for keep, size in ((True, 1), (False, 0)):
-        assert (op._forward(v, v_prime, None, None, 0, 0.5, None, keep)[-1].numel() > 0) == bool(size)
+        assert (op._forward(v, v_prime, 0.5, None, keep)[-1].numel() > 0) == bool(size)
     with torch.no_grad():
         assert not in_tiles(*views(200, 4), 0.5).requires_grad
 

@@ -45,7 +45,8 @@ ROWS_OF_JVP = 1024  # rows whose pairs the forward-mode derivative holds at a ti
 def info_nce(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None) -> Tensor:
     """`info_nce.plain` in tiles of at most `block_size` rows and columns, None to fit the processor's cache."""
     needs_grad = torch.is_grad_enabled() and (v.requires_grad or v_prime.requires_grad)
-    losses: Tensor = _InfoNCE.apply(v, v_prime, temperature, block_size, keeps(needs_grad, block_size, v))[0]
+    function = _InfoNCE if torch.compiler.is_compiling() else _BothModes
+    losses: Tensor = function.apply(v, v_prime, temperature, block_size, keeps(needs_grad, block_size, v))[0]
     return losses
 
 
@@ -62,10 +63,8 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         v, v_prime, ctx.temperature, ctx.block_size, _ = inputs
-        _, weight, pull, u, length, kept = output
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(v, v_prime, weight, pull, u, length, kept)
-        ctx.save_for_forward(u, length)
+        ctx.save_for_backward(v, v_prime, *output[1:])
         ctx.set_materialize_grads(False)  # zeros as large as all that is kept
 
     @staticmethod
@@ -79,15 +78,22 @@ class _InfoNCE(torch.autograd.Function):
         grad = _backward(grads[0], *saved, ctx.temperature, ctx.block_size, v.dtype)
         return *unstack(grad, v), None, None, None
 
+
+class _BothModes(_InfoNCE):
+    """With the derivative of forward mode, which the compiler refuses to trace."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _InfoNCE.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*output[3:5])  # unit rows and their lengths
+
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         u, length = ctx.saved_tensors
         given = next(t for t in tangents if t is not None)
         tangent = torch.stack([torch.zeros_like(given) if t is None else t for t in tangents[:2]], dim=-3)
         along = unit_rows.backward(tangent.to(u.dtype, copy=True).view(u.shape), u, length)
-        losses = torch.stack(
-            [_jvp(x, y, ctx.temperature) for x, y in zip(u, along, strict=True)]
-        )  # each of K
+        losses = torch.stack([_jvp(*each, ctx.temperature) for each in zip(u, along, strict=True)])
         return losses.view(*given.shape[:-2], -1), *(None,) * 5
 
 

@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -53,6 +55,18 @@ def test_is_copied_pickled_and_holds_no_state():
 def test_bad_options_are_refused_when_built(options, message):
     with pytest.raises(ValueError, match=message):
         InfoNCELoss(**options)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.float16, Fraction, np.int64])
+def test_any_real_number_is_a_temperature(number, fresh_compiler):
+    v, v_prime = views(4, 5)
+    value = 2.0 if number is np.int64 else 0.5
+    loss = InfoNCELoss(number(value), block_size=np.int64(3))
+    assert type(loss.temperature) is float
+    expected = InfoNCELoss(value, block_size=3)(v, v_prime)
+    assert torch.equal(loss(v, v_prime), expected)
+    assert torch.equal(functional.info_nce(v, v_prime, number(value), block_size=np.int64(3)), expected)
+    assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(v, v_prime), expected)
 
 
 @pytest.mark.parametrize("gather", [False, True])

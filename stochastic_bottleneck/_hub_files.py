@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +15,123 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from stochastic_bottleneck import _checks
+from stochastic_bottleneck._version import __version__
+
 MODEL_TYPE = "stochastic_bottleneck.HubModel"
 FORMAT_VERSION = 1
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 REPOSITORY = r"\w[\w.-]*(/[\w.-]+)?"
+WIRING = ("variance_from", "symmetric", "checkpoint_encoder")
+BOTTLENECK = ("kind", "dim", "in_features", "out_features", "hard", "variance", "location_std")
+LAYOUT = {
+    "": (
+        "model_type",
+        "format_version",
+        "library_version",
+        "classes",
+        "encoder",
+        "bottleneck",
+        "head",
+        *WIRING,
+    ),
+    "classes": ("encoder", "bottleneck", "head"),
+    "encoder": ("name", "options", "feature_dim"),
+    "bottleneck": (*BOTTLENECK, "projector", "upsampler"),
+    "head": ("width", "projection_dim"),
+}
+"""What a config holds, and the parts of it that are objects of their own."""
+WIDTHS = {
+    "encoder": ("feature_dim",),
+    "bottleneck": ("dim", "in_features", "out_features"),
+    "head": ("width", "projection_dim"),
+}
+MAX_WIDTH = 2**24
+"""Above any width of a layer, and small enough that the size of a layer that has it both ways can be counted."""
 
 
 def find(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
-    """The folder of that name, or else the downloaded repository, with both files."""
+    """The folder of that name, or else the downloaded repository, with a config."""
     folder = Path(name)
     if not folder.is_dir():
         if isinstance(name, Path) or not re.fullmatch(REPOSITORY, name):
             raise FileNotFoundError(f"there is no folder {name}; pass one that save_pretrained wrote")
         folder = Path(snapshot_download(name, allow_patterns=[*FILES], **hub_options))
-    for file in FILES:
-        if not (folder / file).is_file():
-            raise FileNotFoundError(
-                f"{folder / file} is missing; the model was not saved to the end, where the config comes: save it again"
-            )
-    return folder
+    if (folder / CONFIG_NAME).is_file():
+        return folder
+    if (folder / SAFETENSORS_SINGLE_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder / CONFIG_NAME} is missing beside {SAFETENSORS_SINGLE_FILE}: saving stopped before its end, where "
+            "the config is written, or something other than HubModel.save_pretrained wrote the folder; save the model "
+            "again with save_pretrained"
+        )
+    entries = sorted(path.name for path in folder.iterdir())
+    listed = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
+    raise FileNotFoundError(
+        f"{folder / CONFIG_NAME} is missing: {folder} is no folder that HubModel.save_pretrained wrote (it holds "
+        f"{listed or 'nothing'}); pass one that is, or make one of a trained model with HubModel.from_wrapper"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config, of our type and version."""
+    """The config, of our type and version, with nothing missing, nothing unknown and no width out of bounds."""
     path = folder / CONFIG_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); save the model again") from error
     found = config if isinstance(config, dict) else {}
-    if (found.get("model_type"), found.get("format_version")) != (MODEL_TYPE, FORMAT_VERSION):
+    version = found.get("library_version")
+    if found.get("model_type") != MODEL_TYPE:
         raise ValueError(
-            f"{path} must be of model_type {MODEL_TYPE!r} and format_version {FORMAT_VERSION}, got "
-            f"{found.get('model_type')!r} and {found.get('format_version')!r}; load it with the version that wrote it, "
-            f"{found.get('library_version')}"
+            f"{path} must be of model_type {MODEL_TYPE!r}, got {found.get('model_type')!r}; pass a folder that "
+            "HubModel.save_pretrained wrote"
         )
+    if found.get("format_version") != FORMAT_VERSION or isinstance(found["format_version"], bool):
+        raise ValueError(
+            f"{path} must be of format_version {FORMAT_VERSION}, got {found.get('format_version')!r}; load it with the "
+            f"version of stochastic-bottleneck that wrote it, {version!r} (this is {__version__})"
+        )
+    for part, names in LAYOUT.items():
+        section = found[part] if part else found
+        if section is None and part in ("bottleneck", "head"):
+            continue
+        if not isinstance(section, dict):
+            raise ValueError(
+                f"{path} is damaged ({part} must be an object, got {section!r}); save the model again"
+            )
+        place = f"{part}." * bool(part)
+        if unknown := [f"{place}{name}" for name in section if name not in names]:
+            raise ValueError(
+                f"{path} holds the option {', '.join(unknown)}, which stochastic-bottleneck {__version__} does not "
+                f"know; version {version!r} wrote the file: pip install --upgrade stochastic-bottleneck"
+            )
+        if missing := [f"{place}{name}" for name in names if name not in section]:
+            raise ValueError(f"{path} is damaged ({', '.join(missing)} is missing); save the model again")
+        with naming(path):
+            for name in WIDTHS.get(part, ()):
+                if section[name] is not None or (part, name) != ("encoder", "feature_dim"):
+                    _checks.integer(f"{place}{name}", section[name], most=MAX_WIDTH)
     return found
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors about what a file holds, with the file's name in front."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights by name, on the CPU."""
     path = folder / SAFETENSORS_SINGLE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing beside {CONFIG_NAME}, which save_pretrained writes after it; copy the whole folder, or "
+            "save the model again"
+        )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -66,11 +143,21 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def differences(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
-    """Weights that differ in name or shape, in words; nothing where all fit."""
+    """Weights that differ in name, shape or kind of number, in words; nothing where all fit."""
     found = [f"{name} is missing from the model" for name in saved if name not in built]
     for name, tensor in built.items():
         if name not in saved:
             found.append(f"{name} is the model's alone")
-        elif not is_lazy(tensor) and tensor.shape != saved[name].shape:
-            found.append(f"{name} is {(*tensor.shape,)} in the model and {(*saved[name].shape,)} as saved")
+            continue
+        if is_lazy(tensor):
+            continue
+        stored = saved[name]
+        if tensor.shape != stored.shape:
+            found.append(f"{name} is {(*tensor.shape,)} in the model and {(*stored.shape,)} as saved")
+        elif tensor.dtype != stored.dtype and not (tensor.is_floating_point() and stored.is_floating_point()):
+            found.append(f"{name} is {tensor.dtype} in the model and {stored.dtype} as saved")
     return ", ".join(found[:5] + ([f"{len(found) - 5} more"] if len(found) > 5 else []))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

@@ -5,9 +5,10 @@ Importing this module needs the extra "hub".
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from stochastic_bottleneck import _checks, _hub_encoders
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import linear, mlp
 from stochastic_bottleneck._version import __version__
@@ -27,13 +29,12 @@ for _package in ("huggingface_hub", "safetensors"):  # ahead of the imports, to 
     require(_package, "stochastic_bottleneck.hub", "hub")
 
 from huggingface_hub import PyTorchModelHubMixin  # noqa: E402
-from huggingface_hub.constants import CONFIG_NAME  # noqa: E402
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE  # noqa: E402
 
 from stochastic_bottleneck import _hub_files  # noqa: E402
 
 __all__ = ["HubModel"]
 
-WIRING = ("variance_from", "symmetric", "checkpoint_encoder")
 HUB_OPTIONS = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
 
 
@@ -51,19 +52,25 @@ class HubModel(
     config is whole: it is removed first and written last. Widths learned from a first batch are kept.
 
     JSON can tell how to build an encoder of torchvision or timm by its name, and the library's own projectors,
-    upsamplers and heads. Any other part has to be passed to `from_pretrained` again. What is no weight and no
-    option (hooks, frozen parameters, SyncBatchNorm in place of BatchNorm) is not kept.
+    upsamplers and heads. Any other part has to be passed to `from_pretrained` again; the error names its class, or
+    what its attribute `built_by` says, such as "mine.make_encoder(depth=3)". What is no weight and no option
+    (hooks, frozen parameters, SyncBatchNorm in place of BatchNorm) is not kept.
+
+    Nothing in a folder is executed, unpickled, downloaded or opened as a path, whoever wrote it: a config can ask
+    for classification models that are registered in torchvision or timm, with options from a list, and no more.
 
     Args:
         encoder: as for `StochConWrapper`, or a name such as "torchvision:resnet18" or "timm:vit_tiny_patch16_224",
             built without pretrained weights.
         encoder_name: the name that builds this encoder, where `encoder` is a module.
-        encoder_options: keyword arguments of the function that the name stands for; JSON values.
+        encoder_options: keyword arguments of the function that the name stands for: widths, depths, image sizes,
+            dropout rates and flags, such as `img_size`, `in_chans` and `drop_path_rate`. Others are refused.
         **options: those of `StochConWrapper`.
 
     Raises:
-        ValueError: for a name or options that do not build the encoder, and as `StochConWrapper`.
-        TypeError: for options that are not JSON values, and as `StochConWrapper`.
+        ValueError: for a name or options that do not build the encoder, options that a file must not hold, and as
+            `StochConWrapper`.
+        TypeError: for options of another type, and as `StochConWrapper`.
 
     Example:
         >>> import tempfile
@@ -88,8 +95,8 @@ class HubModel(
         named = encoder if isinstance(encoder, str) else None
         if encoder_name is not None if named else (encoder_options and not encoder_name):
             raise ValueError("encoder_name goes with a module as encoder, encoder_options with a name")
-        kept = _as_json(encoder_options or {})
-        super().__init__(encoder if named is None else _build_encoder(named, kept), **options)  # type: ignore[arg-type]
+        kept = _hub_encoders.check_options({} if encoder_options is None else encoder_options)
+        super().__init__(encoder if named is None else _hub_encoders.build(named, kept), **options)  # type: ignore[arg-type]
         self.encoder_name, self.encoder_options = named or encoder_name, kept
         if named is None:
             self._check_name()
@@ -108,7 +115,7 @@ class HubModel(
         """
         if not isinstance(model, StochConWrapper):
             raise TypeError(f"model must be a StochConWrapper, got {type(model).__name__}")
-        wiring = {name: getattr(model, name) for name in WIRING}
+        wiring = {name: getattr(model, name) for name in _hub_files.WIRING}
         made = cls(model.encoder, bottleneck=model.bottleneck, head=model.head, **wiring, **options)
         made.training = model.training
         return made
@@ -122,7 +129,9 @@ class HubModel(
 
         Raises:
             ValueError: for layers of unknown width, an encoder that its name no longer builds, or a `config`.
+            TypeError: for a folder that is no path.
         """
+        _check_path("save_directory", save_directory)
         config = self._config()  # what cannot be saved is refused before the folder is touched
         if options.get("config") not in (None, config):
             raise ValueError("config is made from the model; leave it out")
@@ -155,46 +164,62 @@ class HubModel(
 
         Raises:
             FileNotFoundError: for a folder that is missing, or that lacks the config or the weights.
-            ValueError: for a config or weights that are damaged or of something else, and parts missing or unfit.
-            TypeError: for an unknown option, or a part that is not a module.
+            ValueError: for a config or weights that are damaged, of a newer version or of something else, options
+                that a config must not hold, parts missing or unfit, and a device that cannot be used.
+            TypeError: for an unknown option, or an argument of another type.
         """
         if unknown := sorted(hub_options.keys() - HUB_OPTIONS):
             raise TypeError(f"from_pretrained has no option {unknown}; it passes on {sorted(HUB_OPTIONS)}")
-        folder = _hub_files.find(pretrained_model_name_or_path, hub_options)
-        config, state = _hub_files.read_config(folder), _hub_files.read_weights(folder)
-        try:
-            named, saved_bottleneck, saved_head = config["encoder"], config["bottleneck"], config["head"]
-            wiring = {name: config[name] for name in WIRING}
-            classes, width = config["classes"], named["feature_dim"]
-            source: dict[str, Any] = {}
-            if encoder is None and named["name"] is not None:
-                encoder = _build_encoder(named["name"], named["options"])
-                source = {"encoder_name": named["name"], "encoder_options": named["options"]}
-            if bottleneck is None and saved_bottleneck is not None:
-                bottleneck = StochasticBottleneck(**saved_bottleneck)
-            if head is None and saved_head is not None:
-                head = mlp(saved_head["width"], saved_head["width"], saved_head["projection_dim"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / CONFIG_NAME} is damaged ({error!r}); save it again") from error
+        _check_path("pretrained_model_name_or_path", pretrained_model_name_or_path)
         parts: dict[str, nn.Module | None] = {"encoder": encoder, "bottleneck": bottleneck, "head": head}
         for name, part in parts.items():
+            kind, words = (
+                (StochasticBottleneck, "StochasticBottleneck")
+                if name == "bottleneck"
+                else (nn.Module, "module")
+            )
+            if part is not None and not isinstance(part, kind):
+                raise TypeError(f"{name} must be a {words}, got {type(part).__name__}")
+        try:
+            torch.empty(0, device=map_location)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            message = f"map_location must be a device of this machine, got {map_location!r} ({error})"
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(message) from error
+        folder = _hub_files.find(pretrained_model_name_or_path, hub_options)
+        path, weights_path = folder / CONFIG_NAME, folder / SAFETENSORS_SINGLE_FILE
+        config, state = _hub_files.read_config(folder), _hub_files.read_weights(folder)
+        if stray := sorted(key for key in state if key.partition(".")[0] not in parts):
+            raise ValueError(f"{weights_path} holds weights of no part of the model: {stray[:5]}")
+        named = config["encoder"]
+        if encoder is not None and not isinstance(encoder, Encoder):
+            parts["encoder"] = _as_saved(encoder, named["feature_dim"])
+        for name, build in _builds(config).items():
+            part = parts[name]
             if part is None:
-                raise ValueError(
-                    f"{name} must be passed: {folder / CONFIG_NAME} cannot tell how to build this "
-                    f"{classes.get(name)}; use from_pretrained(..., {name}=...) with one built as it was"
-                )
-            if not isinstance(part, nn.Module):
-                raise TypeError(f"{name} must be a module, got {type(part).__name__}")
-            if name == "encoder" and not isinstance(part, Encoder):
-                parts[name] = part = as_encoder(part, width)
-                part.feature_dim = width  # as it was, be it unknown
+                if build is None:
+                    raise ValueError(
+                        f"{name} must be passed: {path} cannot tell how to build {config['classes'][name]}; "
+                        f"use from_pretrained(..., {name}=...) with one built as it was"
+                    )
+                # Shapes come first: a config may ask for more than there is memory.
+                with _hub_files.naming(path):
+                    part = _hub_encoders.shapes(build)
             own = {key.removeprefix(f"{name}."): t for key, t in state.items() if key.startswith(f"{name}.")}
             if differing := _hub_files.differences(part.state_dict(), own):
                 raise ValueError(
                     f"{name} does not fit the weights in {folder}: {differing}; pass {name}= as it was when the "
-                    f"model was saved, a {classes.get(name)}"
+                    f"model was saved: {config['classes'][name]}"
                 )
-        model = cls(**parts, **source, **wiring)  # type: ignore[arg-type]
+            if parts[name] is None and build is not None:
+                with _hub_files.naming(path):
+                    parts[name] = build()
+        with _hub_files.naming(path):
+            model = cls(**parts, **{name: config[name] for name in _hub_files.WIRING})  # type: ignore[arg-type]
+        if encoder is None:
+            model.encoder_name = named["name"]
+            model.encoder_options = _hub_encoders.check_options(named["options"])
+        with _hub_files.naming(weights_path):
+            _checks.real("bottleneck.temperature", state["bottleneck.temperature"].item(), above=0)
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in state and not is_lazy(tensor):  # a model in half or double precision stays so
                 tensor.data = tensor.data.to(state[name].dtype)
@@ -211,7 +236,10 @@ class HubModel(
             "model_type": _hub_files.MODEL_TYPE,
             "format_version": _hub_files.FORMAT_VERSION,
             "library_version": __version__,
-            "classes": {name: f"{type(m).__module__}.{type(m).__qualname__}" for name, m in parts.items()},
+            "classes": {
+                name: str(getattr(m, "built_by", f"{type(m).__module__}.{type(m).__qualname__}"))
+                for name, m in parts.items()
+            },
             "encoder": {
                 "name": self.encoder_name,
                 "options": self.encoder_options,
@@ -219,14 +247,14 @@ class HubModel(
             },
             "bottleneck": _describe_bottleneck(bottleneck),
             "head": _describe_head(head, bottleneck.out_features),
-        } | {name: getattr(self, name) for name in WIRING}
+        } | {name: getattr(self, name) for name in _hub_files.WIRING}
 
     def _check_name(self) -> None:
         """Refuse a name that builds another encoder than this one."""
         if self.encoder_name is None:
             return
-        with torch.random.fork_rng(devices=[]):
-            rebuilt = as_encoder(_build_encoder(self.encoder_name, self.encoder_options)).backbone
+        build = partial(_hub_encoders.build, self.encoder_name, self.encoder_options)
+        rebuilt = as_encoder(_hub_encoders.shapes(build)).backbone
         own = self.encoder.backbone
         differing = _hub_files.differences(rebuilt.state_dict(), own.state_dict())
         if differing or _text(rebuilt) != _text(own):
@@ -237,29 +265,30 @@ class HubModel(
             )
 
 
-def _build_encoder(name: str, options: Mapping[str, Any]) -> nn.Module:
-    library, _, model = name.partition(":")
-    if library not in ("timm", "torchvision") or not re.fullmatch(r"[\w.]+", model):
-        raise ValueError(
-            f'encoder must be a module, or a name such as "torchvision:resnet18" or "timm:resnet18", got {name!r}'
-        )
-    if given := sorted({"pretrained", "weights"} & options.keys()):
-        raise ValueError(
-            f"encoder_options must not hold {given[0]!r}; pass the pretrained model as encoder, named {name!r}"
-        )
-    package = require(library, f"the encoder {name!r}", "vision")
-    if library == "timm":
-        return package.create_model(model, pretrained=False, **options)  # type: ignore[no-any-return]
-    return package.models.get_model(model, weights=None, **options)  # type: ignore[no-any-return]
+def _check_path(name: str, value: object) -> None:
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {value!r}")
 
 
-def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as they come back from a file, so that both builds get the same."""
-    try:
-        kept: dict[str, Any] = json.loads(json.dumps(dict(options), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"encoder_options must hold JSON values alone ({error})") from error
-    return kept
+def _as_saved(model: nn.Module, feature_dim: int | None) -> Encoder:
+    """The encoder around a model, with the width that it was saved with, be it unknown."""
+    encoder = as_encoder(model, feature_dim)
+    encoder.feature_dim = feature_dim
+    return encoder
+
+
+def _builds(config: dict[str, Any]) -> dict[str, Callable[[], nn.Module] | None]:
+    """What builds each part; None for one that a config cannot tell."""
+    named, bottleneck, head = config["encoder"], config["bottleneck"], config["head"]
+
+    def build_encoder() -> Encoder:
+        return _as_saved(_hub_encoders.build(named["name"], named["options"]), named["feature_dim"])
+
+    return {
+        "encoder": None if named["name"] is None else build_encoder,
+        "bottleneck": None if bottleneck is None else partial(StochasticBottleneck, **bottleneck),
+        "head": None if head is None else partial(mlp, head["width"], head["width"], head["projection_dim"]),
+    }
 
 
 def _describe_bottleneck(bottleneck: StochasticBottleneck) -> dict[str, Any] | None:
@@ -269,8 +298,7 @@ def _describe_bottleneck(bottleneck: StochasticBottleneck) -> dict[str, Any] | N
     upsampler = _choice(bottleneck.upsampler, dim, out, out)
     if type(bottleneck) is not StochasticBottleneck or projector is None or upsampler is None:
         return None
-    names = ("kind", "dim", "in_features", "out_features", "hard", "variance", "location_std")
-    options = {name: getattr(bottleneck, name) for name in names}
+    options = {name: getattr(bottleneck, name) for name in _hub_files.BOTTLENECK}
     return {**options, "projector": projector, "upsampler": upsampler}
 
 
@@ -290,5 +318,6 @@ def _choice(module: nn.Module, width: int | None, hidden: int | None, out: int |
 
 
 def _text(module: nn.Module) -> str:
-    """A module's layers and their options."""
-    return re.sub(r"\b(SyncBatchNorm|BatchNorm[123]d)\b", "BatchNorm", str(module))
+    """A module's layers and those of their options that change a value."""
+    text = re.sub(r"\b(SyncBatchNorm|BatchNorm[123]d)\b", "BatchNorm", str(module))
+    return text.replace(", inplace=True", "").replace("inplace=True", "")  # which changes no value

@@ -28,7 +28,17 @@ ROOMS = {
         "functional",
         "_version",
     },
-    "hub": {"_hub_files", "wrapper", "bottleneck", "encoders", "_checks", "_layers", "_extras", "_version"},
+    "hub": {
+        "_hub_files",
+        "_hub_encoders",
+        "wrapper",
+        "bottleneck",
+        "encoders",
+        "_checks",
+        "_layers",
+        "_extras",
+        "_version",
+    },
     "export": {"wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
     "callbacks": {"bottleneck", "posteriors", "codes", "_extras", "_checks"},
     "plots": {"evaluation", "codes", "_extras", "_checks"},
@@ -44,8 +54,9 @@ ROOMS = {
     "functional": {"_ops", "_checks", "_noise"},
     "_noise": {"_ops", "_checks"},  # of functional
     "distributed": {"_ops", "_checks"},
+    "_hub_files": {"_checks", "_version"},  # of hub
+    "_hub_encoders": {"_checks", "_extras"},  # of hub
     "_checks": set(),
-    "_hub_files": set(),  # of hub
     "_extras": set(),  # of hub, export, callbacks, plots and evaluation
     "_layers": set(),  # of bottleneck and wrapper
     "_replay": set(),  # of gradient_cache

@@ -2,13 +2,20 @@
 
 import copy
 import json
+import re
+import shutil
 import socket
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stochastic_bottleneck import Encoder, StochasticBottleneck, StochConWrapper
+from stochastic_bottleneck import Encoder, StochasticBottleneck, StochConWrapper, _hub_encoders
 from stochastic_bottleneck.hub import HubModel
 
 N, WIDTH, DIM = 6, 5, 11
@@ -265,12 +272,24 @@ def test_an_encoder_that_its_name_does_not_build_is_refused(tmp_path):
         (
             {"encoder": "timm:resnet18", "encoder_options": {"pretrained": True}},
             ValueError,
-            "must not hold 'pretrained'; pass the pretrained model as encoder",
+            "must not hold 'pretrained': .* build the encoder yourself .*pass it as encoder=",
         ),
         (
             {"encoder": "timm:resnet18", "encoder_options": {"norm_layer": nn.BatchNorm2d}},
             TypeError,
-            "encoder_options must hold JSON values alone",
+            r"encoder_options\['norm_layer'\] must be None, got <class",
+        ),
+        (
+            {"encoder": "timm:resnet18", "encoder_options": [1]},
+            TypeError,
+            "encoder_options must be a mapping of names to values, got list",
+        ),
+        ({"encoder": OpenEncoder(), "encoder_name": 3}, TypeError, "must be a string .*got 3"),
+        ({"encoder": "timm:resnet0"}, ValueError, "name a classification model of timm, got 'timm:resnet0'"),
+        (
+            {"encoder": "torchvision:fasterrcnn_resnet50_fpn"},
+            ValueError,
+            "name a classification model of torchvision",
         ),
         (
             {"encoder": OpenEncoder(), "encoder_options": {"a": 1}},
@@ -341,10 +360,23 @@ def test_a_missing_folder(kind, tmp_path):
         HubModel.from_pretrained(kind(tmp_path / "none"))
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file(name, folder):
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is missing; the model was not saved to the end"):
+def test_a_missing_file(folder):
+    """What is there decides what is said: an interrupted save, an incomplete copy, or no saved model at all."""
+    (folder / "config.json").rename(folder / "other.json")
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.json is missing beside model\.safetensors: saving stopped .*, or "
+    ):
+        HubModel.from_pretrained(folder, encoder=OpenEncoder())
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"is no folder that HubModel\.save_pretrained wrote \(it holds README\.md, other\.json\)",
+    ):
+        HubModel.from_pretrained(folder, encoder=OpenEncoder())
+    (folder / "other.json").rename(folder / "config.json")
+    with pytest.raises(
+        FileNotFoundError, match=r"model\.safetensors is missing beside config\.json.*copy the whole folder"
+    ):
         HubModel.from_pretrained(folder, encoder=OpenEncoder())
 
 
@@ -361,25 +393,28 @@ def test_truncated_weights(share, folder):
     ("change", "message"),
     [
         (lambda c: "{", r"config\.json is damaged \("),
-        (
-            lambda c: "[]",
-            "of model_type 'stochastic_bottleneck.HubModel' and .*got None and None",
-        ),
+        (lambda c: "[" * 100_000, r"config\.json is damaged \(.*recursion"),
+        (lambda c: json.dumps(c).replace("2.0", "NaN"), r"is damaged \(NaN is no number of JSON"),
+        (lambda c: "[]", "of model_type 'stochastic_bottleneck.HubModel', got None; pass a folder that"),
         (
             lambda c: {**c, "model_type": "bert"},
-            "got 'bert' and 1; load it with the version that wrote it, ",
+            "got 'bert'; pass a folder that HubModel.save_pretrained wrote",
         ),
         (
             lambda c: {**c, "format_version": 2, "library_version": "9.9"},
-            "HubModel' and 2; load it with the version that wrote it, 9.9",
+            "of format_version 1, got 2; load it with the version of stochastic-bottleneck that wrote it, '9.9'",
         ),
         (
             lambda c: {k: v for k, v in c.items() if k != "symmetric"},
-            r"is damaged \(KeyError\('symmetric'\)\)",
+            r"is damaged \(symmetric is missing\)",
         ),
         (
-            lambda c: {**c, "bottleneck": {**c["bottleneck"], "odd": 1}},
-            "is damaged .*unexpected keyword argument 'odd'",
+            lambda c: {**c, "library_version": "9.9", "bottleneck": {**c["bottleneck"], "scale": 1}},
+            "option bottleneck.scale, which stochastic-bottleneck .* does not know; version '9.9' wrote .*--upgrade",
+        ),
+        (
+            lambda c: {**c, "library_version": "9.9", "sharing": None},
+            "the option sharing, which .* does not know; version '9.9' wrote",
         ),
     ],
 )
@@ -387,5 +422,237 @@ def test_a_config_of_something_else(change, message, folder):
     path = folder / "config.json"
     changed = change(json.loads(path.read_text()))
     path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         HubModel.from_pretrained(folder, encoder=OpenEncoder())
+    assert str(path) in str(raised.value)
+
+
+# ---- a folder from somebody else ---------------------------------------------------------------------------
+
+
+class Mark:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A saved model whose encoder is built by its name."""
+    path = tmp_path_factory.mktemp("named")
+    HubModel("timm:resnet18", encoder_options={"in_chans": 3}, dim=DIM, projection_dim=4).save_pretrained(
+        path
+    )
+    return path
+
+
+def altered(source, folder, change):
+    """A copy of a saved model with another config."""
+    config = json.loads((source / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(source / "model.safetensors", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda path: {"checkpoint_path": path},
+        lambda path: {"pretrained": True, "pretrained_cfg": {"file": path}},
+        lambda path: {"pretrained_cfg_overlay": {"file": path, "state_dict": path}, "pretrained": 1},
+        lambda path: {"in_chans": {"checkpoint_path": path}},
+        lambda path: {"global_pool": path},
+        lambda path: {"act_layer": f"exec({path!r})"},
+        lambda path: {"img_size": [32, path]},
+        lambda path: {"cache_dir": path, "pretrained": True},
+        lambda path: {"model_name": f"local-dir:{path}"},
+    ],
+)
+def test_nothing_that_a_config_names_is_opened(options, named, tmp_path):
+    """timm 1.0.12 unpickles what `checkpoint_path` names (L1); the network is refused in every test here."""
+    mark, payload = tmp_path / "mark", tmp_path / "extra.bin"
+    torch.save({"state_dict": Mark(mark)}, payload)
+    torch.load(payload, weights_only=False)
+    assert mark.exists()  # so that a file that was run would be seen
+    mark.unlink()
+    asked = options(str(payload))
+    folder = altered(named, tmp_path, lambda config: config["encoder"].update(options=asked))
+    with pytest.raises(ValueError, match=re.escape(f"'{next(iter(asked))}'")) as raised:
+        HubModel.from_pretrained(folder)
+    assert str(folder / "config.json") in str(raised.value)
+    assert not mark.exists()
+
+
+def update(part, **values):
+    return lambda config: (config[part] if part else config).update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (update("encoder", options={"weights_backbone": "DEFAULT"}), "must not hold 'weights_backbone'"),
+        (update("encoder", options={"features_only": True}), "must not hold 'features_only'"),
+        (update("encoder", options={"num_classes": 10**12}), r"\['num_classes'\] must be .* at most 1000000"),
+        (update("encoder", options={"in_chans": True}), r"\['in_chans'\] must be a positive int"),
+        (
+            update("encoder", options={"in_chans": 60_000}),
+            r"conv1\.weight is \(64, 60000, 7, 7\) in the model",
+        ),
+        (update("encoder", options={"layers": [256] * 17}), r"\['layers'\] must have 1 to 16 entries"),
+        (update("encoder", options={"drop_rate": 1e999}), r"damaged \(Infinity is no number"),
+        (update("encoder", options={"zero_init_last": "no"}), r"\['zero_init_last'\] must be True or False"),
+        (update("encoder", options={"depth": 3}), "cannot be built with encoder_options={'depth': 3}"),
+        (update("encoder", options="x"), "encoder_options must be a mapping"),
+        (update("encoder", name="timm:hf-hub:a/b"), "got 'timm:hf-hub:a/b'"),
+        (update("encoder", name="timm:resnet18.local-dir:/tmp"), "got 'timm:resnet18.local-dir:/tmp'"),
+        (update("encoder", name="timm:resnet18.no_tag"), "cannot be built"),
+        (
+            update("encoder", name="torchvision:fasterrcnn_resnet50_fpn"),
+            "classification model of torchvision",
+        ),
+        (update("encoder", name="torchvision:quantized_resnet18"), "classification model of torchvision"),
+        (update("encoder", name=["timm:resnet18"]), "name must be a string"),
+        (update("encoder", name=None), "encoder must be passed"),
+        (update("encoder", feature_dim=-1), "encoder.feature_dim must be a positive int"),
+        (update("encoder", feature_dim=7), "but the encoder gives 7"),
+        (update("bottleneck", dim=10**12), "bottleneck.dim must be a positive int and at most 16777216"),
+        (update("bottleneck", dim=2**24, in_features=2**24), "bottleneck does not fit the weights"),
+        (update("bottleneck", kind="gauss"), "bottleneck does not fit the weights"),
+        (update("bottleneck", kind=["bern"]), "kind must be"),
+        (update("bottleneck", projector={"a": 1}), "projector must be"),
+        (update("bottleneck", hard=1), "hard must be True or False"),
+        (update("bottleneck", location_std=-1), "location_std must be"),
+        (update("head", width=True), "head.width must be"),
+        (update("head", projection_dim=2**24), "head does not fit the weights"),
+        (update("", bottleneck=3), "bottleneck must be an object, got 3"),
+        (update("", encoder=None), "encoder must be an object, got None"),
+        (update("", classes=[]), r"classes must be an object, got \[\]"),
+        (update("", symmetric="no"), "symmetric must be True or False"),
+        (update("", variance_from="both"), "variance_from must be"),
+        (update("", format_version=True), "format_version 1, got True"),
+    ],
+)
+def test_what_a_config_must_not_ask_for(change, message, named, tmp_path):
+    folder = altered(named, tmp_path, change)
+    with pytest.raises(ValueError, match=message) as raised:
+        HubModel.from_pretrained(folder)
+    assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(extra=torch.ones(1)), r"holds weights of no part of the model: \['extra'\]"),
+        (
+            lambda s: s.update({"head.0.weight": s["head.0.weight"].to(torch.int8)}),
+            r"0\.weight is torch\.float32 in the model and torch\.int8 as saved",
+        ),
+        (
+            lambda s: s.update({"bottleneck.temperature": torch.tensor(float("nan"))}),
+            r"bottleneck\.temperature must be a finite number above 0, got nan",
+        ),
+    ],
+)
+def test_weights_of_another_kind(change, message, folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+    with pytest.raises(ValueError, match=message) as raised:
+        HubModel.from_pretrained(folder, encoder=OpenEncoder())
+    assert str(folder) in str(raised.value)
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_value_in_a_config_loads_or_is_refused_in_words(data, tmp_path_factory, folder):
+    """One value of the config is replaced by anything; never another error, and the folder is named in each."""
+    source, copied = folder, tmp_path_factory.mktemp("copy")
+    config = json.loads((source / "config.json").read_text())
+    place = data.draw(st.sampled_from([(), *((k,) for k in config if isinstance(config[k], dict))]))
+    section = config[place[0]] if place else config
+    section[data.draw(st.sampled_from(sorted(section)) | st.text(max_size=5))] = data.draw(VALUES)
+    altered(source, copied, lambda c: (c.clear(), c.update(config)))
+    try:
+        HubModel.from_pretrained(copied, encoder=OpenEncoder())
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        if str(copied) not in str(error):
+            raise
+
+
+@given(options=st.dictionaries(st.sampled_from(sorted(_hub_encoders.OPTIONS)) | st.text(max_size=5), VALUES))
+def test_options_come_back_from_json_or_are_refused_by_name(options):
+    try:
+        checked = _hub_encoders.check_options(options)
+    except (ValueError, TypeError) as error:
+        if not any(repr(name) in str(error) for name in options):
+            raise
+    else:
+        assert json.loads(json.dumps(checked, allow_nan=False)) == checked
+
+
+def test_options_of_every_kind_of_number_are_saved(tmp_path):
+    options = {"img_size": (np.int64(32), 32), "patch_size": 8, "depth": 2, "drop_path_rate": np.float32(0.5)}
+    saved = HubModel("timm:vit_tiny_patch16_224", encoder_options=options, dim=DIM, projection_dim=4).eval()
+    saved.save_pretrained(tmp_path)
+    loaded = HubModel.from_pretrained(tmp_path)
+    assert len(loaded.encoder.backbone.blocks) == 2
+    assert loaded.encoder_options == saved.encoder_options
+    x = torch.randn(2, 3, 32, 32, generator=generator())
+    assert torch.equal(loaded.encode(x), saved.encode(x))
+
+
+def test_models_that_cannot_be_built_without_values_are_loaded_too(tmp_path):
+    """torchvision's RegNets read numbers from tensors while they are built."""
+    HubModel("torchvision:regnet_y_400mf", dim=DIM, projection_dim=4).save_pretrained(tmp_path)
+    assert HubModel.from_pretrained(tmp_path).encoder.feature_dim == 440
+
+
+def test_the_page_lists_the_options():
+    page = (Path(__file__).parents[1] / "docs" / "api" / "interchange.rst").read_text()
+    assert set(_hub_encoders.OPTIONS) <= set(re.findall(r"``(\w+)``", page))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"pretrained_model_name_or_path": None},
+            TypeError,
+            "pretrained_model_name_or_path must be a path, got None",
+        ),
+        ({"map_location": "gpu"}, ValueError, "map_location must be a device of this machine, got 'gpu'"),
+        (
+            {"map_location": "cuda:99"},
+            ValueError,
+            "map_location must be a device of this machine, got 'cuda:99'",
+        ),
+        ({"map_location": [1]}, TypeError, r"map_location must be a device of this machine, got \[1\]"),
+        ({"bottleneck": nn.Linear(2, 2)}, TypeError, "bottleneck must be a StochasticBottleneck, got Linear"),
+    ],
+)
+def test_other_mistakes_of_loading_are_refused(arguments, error, message, folder):
+    with pytest.raises(error, match=message):
+        HubModel.from_pretrained(**{"pretrained_model_name_or_path": folder, **arguments})
+    with pytest.raises(TypeError, match="save_directory must be a path, got 3"):
+        model().save_pretrained(3)
+
+
+def test_an_encoder_says_how_it_is_built(tmp_path):
+    encoder = OpenEncoder()
+    encoder.built_by = "mine.make_encoder(width=5)"
+    HubModel(encoder, dim=DIM, feature_dim=WIDTH).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot tell how to build mine\.make_encoder\(width=5\); use"):
+        HubModel.from_pretrained(tmp_path)

@@ -17,10 +17,13 @@ import torch
 from full_runs import calling, lasting, results_of
 from recipes import classify, data, evaluate, report, run, settings
 from recipes.grid import save_grid
+from recipes.models import make_encoder
 from recipes.pretrain import pretrain
+from safetensors.torch import load_file
 from small_images import write_folder
 
 from stochastic_bottleneck.evaluation import forest_curve
+from stochastic_bottleneck.hub import HubModel
 
 ROOT = Path(__file__).parents[1]
 EPOCHS, STEPS, DIM = 2, 3, 64
@@ -118,7 +121,8 @@ def test_the_seeds_at_both_ends_work(call, seed):
 def test_a_run_leaves_its_files(finished):
     parts = {path.relative_to(finished).with_suffix("").as_posix() for path in finished.glob("*/*.json")}
     chains = {f"{name}/{part}" for name in ALL for part in PARTS}
-    assert parts == {"pixels/frozen", "untrained/frozen", "supervised/train"} | chains
+    saved = {"bern/config", "gauss/config"}
+    assert parts == {"pixels/frozen", "untrained/frozen", "supervised/train"} | chains | saved
     for name in ALL:
         left = {path.name for path in (finished / name / "pretrain").iterdir()}
         assert {"weights.safetensors", "loss.csv", "metrics.csv", "tensorboard"} <= left
@@ -128,6 +132,26 @@ def test_a_run_leaves_its_files(finished):
     files = {path.name for path in finished.iterdir() if path.is_file()}
     others = {"config.json", "results.json", "table.md", "report.html"}
     assert files == others | {f"{name}.png" for name in figures}
+
+
+@pytest.mark.parametrize("name", ["bern", "gauss"])
+def test_a_run_leaves_a_model_that_loads(finished, name, tmp_path):
+    """The error says which encoder to pass, and it is the right one (L29)."""
+    with pytest.raises(
+        ValueError, match=r"encoder must be passed: .*recipes\.models\.make_encoder\("
+    ) as raised:
+        HubModel.from_pretrained(finished / name)
+    made = re.search(r"recipes\.models\.(make_encoder\(.*?\));", str(raised.value))[1]
+    loaded = HubModel.from_pretrained(finished / name, encoder=eval(made, {"make_encoder": make_encoder}))
+    weights = load_file(finished / name / "pretrain" / "weights.safetensors")
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[key]) for key, value in loaded.state_dict().items())
+    with pytest.raises(
+        FileNotFoundError, match=r"is no folder that HubModel.save_pretrained wrote \(it holds "
+    ):
+        HubModel.from_pretrained(finished / "simclr")
+    with pytest.raises(ValueError, match=r"must be of model_type .*, got None; pass a folder"):
+        HubModel.from_pretrained(finished)
 
 
 def test_results_say_what_was_run_on_what(finished, folder):

@@ -83,6 +83,7 @@ def write_run(
     )
     if weights:
         (folder / model / "pretrain" / "weights.safetensors").write_bytes(b"weights")
+    (folder / model / "config.json").write_text("{}")  # of the model that HubModel loads
     (folder / model / "pretrain" / "last.ckpt").write_bytes(b"checkpoint")
 
 

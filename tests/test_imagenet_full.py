@@ -65,7 +65,7 @@ def finished(photographs, tmp_path_factory):
 def test_a_run_leaves_a_folder_for_each_part(finished):
     parts = {path.relative_to(finished).with_suffix("").as_posix() for path in finished.glob("*/*.json")}
     chains = {f"{name}/{part}" for name in ALL for part in ("pretrain", "probe", "frozen", "finetune")}
-    assert parts == chains | {"supervised/train"}
+    assert parts == chains | {"supervised/train", "bern/config", "gauss/config"}
     for name in ALL:
         assert (finished / name / "pretrain" / "weights.safetensors").exists()
     for file in ("config.json", "results.json", "table.md", "report.html", "views.png"):

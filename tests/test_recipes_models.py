@@ -1,6 +1,7 @@
 """Encoders and models of the examples: their stems and norms, and the weights they start from."""
 
 import functools
+import re
 
 import pytest
 import timm
@@ -15,9 +16,12 @@ from recipes.models import (
     load_model,
     make_encoder,
     make_model,
+    save_model,
 )
 from safetensors.torch import save_file
 from torch import nn
+
+from stochastic_bottleneck.hub import HubModel
 
 WIDTHS = {"small": 256, "medium": 256, "resnet18": 512, "resnet50": 2048, "resnet200": 2048}
 LIGHT = ("small", "resnet18")
@@ -270,6 +274,31 @@ def test_pretrained_weights_that_cannot_be_fetched_are_told(monkeypatch):
 def test_pretrained_weights_that_do_not_exist_are_refused(name, options):
     with pytest.raises(WeightsError, match=f"no weights for encoder {name}.*leave out --pretrained"):
         make_encoder(name, 224, pretrained=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "norm", "by_name"),
+    [
+        ("resnet18", 224, "batch", True),
+        ("resnet18", 224, "group", False),
+        ("resnet18", 32, "batch", False),
+        ("small", 224, "batch", False),
+    ],
+)
+def test_a_saved_model_loads_with_the_encoder_that_is_named(encoder, size, norm, by_name, tmp_path):
+    saved = make_model("bern", encoder, 16, 8, size=size, norm=norm)
+    save_model(saved, encoder, size, norm, tmp_path)
+    parts = {} if norm == "batch" else {"head": saved.head}
+    if not by_name:
+        with pytest.raises(
+            ValueError, match=r"cannot tell how to build recipes\.models\.make_encoder\("
+        ) as raised:
+            HubModel.from_pretrained(tmp_path, **parts)
+        made = re.search(r"recipes\.models\.(make_encoder\(.*?\));", str(raised.value))[1]
+        parts["encoder"] = eval(made, {"make_encoder": make_encoder})
+    loaded = HubModel.from_pretrained(tmp_path, **parts)
+    for key, value in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
 
 
 @pytest.mark.parametrize(

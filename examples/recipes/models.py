@@ -12,6 +12,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from stochastic_bottleneck import StochasticBottleneck, StochConWrapper
+from stochastic_bottleneck.hub import HubModel
 
 ENCODERS = ("small", "medium", "resnet18", "resnet50", "resnet200")
 OURS = {"small": (1, 1, 1, 1), "medium": (2, 2, 2, 2)}
@@ -79,6 +80,7 @@ def make_encoder(
         encoder.maxpool = nn.Identity()
     if weights is not None:
         load_encoder(encoder, weights)
+    encoder.built_by = f"recipes.models.make_encoder({name!r}, {size}, norm={norm!r})"  # quoted by HubModel
     return encoder
 
 
@@ -130,6 +132,25 @@ def load_model(model: nn.Module, path: Path) -> None:
         WeightsError: for a file that cannot be read, or is of another model.
     """
     _load(model, read_weights(path), path, "model", "settings")
+
+
+def save_model(model: StochConWrapper, encoder: str, size: int, norm: str, folder: Path) -> None:
+    """Write a folder that `HubModel.from_pretrained` loads.
+
+    Encoders that are timm's own are built again by their name; any other has to be passed, as the error then says.
+
+    Args:
+        model: of `make_model`.
+        encoder: its encoder's name.
+        size: side of the images in pixels.
+        norm: of the encoder.
+        folder: gets the files.
+    """
+    of_timm = encoder not in OURS and size > SMALL_IMAGES and norm == "batch"
+    named: dict[str, Any] = (
+        {"encoder_name": f"timm:{encoder}", "encoder_options": {"num_classes": 0}} if of_timm else {}
+    )
+    HubModel.from_wrapper(model, **named).save_pretrained(folder)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

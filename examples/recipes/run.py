@@ -15,7 +15,7 @@ from recipes import classify, plan, report
 from recipes.feeds import LabelledImages
 from recipes.files import write_json
 from recipes.grid import save_grid
-from recipes.models import load_model
+from recipes.models import load_model, save_model
 from recipes.results import by_epoch, gather
 from recipes.screen import console
 from recipes.settings import (
@@ -129,6 +129,9 @@ class Run:
                 name, self.args, self.data, self.hardware, self.stages.place(name, "pretrain")
             )
             self.at_hand = name, training.model
+            if isinstance(training.model, StochConWrapper) and world().rank == 0:
+                args, folder = self.args, self.stages.folder / name
+                save_model(training.model, args.encoder, self.data.size, args.norm, folder)
             return {
                 "training_seconds": training.seconds,
                 "epoch_losses": by_epoch(training.losses, self.args.epochs),

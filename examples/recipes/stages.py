@@ -13,6 +13,7 @@ from recipes.figures import PARTS
 from recipes.files import write_json
 from recipes.screen import console
 
+MODEL_CONFIG = "config.json"  # beside the parts' files, of the model that HubModel loads
 POLL = 0.5  # seconds between looks for a file that another process writes
 
 
@@ -122,7 +123,7 @@ class Stages:
 
     def told(self, key: str) -> dict[str, Any]:
         """Of every part that is done, as "name/part": its "seconds", or the "commit" that it was made by."""
-        files = sorted(self.folder.glob("*/*.json"))
+        files = sorted(path for path in self.folder.glob("*/*.json") if path.name != MODEL_CONFIG)
         return {f"{path.parent.name}/{path.stem}": _read(path).get(key) for path in files}
 
     def _file(self, name: str, part: str) -> Path:

@@ -19,7 +19,7 @@ from recipes.feeds import DataError
 from recipes.models import CONTRASTIVE
 from recipes.results import thinned
 from recipes.run import FREE_TO_CHANGE
-from recipes.stages import RunError, Stages
+from recipes.stages import MODEL_CONFIG, RunError, Stages
 
 MACHINE = ("device", "compile")
 """Settings of a run that say where it was made, not what."""
@@ -154,7 +154,8 @@ class Cache:
             if (args.out / name).exists() or not whole(source / name):
                 continue
             for path in (source / name).glob("*.json"):
-                self._check_data(path)
+                if path.name != MODEL_CONFIG:
+                    self._check_data(path)
             shutil.copytree(source / name, args.out / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
             copied.append(name)
         if copied and not (args.out / "config.json").exists():

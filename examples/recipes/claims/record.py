@@ -14,7 +14,7 @@ from recipes.claims.evidence import Evidence, Grid, Need, Setting, label, merged
 from recipes.claims.series import RULE, verdict
 from recipes.data import ImageData
 from recipes.files import write_atomically, write_json
-from recipes.stages import Stages
+from recipes.stages import MODEL_CONFIG, Stages
 
 KEPT = ("/*.json", "/pretrain/metrics.csv")
 """Files of a model that its claims are made from."""
@@ -130,7 +130,7 @@ def keep_runs(cache: Cache, needs: Sequence[Need], seeds: Sequence[int], folder:
             source = cache.place(setting, seed)
             for path in (
                 source / "config.json",
-                *(p for kept in KEPT for p in source.glob(setting.model + kept)),
+                *(p for kept in KEPT for p in source.glob(setting.model + kept) if p.name != MODEL_CONFIG),
             ):
                 target = folder / source.name / path.relative_to(source)
                 if path.exists() and not (target.exists() and target.read_bytes() == path.read_bytes()):

@@ -23,7 +23,7 @@ from stochastic_bottleneck._layers import linear, mlp
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.encoders import Encoder, as_encoder
-from stochastic_bottleneck.wrapper import StochConWrapper
+from stochastic_bottleneck.wrapper import StochConWrapper, as_wrapper
 
 for _package in ("huggingface_hub", "safetensors"):  # ahead of the imports, to name the extra
     require(_package, "stochastic_bottleneck.hub", "hub")
@@ -102,21 +102,28 @@ class HubModel(
             self._check_name()
 
     @classmethod
-    def from_wrapper(cls, model: StochConWrapper, **options: Any) -> HubModel:
+    def from_wrapper(
+        cls,
+        model: nn.Module,
+        *,
+        encoder_name: str | None = None,
+        encoder_options: Mapping[str, Any] | None = None,
+    ) -> HubModel:
         """Make a model that can be saved of a trained one; its parts are shared, not copied.
 
         Args:
-            model: the model.
-            **options: `encoder_name` and `encoder_options`, as for the class.
+            model: the model, or a compiled or data-parallel module around it.
+            encoder_name: as for the class.
+            encoder_options: as for the class.
 
         Raises:
             TypeError: for anything but a `StochConWrapper`.
             ValueError: for a name that does not build the encoder.
         """
-        if not isinstance(model, StochConWrapper):
-            raise TypeError(f"model must be a StochConWrapper, got {type(model).__name__}")
+        model = as_wrapper(model)
         wiring = {name: getattr(model, name) for name in _hub_files.WIRING}
-        made = cls(model.encoder, bottleneck=model.bottleneck, head=model.head, **wiring, **options)
+        named: dict[str, Any] = {"encoder_name": encoder_name, "encoder_options": encoder_options}
+        made = cls(model.encoder, bottleneck=model.bottleneck, head=model.head, **wiring, **named)
         made.training = model.training
         return made
 

@@ -145,7 +145,7 @@ def test_a_trained_wrapper_is_saved_with_its_parts(tmp_path):
 
     resnet = torchvision.models.resnet18()
     wrapper = StochConWrapper(resnet, kind="gauss", dim=DIM, variance_from="own")
-    hub = HubModel.from_wrapper(wrapper, encoder_name="torchvision:resnet18")
+    hub = HubModel.from_wrapper(nn.DataParallel(wrapper), encoder_name="torchvision:resnet18")
     assert hub.encoder.backbone is resnet
     assert hub.bottleneck is wrapper.bottleneck
     assert hub.head is wrapper.head

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from torch import nn
+
+from stochastic_bottleneck import _checks
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
+from stochastic_bottleneck.encoders import unwrap
 
 __all__ = ["TemperatureSchedule"]
+
+Shape = Literal["exponential", "cosine", "linear"]
+_STATE = ("end", "total_steps", "start", "shape", "last_step")
 
 
 class TemperatureSchedule:
     """Moves a bottleneck's temperature from `start` to `end` over `total_steps`, then keeps it there.
 
-    Used like a learning-rate schedule: call `step()` after each optimizer step. Progress is saved with
-    `state_dict()` and the temperature itself with the module.
+    Used like a learning-rate schedule: call `step()` after each optimizer step. Progress is saved with `state_dict()`,
+    which a resumed run has to load, and the temperature itself with the module. Lightning saves no schedule that is an
+    attribute of a LightningModule; take `callbacks.TemperatureAnnealing` there.
 
     Args:
         bottleneck: a bottleneck of kind "bern".
@@ -25,7 +33,7 @@ class TemperatureSchedule:
 
     Raises:
         ValueError: for a Gaussian bottleneck, temperatures that are not positive, or no steps.
-        TypeError: for anything but a bottleneck.
+        TypeError: for anything but a bottleneck, or an argument of another type.
 
     Example:
         >>> bottleneck = StochasticBottleneck("bern", dim=8, in_features=4)
@@ -45,8 +53,10 @@ class TemperatureSchedule:
         total_steps: int,
         *,
         start: float | None = None,
-        shape: Literal["exponential", "cosine", "linear"] = "exponential",
+        shape: Shape = "exponential",
     ) -> None:
+        if isinstance(bottleneck, nn.Module):
+            bottleneck = unwrap(bottleneck)  # type: ignore[assignment]  # checked below
         if not isinstance(bottleneck, StochasticBottleneck):
             raise TypeError(
                 f"bottleneck must be a StochasticBottleneck, got {type(bottleneck).__name__}; "
@@ -54,46 +64,76 @@ class TemperatureSchedule:
             )
         if bottleneck.kind != "bern":
             raise ValueError('bottleneck must be of kind "bern", got "gauss", which has no temperature')
-        if total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, got {total_steps}")
-        if shape not in ("exponential", "cosine", "linear"):
-            raise ValueError(f'shape must be "exponential", "cosine" or "linear", got {shape!r}')
-        self.bottleneck, self.shape, self.total_steps = bottleneck, shape, total_steps
-        self.start = float(bottleneck.temperature) if start is None else start
-        self.end = end
-        for name, value in (("start", self.start), ("end", end)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a finite temperature above 0, got {value!r}")
+        first = float(bottleneck.temperature) if start is None else start
+        self.end, self.total_steps, self.start, self.shape = _checked_settings(end, total_steps, first, shape)
+        self.bottleneck = bottleneck
         self.last_step = 0
+        self._device = bottleneck.temperature.device
         bottleneck.set_temperature(self.start)
 
     def temperature_at(self, step: int) -> float:
         """Temperature after `step` steps."""
-        share = min(max(step, 0) / self.total_steps, 1.0)
+        share = min(max(_checks.real("step", step), 0) / self.total_steps, 1.0)
         if self.shape == "exponential":
-            return float(self.start * (self.end / self.start) ** share)
-        if self.shape == "cosine":
-            share = (1 - math.cos(math.pi * share)) / 2
-        return self.start + (self.end - self.start) * share
+            value = float(self.start * (self.end / self.start) ** share)
+        else:
+            share = (1 - math.cos(math.pi * share)) / 2 if self.shape == "cosine" else share
+            value = self.start + (self.end - self.start) * share
+        low, high = sorted((self.start, self.end))
+        return min(max(value, low), high)  # whatever rounding does
 
     def step(self) -> None:
-        """Advance by one step and set the bottleneck's temperature."""
+        """Advance by one step and set the bottleneck's temperature.
+
+        Raises:
+            RuntimeError: at the first step, if the temperature is no longer `start`, as after a resumed run has
+                loaded the module but not the schedule.
+        """
+        temperature = self.bottleneck.temperature
+        # Reading a device's memory waits for the device: only done where the module has moved there since.
+        is_read = temperature.device.type == "cpu" or temperature.device != self._device
+        # bfloat16 rounds by 0.004.
+        if self.last_step == 0 and is_read and not math.isclose(temperature, self.start, rel_tol=0.01):
+            raise RuntimeError(
+                f"the bottleneck's temperature must be start, {self.start:g}, before the first step, got "
+                f"{float(temperature):g}; load the schedule's state_dict() too (in Lightning, use "
+                "callbacks.TemperatureAnnealing), or make the schedule after loading the module"
+            )
         self.last_step += 1
         self.bottleneck.set_temperature(self.temperature_at(self.last_step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the bottleneck."""
-        return {k: v for k, v in vars(self).items() if k != "bottleneck"}
+        """Everything but the bottleneck, as plain numbers and a string."""
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict()` and set the bottleneck's temperature to match.
 
         Raises:
+            TypeError: for a state that is no dict, or of values of another type.
             ValueError: for a state that is not a schedule's.
         """
-        if missing := {"shape", "total_steps", "start", "end", "last_step"} - state_dict.keys():
+        if not isinstance(state_dict, dict):
+            raise TypeError(f"state_dict must be a dict, got {state_dict!r}; pass what state_dict() gave")
+        if missing := set(_STATE) - state_dict.keys():
             raise ValueError(
                 f"state_dict lacks {sorted(missing)}; pass what TemperatureSchedule.state_dict() gave"
             )
-        self.__dict__.update({k: v for k, v in state_dict.items() if k != "bottleneck"})
+        end, total_steps, start, shape, last_step = (state_dict[name] for name in _STATE)
+        settings = _checked_settings(end, total_steps, start, shape, 'state_dict["{}"]')
+        self.last_step = _checks.integer('state_dict["last_step"]', last_step, least=0)
+        self.end, self.total_steps, self.start, self.shape = settings
         self.bottleneck.set_temperature(self.temperature_at(self.last_step))
+
+
+def _checked_settings(
+    end: float, total_steps: int, start: float, shape: Shape, named: str = "{}"
+) -> tuple[float, int, float, Shape]:
+    """The settings of a schedule as plain numbers, where they are ones."""
+    _checks.choice(named.format("shape"), shape, get_args(Shape))
+    return (
+        _checks.real(named.format("end"), end, least=_checks.MIN_CONCRETE),
+        _checks.integer(named.format("total_steps"), total_steps),
+        _checks.real(named.format("start"), start, least=_checks.MIN_CONCRETE),
+        shape,
+    )

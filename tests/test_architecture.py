@@ -40,11 +40,11 @@ ROOMS = {
         "_version",
     },
     "export": {"wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
-    "callbacks": {"bottleneck", "posteriors", "codes", "_extras", "_checks"},
+    "callbacks": {"schedules", "bottleneck", "posteriors", "codes", "_extras", "_checks"},
     "plots": {"evaluation", "codes", "_extras", "_checks"},
     "evaluation": {"wrapper", "codes", "functional", "_layers", "_extras", "_checks"},
     "wrapper": {"_checks", "bottleneck", "encoders", "posteriors", "codes", "_layers"},
-    "schedules": {"bottleneck", "_checks"},
+    "schedules": {"bottleneck", "encoders", "_checks"},
     "bottleneck": {"posteriors", "_checks", "_layers"},
     "posteriors": {"functional"},
     "losses": {"functional", "distributed", "_checks"},
@@ -65,6 +65,7 @@ ROOMS = {
     "_version": set(),
 }
 OUTSIDE = {room: {"torch"} for room in ROOMS} | {
+    "callbacks": {"torch", "lightning"},  # for its types alone
     "codes": {"torch", "numpy"},
     "evaluation": {"torch", "numpy"},
     "plots": {"torch", "numpy", "matplotlib"},  # for its types alone

@@ -1,11 +1,13 @@
-"""The Lightning callback: what it logs, when, and that training does not notice; both of Lightning's packages."""
+"""The Lightning callbacks: what is logged, how the temperature is annealed, and both of Lightning's packages."""
 
 import copy
 import csv
 import importlib
 import math
 import pickle
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -15,7 +17,10 @@ import torch
 from torch import nn
 
 from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper
-from stochastic_bottleneck.callbacks import LIGHTNING, LatentMonitor, _joined, latent_statistics
+from stochastic_bottleneck import callbacks as callbacks_package
+from stochastic_bottleneck.callbacks import LatentMonitor, TemperatureAnnealing, latent_statistics
+from stochastic_bottleneck.callbacks._base import LIGHTNING
+from stochastic_bottleneck.callbacks.latent_monitor import _joined
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
 
 N, DIM, STEPS, EVERY = 6, 11, 4, 2
@@ -330,27 +335,78 @@ def test_an_error_in_training_leaves_no_hook(tmp_path):
 # ---- the class ---------------------------------------------------------------------------------------------
 
 
-def test_is_a_callback_of_every_package_that_is_imported(monkeypatch):
-    callbacks = [importlib.import_module(name).Callback for name in LIGHTNING]
-    assert callbacks[0] is not callbacks[1]
-    assert isinstance(LatentMonitor(), tuple(callbacks))
-    assert all(isinstance(LatentMonitor(), callback) for callback in callbacks)
-    for here, away in ((0, 1), (1, 0)):
-        with monkeypatch.context() as patched:
-            patched.delitem(sys.modules, LIGHTNING[away])
-            monitor = LatentMonitor()
-        assert isinstance(monitor, LatentMonitor)
-        assert isinstance(monitor, callbacks[here])
-        assert not isinstance(monitor, callbacks[away])
+@pytest.fixture
+def not_yet_imported(monkeypatch):
+    """The callbacks are made anew, of the Lightning that is imported then."""
+    for name in [name for name in sys.modules if name.startswith("stochastic_bottleneck.callbacks.")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("not_yet_imported")
+@pytest.mark.parametrize("imported", [LIGHTNING[:1], LIGHTNING[1:], LIGHTNING])
+def test_are_classes_of_every_package_that_is_imported(imported, monkeypatch):
+    bases = [importlib.import_module(name).Callback for name in LIGHTNING]
+    assert bases[0] is not bases[1]
+    for name in set(LIGHTNING) - set(imported):
+        monkeypatch.delitem(sys.modules, name)
+    for callback in (callbacks_package.LatentMonitor, callbacks_package.TemperatureAnnealing):
+        for name, base in zip(LIGHTNING, bases, strict=True):
+            assert issubclass(callback, base) is (name in imported)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jsonargparse, of Lightning
+@pytest.mark.usefixtures("not_yet_imported")
+@each_package
+def test_lightning_cli_takes_them_from_a_file(package, tmp_path, monkeypatch):
+    """The file is the one that the page shows."""
+    lightning, cli = importlib.import_module(package), importlib.import_module(f"{package}.cli")
+    page = (Path(__file__).parents[1] / "docs" / "lightning.rst").read_text()
+    block = re.search(r"\.\. code-block:: yaml\n\n((?:   .*\n)+)", page)[1]
+    (tmp_path / "config.yaml").write_text(block)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = wrapper()
+
+        def training_step(self, batch, _):
+            return InfoNCELoss()(*self.model(*batch[0])[:2])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(BATCHES)
+
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options = [f"--trainer.{name}=false" for name in silent]
+    run = cli.LightningCLI(
+        Module,
+        args=[
+            "fit",
+            f"--config={tmp_path / 'config.yaml'}",
+            "--seed_everything=0",
+            "--trainer.accelerator=cpu",
+            "--trainer.max_steps=4",
+            *options,
+        ],
+        save_config_callback=None,
+    )
+    names = [type(callback).__name__ for callback in run.trainer.callbacks]
+    assert {"LatentMonitor", "TemperatureAnnealing"} <= set(names)
+    assert run.model.model.bottleneck.temperature.item() == pytest.approx(0.25 ** (4 / 10_000))
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_are_callbacks(copier):
+def test_can_be_copied(copier):
     other = copier(LatentMonitor(["a", "b"]))
-    assert other.bottlenecks == ["a", "b"]
-    assert isinstance(other, importlib.import_module(LIGHTNING[0]).Callback)
+    assert type(other) is LatentMonitor
+    assert other.bottlenecks == ("a", "b")
+    assert copier(TemperatureAnnealing(0.5, 3, bottleneck="a")).state_key == "TemperatureAnnealing[a]"
 
 
+@pytest.mark.usefixtures("not_yet_imported")
 def test_without_lightning_the_extra_is_named(monkeypatch):
     for name in [
         name for name in sys.modules if name.partition(".")[0] in ("lightning", "pytorch_lightning")
@@ -358,10 +414,11 @@ def test_without_lightning_the_extra_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "lightning", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"LatentMonitor needs lightning; .*stochastic-bottleneck\[lightning\]"
-    ):
-        LatentMonitor()
+    message = r"stochastic_bottleneck\.callbacks needs lightning; .*stochastic-bottleneck\[lightning\]"
+    for name in ("LatentMonitor", "TemperatureAnnealing"):
+        with pytest.raises(ModuleNotFoundError, match=message):
+            getattr(callbacks_package, name)
+    assert callbacks_package.latent_statistics is latent_statistics
 
 
 @pytest.mark.parametrize(
@@ -380,3 +437,216 @@ def test_a_name_that_is_not_ones_is_refused():
     message = r"bottlenecks must name those of StochConWrapper, 'bottleneck', got 'encoder', 'x'"
     with pytest.raises(ValueError, match=message):
         LatentMonitor(["bottleneck", "encoder", "x"]).on_fit_start(None, wrapper())
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        (3, TypeError),
+        (True, TypeError),
+        ([3], TypeError),
+        ((n for n in "ab"), TypeError),
+        ("", ValueError),
+        ([], ValueError),
+    ],
+)
+def test_names_of_another_type_are_refused(names, error):
+    with pytest.raises(
+        error, match=r"bottlenecks must be a name, such as .*, a list of names, or None for all, got"
+    ):
+        LatentMonitor(names)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "error", "message"),
+    [
+        (None, TypeError, "posterior must be a posterior, .* got NoneType; pass output.posterior"),
+        (torch.zeros(2, 3), TypeError, "posterior must be a posterior, .* got Tensor"),
+        ((torch.zeros(2, 3),) * 3, TypeError, "posterior must be a posterior, .* got tuple"),
+        (
+            BernoulliPosterior(torch.zeros(3)),
+            ValueError,
+            r"posterior.logits must have shape \(N, D\) .* got \(3,\)",
+        ),
+        (
+            BernoulliPosterior(torch.zeros(0, 3)),
+            ValueError,
+            r"posterior.logits .* at least one image, got \(0, 3\)",
+        ),
+        (GaussianPosterior([0.0], [0.0]), TypeError, "posterior.mean must be a tensor, got list"),
+        (
+            BernoulliPosterior(torch.ones(2, 3).int()),
+            TypeError,
+            "posterior.logits must be a floating point tensor",
+        ),
+    ],
+)
+def test_statistics_of_something_else_are_refused(posterior, error, message):
+    with pytest.raises(error, match=message):
+        latent_statistics(posterior)
+
+
+# ---- annealing ---------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """A loader that says which batch is next, so that Lightning resumes an epoch in its middle."""
+
+    def __init__(self):
+        self.next = 0
+
+    def __len__(self):
+        return STEPS
+
+    def __iter__(self):
+        self.next %= STEPS
+        while self.next < STEPS:
+            self.next += 1
+            yield BATCHES[self.next - 1]
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.next = state["next"]
+
+
+def anneal(package, way, folder, resumed=None):
+    """Train for three epochs; gives the temperature of each batch and the weights at the end."""
+    lightning = importlib.import_module(package)
+    checkpoints = importlib.import_module(f"{package}.callbacks").ModelCheckpoint
+    temperatures = []
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = wrapper()
+            self.automatic_optimization = way != "two optimizers by hand"
+
+        def training_step(self, views, batch_idx):
+            temperatures.append(self.model.bottleneck.temperature.item())
+            noise = generator(10 * self.current_epoch + batch_idx)
+            loss = InfoNCELoss()(*self.model(*views, generator=noise)[:2])
+            if not self.automatic_optimization:
+                self.manual_backward(loss)
+                for optimizer in self.optimizers():
+                    optimizer.step()
+                    optimizer.zero_grad()
+            return loss
+
+        def configure_optimizers(self):
+            if self.automatic_optimization:
+                return torch.optim.AdamW(self.parameters(), lr=0.1)
+            return [
+                torch.optim.AdamW(part.parameters(), lr=0.1) for part in (self.model.encoder, self.model.head)
+            ]
+
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        accumulate_grad_batches=2 if way == "accumulated" else 1,
+        logger=False,
+        callbacks=[
+            TemperatureAnnealing(end=0.25, total_steps=9),
+            checkpoints(folder, "{step}", every_n_train_steps=1, save_top_k=-1),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = Module()
+    trainer.fit(module, Batches(), ckpt_path=resumed)
+    return temperatures, module.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual", "ignore:Checkpoint directory")
+@each_package
+@pytest.mark.parametrize("way", ["each batch", "accumulated", "two optimizers by hand"])
+def test_annealing_resumes_where_it_was(package, way, tmp_path):
+    """From any checkpoint, in the middle of an epoch too."""
+    temperatures, weights = anneal(package, way, tmp_path)
+    a_batch = {"each batch": 1, "accumulated": 0.5, "two optimizers by hand": 2}[way]  # steps
+    expected = [0.25 ** (min(math.floor(i * a_batch), 9) / 9) for i in range(3 * STEPS)]
+    assert temperatures == pytest.approx(expected, rel=1e-6)
+    for batches in (2, 4, 6):
+        path = tmp_path / f"step={int(batches * a_batch)}.ckpt"
+        again, resumed = anneal(package, way, tmp_path, path)
+        assert again == temperatures[batches:]
+        assert all(torch.equal(value, weights[name]) for name, value in resumed.items())
+
+
+def module_of(**bottlenecks):
+    return nn.ModuleDict(bottlenecks)
+
+
+def bits(**options):
+    return StochasticBottleneck("bern", 3, in_features=4, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"end": "0.5"}, TypeError, "end must be a finite number of at least 1e-06, got '0.5'"),
+        ({"end": -1}, ValueError, "end must be a finite number of at least 1e-06, got -1"),
+        ({"start": 0}, ValueError, "start must be a finite number of at least 1e-06, got 0"),
+        ({"total_steps": 2.5}, ValueError, "total_steps must be a positive int, got 2.5"),
+        ({"shape": "step"}, ValueError, 'shape must be "exponential", "cosine" or "linear", got .step.'),
+        (
+            {"bottleneck": 3},
+            TypeError,
+            'bottleneck must be a name, such as "model.bottleneck", or None, got 3',
+        ),
+    ],
+)
+def test_an_annealing_is_checked_when_it_is_made(options, error, message):
+    with pytest.raises(error, match=message):
+        TemperatureAnnealing(**{"end": 0.5, "total_steps": 4, **options})
+
+
+def test_an_annealing_finds_its_bottleneck():
+    gauss = StochasticBottleneck("gauss", 3, in_features=4)
+    trainer = SimpleNamespace(global_step=1)
+    for module, name in (
+        (module_of(a=bits(), b=gauss), None),
+        (module_of(a=bits(), b=bits()), "a"),
+        (module_of(a=torch.compile(bits())), None),
+    ):
+        other = dict(module.named_children()).get("b")
+        TemperatureAnnealing(0.25, 2, bottleneck=name).on_train_start(trainer, module)
+        assert module["a"].temperature == 0.5
+        assert other is None or other.temperature == 1
+    for module, name, message in (
+        (
+            module_of(a=nn.Linear(2, 2)),
+            None,
+            "TemperatureAnnealing needs a StochasticBottleneck inside ModuleDict",
+        ),
+        (
+            module_of(a=bits(), b=bits()),
+            None,
+            "must name the one of ModuleDict to anneal, 'a' or 'b', got None",
+        ),
+        (module_of(a=bits()), "b", "must name the one of ModuleDict to anneal, 'a', got 'b'"),
+        (module_of(a=gauss), None, 'must be of kind "bern", got "gauss", which has no temperature'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TemperatureAnnealing(0.25, 2, bottleneck=name).on_train_start(trainer, module)
+
+
+def test_the_state_of_an_annealing_is_where_it_began():
+    annealing, trainer = TemperatureAnnealing(0.25, 2), SimpleNamespace(global_step=0)
+    assert annealing.state_dict() == {"start": None}
+    annealing.on_train_start(trainer, module_of(a=bits(temperature=4.0)))
+    state = annealing.state_dict()
+    assert state == {"start": 4.0}
+    for start, expected in ((None, 4.0), (2.0, 2.0)):  # a start that was given stays
+        other = TemperatureAnnealing(0.25, 2, start=start)
+        other.load_state_dict(state)
+        assert other.start == expected
+    for bad, error in (
+        ({}, TypeError),
+        (None, TypeError),
+        ({"start": math.nan}, ValueError),
+        ({"start": "1"}, TypeError),
+    ):
+        with pytest.raises(error, match="state_dict"):
+            TemperatureAnnealing(0.25, 2).load_state_dict(bad)

@@ -3,6 +3,7 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,22 +73,89 @@ def test_resumes_from_its_state():
     assert resumed.bottleneck is other
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"total_steps": 0}, "total_steps must be at least 1, got 0"),
-        ({"shape": "step"}, 'shape must be "exponential", "cosine" or "linear", got \'step\''),
-        ({"end": 0.0}, "end must be a finite temperature above 0, got 0.0"),
-        ({"end": math.nan}, "end must be a finite temperature above 0, got nan"),
-        ({"start": -1.0}, "start must be a finite temperature above 0, got -1.0"),
-        ({"start": math.inf}, "start must be a finite temperature above 0, got inf"),
-    ],
-)
-def test_mistakes_are_named(options, message):
+MISTAKES = [
+    ({"total_steps": 0}, ValueError, "total_steps must be a positive int, got 0"),
+    ({"total_steps": 1.5}, ValueError, "total_steps must be a positive int, got 1.5"),
+    ({"total_steps": True}, TypeError, "total_steps must be a positive int, got True"),
+    ({"shape": "step"}, ValueError, 'shape must be "exponential", "cosine" or "linear", got \'step\''),
+    ({"shape": None}, TypeError, 'shape must be "exponential", "cosine" or "linear", got None'),
+    ({"end": 0.0}, ValueError, "end must be a finite number of at least 1e-06, got 0.0"),
+    ({"end": math.nan}, ValueError, "end must be a finite number of at least 1e-06, got nan"),
+    ({"end": "0.5"}, TypeError, "end must be a finite number of at least 1e-06, got '0.5'"),
+    ({"start": -1.0}, ValueError, "start must be a finite number of at least 1e-06, got -1.0"),
+    ({"start": math.inf}, ValueError, "start must be a finite number of at least 1e-06, got inf"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), MISTAKES)
+def test_mistakes_are_named(options, error, message):
     b = bottleneck(temperature=0.7)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         TemperatureSchedule(b, **{"end": 0.5, "total_steps": 4, **options})
     assert b.temperature.item() == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        *MISTAKES,
+        ({"last_step": -1}, ValueError, "last_step must be an int of at least 0, got -1"),
+        ({"last_step": 0.5}, ValueError, "last_step must be an int of at least 0, got 0.5"),
+    ],
+)
+def test_a_state_is_checked_as_the_arguments_are(changed, error, message):
+    schedule = TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
+    schedule.step()
+    before = schedule.state_dict()
+    name, _, rule = message.partition(" ")
+    with pytest.raises(error, match=rf'state_dict\["{name}"\] {rule}'):
+        schedule.load_state_dict({**before, **changed})
+    assert schedule.state_dict() == before
+
+
+@pytest.mark.parametrize("shape", EXPECTED)
+def test_temperatures_stay_between_the_two(shape):
+    """No rounding error goes below the lowest temperature allowed."""
+    for start in np.linspace(0.1, 5, 50):
+        schedule = TemperatureSchedule(bottleneck(), start=start, end=1e-6, total_steps=7, shape=shape)
+        temperatures = [schedule.temperature_at(step) for step in range(9)]
+        assert temperatures == sorted(temperatures, reverse=True)
+        assert temperatures[-1] == pytest.approx(1e-6)
+        assert 1e-6 <= min(temperatures) <= max(temperatures) == start
+
+
+def test_numpy_numbers_are_saved_as_plain_ones(tmp_path):
+    schedule = TemperatureSchedule(
+        bottleneck(), end=np.linspace(1, 0.25, 4)[-1], total_steps=np.int64(10), start=np.float32(1)
+    )
+    torch.save(schedule.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state == {"end": 0.25, "total_steps": 10, "start": 1.0, "shape": "exponential", "last_step": 0}
+
+
+def test_a_module_resumed_without_its_schedule_is_refused():
+    """Lightning loads a module, and no schedule that is one of its attributes."""
+    b = bottleneck()
+    schedule = TemperatureSchedule(b, end=0.5, total_steps=4)
+    schedule.step()
+    schedule.step()
+    other = bottleneck()
+    resumed = TemperatureSchedule(other, end=0.5, total_steps=4)
+    other.load_state_dict(b.state_dict())
+    with pytest.raises(
+        RuntimeError, match=r"must be start, 1, before the first step, got 0\.707107; load the sch"
+    ):
+        resumed.step()
+    resumed.load_state_dict(schedule.state_dict())
+    for s in (schedule, resumed):
+        s.step()
+    assert other.temperature == b.temperature
+
+
+def test_a_compiled_bottleneck_is_taken(fresh_compiler):
+    b = bottleneck()
+    TemperatureSchedule(torch.compile(b), end=0.5, total_steps=1).step()
+    assert b.temperature == 0.5
 
 
 def test_anything_but_a_bottleneck_is_refused():
@@ -110,3 +178,5 @@ def test_a_state_of_something_else_is_refused():
         ValueError, match=r"state_dict lacks \['end', 'shape', 'start', 'total_steps'\]; pass what"
     ):
         schedule.load_state_dict({"last_step": 3})
+    with pytest.raises(TypeError, match="state_dict must be a dict, got None"):
+        schedule.load_state_dict(None)

@@ -1,11 +1,7 @@
-"""What a latent does during training: numbers of a batch, and a Lightning callback that logs them."""
+"""A Lightning callback that logs how latents are used."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import sys
-import types
 import warnings
 from collections.abc import Sequence, Set
 from typing import Any
@@ -13,52 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stochastic_bottleneck import codes
-from stochastic_bottleneck._extras import require
 from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
-from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
+from stochastic_bottleneck.callbacks._base import Callback, find_bottlenecks
+from stochastic_bottleneck.callbacks.statistics import latent_statistics
+from stochastic_bottleneck.posteriors import Posterior
 
-__all__ = ["LatentMonitor", "latent_statistics"]
-
-LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
-"""The two names under which Lightning is installed, each with classes of its own."""
-
-
-def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float]:
-    """How a batch uses its latent, in a few numbers; reading them waits for the device.
-
-    Args:
-        posterior: of the batch, as the bottleneck or the wrapper returns it; one of your own kind too.
-
-    Returns:
-        "kl" and "entropy", in nats, as means over the images, whatever the kind; the one that a posterior of
-        your own does not have is left out. For bits also "ones_mean", "ones_min" and "ones_max", the shares of
-        the batch's images on which a bit is one, over the bits; "bit_entropy", the entropy of those shares in
-        bits (1 for balanced bits, 0 for constant ones); and "temperature". For Gaussians also "variance_mean",
-        "variance_min" and "variance_max".
-
-    Example:
-        >>> import torch
-        >>> statistics = latent_statistics(BernoulliPosterior(torch.tensor([[9.0, 9.0], [-9.0, 9.0]])))
-        >>> statistics["ones_mean"], statistics["ones_min"], statistics["bit_entropy"]
-        (0.75, 0.5, 0.5)
-    """
-    with torch.no_grad():
-        offered = [name for name in ("kl", "entropy") if hasattr(posterior, name)]
-        found = {name: getattr(posterior, name)().double().mean() for name in offered}
-        if isinstance(posterior, BernoulliPosterior):
-            bits = (posterior.logits > 0).flatten(0, -2)
-            ones = codes.share_of_ones(bits)
-            found |= {"ones_mean": ones.mean(), "ones_min": ones.min(), "ones_max": ones.max()}
-            found |= {"bit_entropy": codes.bit_entropy(bits).mean(), "temperature": posterior.temperature}
-        elif isinstance(posterior, GaussianPosterior):
-            variance = (2 * posterior.log_std.double()).exp()
-            found |= {"variance_mean": variance.mean(), "variance_min": variance.min()}
-            found |= {"variance_max": variance.max()}
-    return {name: float(value) for name, value in found.items()}
+__all__ = ["LatentMonitor"]
 
 
-class LatentMonitor:
+class LatentMonitor(Callback):
     """Lightning callback that logs how the latents of a module in training are used.
 
     On every step that the Trainer logs (`log_every_n_steps`), a forward hook reads the posteriors of each
@@ -70,7 +29,7 @@ class LatentMonitor:
     A posterior of your own kind has to be a named tuple, as the library's are: those of one step are joined field
     by field along the images. A field without dimensions, or one that is no tensor, is taken from the last.
 
-    It is a callback of `lightning` and of `pytorch_lightning`, of whichever are imported when it is built.
+    It is a callback of `lightning` and of `pytorch_lightning`, of whichever are imported when it is first asked for.
     Code compiled by torch.compile does not run hooks; a warning says so once, and nothing is logged.
 
     Args:
@@ -78,22 +37,28 @@ class LatentMonitor:
             all there are.
 
     Raises:
-        ModuleNotFoundError: when built without Lightning (extra "lightning").
-        ValueError: when training starts, for a module without a bottleneck, or a name that is not one's.
+        ModuleNotFoundError: when imported without Lightning (extra "lightning").
+        TypeError: for anything but names.
+        ValueError: for no name, and when training starts, for a module without a bottleneck, or a name that is not
+            one's.
     """
 
     def __init__(self, bottlenecks: str | Sequence[str] | None = None) -> None:
-        self.bottlenecks = (bottlenecks,) if isinstance(bottlenecks, str) else bottlenecks
+        names = (bottlenecks,) if isinstance(bottlenecks, str) else bottlenecks
+        if names is not None:
+            message = (
+                f'bottlenecks must be a name, such as "model.bottleneck", a list of names, or None for all, got '
+                f"{bottlenecks!r}"
+            )
+            if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+                raise TypeError(message)
+            if not all(names) or not names:
+                raise ValueError(message)
+        self.bottlenecks = None if names is None else tuple(names)
         self._watched: dict[str, StochasticBottleneck] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._seen: dict[str, list[Posterior]] = {}
         self._has_warned = False
-        own: Any = type(self)
-        self.__class__ = _as_callback(own, _callback_classes())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The class that was put together here has no name under which a pickle could find it.
-        return _rebuild, (getattr(self, "_plain", type(self)), self.__dict__)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the bottlenecks."""
@@ -146,12 +111,7 @@ class LatentMonitor:
             warnings.warn(f"LatentMonitor logs nothing of {', '.join(sorted(names))}, {why}", stacklevel=3)
 
     def _find(self, module: nn.Module) -> dict[str, StochasticBottleneck]:
-        found = {name: m for name, m in module.named_modules() if isinstance(m, StochasticBottleneck)}
-        if not found:
-            raise ValueError(
-                f"LatentMonitor needs a StochasticBottleneck inside {type(module).__name__}, which has none; wrap "
-                "its model with StochConWrapper, or make the bottleneck an attribute of the module"
-            )
+        found = find_bottlenecks(module, "LatentMonitor")
         if self.bottlenecks is None:
             return found
         if missing := [name for name in self.bottlenecks if name not in found]:
@@ -185,32 +145,3 @@ def _joined(posteriors: list[Posterior]) -> Posterior:
 def _is_of_images(field: Any) -> bool:
     """Whether a posterior's field has a row for each image, as a temperature has not."""
     return isinstance(field, Tensor) and field.ndim > 0
-
-
-def _callback_classes() -> tuple[type, ...]:
-    """`Callback` of every Lightning that is imported; of an installed one where none is."""
-    imported = [module for name in LIGHTNING if (module := sys.modules.get(name)) is not None]
-    if not imported:
-        installed = [name for name in LIGHTNING if importlib.util.find_spec(name.partition(".")[0])]
-        imported = [require((installed or LIGHTNING)[0], "LatentMonitor", "lightning")]
-    return tuple(module.Callback for module in imported)
-
-
-@functools.cache
-def _as_callback(cls: Any, bases: tuple[type, ...]) -> Any:
-    """The class with those bases that it lacks: Lightning asks its callbacks for its own class."""
-    lacking = tuple(base for base in bases if not issubclass(cls, base))
-    if not lacking:
-        return cls
-    return types.new_class(
-        cls.__name__,
-        (cls, *lacking),
-        exec_body=lambda body: body.update(__module__=cls.__module__, _plain=cls),
-    )
-
-
-def _rebuild(cls: Any, state: dict[str, Any]) -> Any:
-    monitor = cls.__new__(cls)
-    monitor.__dict__.update(state)
-    monitor.__class__ = _as_callback(cls, _callback_classes())
-    return monitor

@@ -1,0 +1,62 @@
+"""Numbers of a batch's latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from stochastic_bottleneck import _checks, codes
+from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
+
+__all__ = ["latent_statistics"]
+
+
+def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float]:
+    """How a batch uses its latent, in a few numbers; reading them waits for the device.
+
+    Args:
+        posterior: of the batch, as the bottleneck or the wrapper returns it; one of your own kind too.
+
+    Returns:
+        "kl" and "entropy", in nats, as means over the images, whatever the kind; the one that a posterior of
+        your own does not have is left out. For bits also "ones_mean", "ones_min" and "ones_max", the shares of
+        the batch's images on which a bit is one, over the bits; "bit_entropy", the entropy of those shares in
+        bits (1 for balanced bits, 0 for constant ones); and "temperature". For Gaussians also "variance_mean",
+        "variance_min" and "variance_max".
+
+    Raises:
+        TypeError: for anything but a posterior.
+        ValueError: for a posterior of no images, or one that is not of shape (N, D).
+
+    Example:
+        >>> import torch
+        >>> statistics = latent_statistics(BernoulliPosterior(torch.tensor([[9.0, 9.0], [-9.0, 9.0]])))
+        >>> statistics["ones_mean"], statistics["ones_min"], statistics["bit_entropy"]
+        (0.75, 0.5, 0.5)
+    """
+    if not hasattr(posterior, "rsample") or not hasattr(posterior, "mode"):
+        raise TypeError(
+            f"posterior must be a posterior, with rsample() and mode(), got {type(posterior).__name__}; pass "
+            "output.posterior"
+        )
+    if isinstance(posterior, (BernoulliPosterior, GaussianPosterior)):
+        name = posterior._fields[0]
+        _checks.check_floating(posterior[0], f"posterior.{name}")
+        if posterior[0].ndim < 2 or posterior[0].numel() == 0:
+            raise ValueError(
+                f"posterior.{name} must have shape (N, D) with at least one image, got {tuple(posterior[0].shape)}"
+            )
+    with torch.no_grad():
+        offered = [name for name in ("kl", "entropy") if hasattr(posterior, name)]
+        found = {name: getattr(posterior, name)().double().mean() for name in offered}
+        if isinstance(posterior, BernoulliPosterior):
+            bits = (posterior.logits > 0).flatten(0, -2)
+            ones = codes.share_of_ones(bits)
+            found |= {"ones_mean": ones.mean(), "ones_min": ones.min(), "ones_max": ones.max()}
+            found |= {"bit_entropy": codes.bit_entropy(bits).mean(), "temperature": posterior.temperature}
+        elif isinstance(posterior, GaussianPosterior):
+            variance = (2 * posterior.log_std.double()).exp()
+            found |= {"variance_mean": variance.mean(), "variance_min": variance.min()}
+            found |= {"variance_max": variance.max()}
+    return {name: float(value) for name, value in found.items()}

@@ -1,0 +1,114 @@
+"""A Lightning callback that anneals the Concrete temperature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from stochastic_bottleneck import _checks
+from stochastic_bottleneck.bottleneck import StochasticBottleneck
+from stochastic_bottleneck.callbacks._base import Callback, find_bottlenecks
+from stochastic_bottleneck.schedules import Shape, TemperatureSchedule, _checked_settings
+
+__all__ = ["TemperatureAnnealing"]
+
+
+class TemperatureAnnealing(Callback):
+    """Lightning callback that moves a bottleneck's temperature from `start` to `end`, also across a resumed run.
+
+    After each training batch the temperature is that of `TemperatureSchedule` at the Trainer's `global_step`, the
+    number of optimizer steps that `max_steps` counts too: with `accumulate_grad_batches` one for several batches,
+    with several optimizers one for each of theirs. Lightning saves that number, so a run resumed from any of its
+    checkpoints goes through the temperatures of one that was never stopped.
+
+    Args:
+        end: final temperature.
+        total_steps: optimizer steps to reach it.
+        start: first temperature; None for the bottleneck's when training starts.
+        shape: "exponential" (a straight line in the logarithm), "cosine" or "linear".
+        bottleneck: name of the bottleneck inside the LightningModule, such as "model.bottleneck"; None where there
+            is only one of kind "bern".
+
+    Raises:
+        ModuleNotFoundError: when imported without Lightning (extra "lightning").
+        TypeError: for an argument of another type.
+        ValueError: for temperatures that are not positive, or no steps; when training starts, for a module in which
+            the bottleneck is not to be found, or not the only one.
+    """
+
+    def __init__(
+        self,
+        end: float,
+        total_steps: int,
+        *,
+        start: float | None = None,
+        shape: Shape = "exponential",
+        bottleneck: str | None = None,
+    ) -> None:
+        first = end if start is None else start
+        self.end, self.total_steps, first, self.shape = _checked_settings(end, total_steps, first, shape)
+        self.start = None if start is None else first
+        if bottleneck is not None and not isinstance(bottleneck, str):
+            raise TypeError(
+                f'bottleneck must be a name, such as "model.bottleneck", or None, got {bottleneck!r}'
+            )
+        self.bottleneck = bottleneck
+        self._schedule: TemperatureSchedule | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint: there can be one callback for each bottleneck."""
+        return f"{type(self).__qualname__}[{self.bottleneck}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the arguments and the Trainer do not know: the temperature at which training started."""
+        return {"start": self.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict()`; a `start` that was given stays.
+
+        Raises:
+            TypeError: for a state that is not of a `TemperatureAnnealing`.
+            ValueError: for a temperature that is none.
+        """
+        if not isinstance(state_dict, dict) or "start" not in state_dict:
+            raise TypeError(
+                f"state_dict must be what TemperatureAnnealing.state_dict() gave, got {state_dict!r}"
+            )
+        start = state_dict["start"]
+        if self.start is None and start is not None:
+            self.start = _checks.real('state_dict["start"]', start, least=_checks.MIN_CONCRETE)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find the bottleneck and set its temperature; by now everything is restored."""
+        self._schedule = TemperatureSchedule(
+            self._find(pl_module), self.end, self.total_steps, start=self.start, shape=self.shape
+        )
+        self.start = self._schedule.start
+        self._anneal(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Anneal."""
+        self._anneal(trainer.global_step)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let go of the module."""
+        self._schedule = None
+
+    def _anneal(self, step: int) -> None:
+        if self._schedule is not None:
+            self._schedule.bottleneck.set_temperature(self._schedule.temperature_at(step))
+
+    def _find(self, module: nn.Module) -> StochasticBottleneck:
+        found = find_bottlenecks(module, "TemperatureAnnealing")
+        bits = [name for name in found if found[name].kind == "bern"]
+        names = bits or list(found) if self.bottleneck is None else [self.bottleneck]
+        if len(names) != 1 or names[0] not in found:
+            raise ValueError(
+                f"bottleneck must name the one of {type(module).__name__} to anneal, "
+                f"{' or '.join(map(repr, found))}, got {self.bottleneck!r}"
+            )
+        return found[names[0]]

@@ -16,11 +16,12 @@ from stochastic_bottleneck._layers import evaluation_mode
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.codes import unpack_bits
 from stochastic_bottleneck.posteriors import BernoulliPosterior
-from stochastic_bottleneck.wrapper import Representation, StochConWrapper
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper, as_wrapper
 
 __all__ = ["OnnxComparison", "export_onnx", "export_program", "verify_onnx"]
 
 LIBRARY = "stochastic_bottleneck"
+DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
 MAX_BYTES = 1536 * 1024**2
 """From this size of weights on, torch.onnx writes them into a second file."""
 
@@ -57,7 +58,7 @@ def export_program(
     `torch.export.save` writes the program to a file. The model is left as it is.
 
     Args:
-        model: the model; "bits" needs one of kind "bern".
+        model: the model, which may be compiled or inside DistributedDataParallel; "bits" needs one of kind "bern".
         example_images: images as the model will get them, on the model's device. Shape: (N, C, H, W)
         representation: "bits" for z packed eight to a byte, "z" for the latent's mode, "h" for the encoder's
             features, "upsampled" for rho(z).
@@ -68,7 +69,7 @@ def export_program(
 
     Raises:
         TypeError: for a model that is not a `StochConWrapper`, or images that are not floating point.
-        ValueError: for an unknown representation, bits of a Gaussian, or no images.
+        ValueError: for an unknown representation, bits of a Gaussian, no images, or ones that the model does not take.
 
     Example:
         >>> import torch
@@ -80,11 +81,13 @@ def export_program(
         >>> torch.equal(program.module()(images), model.encode(images, "bits"))
         True
     """
-    _check_model(model)
+    model = as_wrapper(model)
     _check_images(example_images, "example_images")
+    _checks.flag("dynamic_batch", dynamic_batch)
+    path = model.feature_extractor(representation)
+    _encode(model, example_images, representation, "example_images")  # the exporter would need more words
     with evaluation_mode(model), torch.no_grad():
-        path = model.feature_extractor(representation)
-        path(example_images)  # what does not fit is told by the model, not by the exporter
+        path.eval()
         if not dynamic_batch:
             return torch.export.export(path, (example_images,))
         # torch.export takes a size of 1 for a constant.
@@ -114,14 +117,18 @@ def export_onnx(
         example_images: as in `export_program`. Shape: (N, C, H, W)
         representation: as in `export_program`.
         dynamic_batch: as in `export_program`.
-        opset_version: version of ONNX's operators; None for torch's choice.
+        opset_version: version of ONNX's operators, 18 or later for most models; None for torch's choice.
 
     Raises:
         ModuleNotFoundError: without onnx and onnxscript (extra "export").
         TypeError: as `export_program`.
-        ValueError: as `export_program`, and for weights too large for one file.
+        ValueError: as `export_program`, for weights too large for one file, and for an opset version that torch cannot
+            write the model in.
     """
     onnx, _ = (require(package, "export_onnx", "export") for package in ("onnx", "onnxscript"))
+    model, path = as_wrapper(model), _checked_path(path)
+    if opset_version is not None:
+        opset_version = _checks.integer("opset_version", opset_version, hint="None takes torch's choice")
     program = export_program(model, example_images, representation, dynamic_batch=dynamic_batch)
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size > MAX_BYTES:
@@ -138,8 +145,14 @@ def export_onnx(
         dynamo=True,
         verbose=False,
     )
+    # Where torch cannot convert its own version, 18, to the one asked for, it only logs that.
+    written = exported.model.opset_imports[""]
+    if opset_version not in (None, written):
+        raise ValueError(
+            f"opset_version must be one that torch can write this model in, got {opset_version}, and torch wrote "
+            f"{written}; pass {written}, or None for torch's choice"
+        )
     exported.model.metadata_props.update(_metadata(model, representation))
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -161,8 +174,8 @@ def verify_onnx(
 
     Args:
         path: of a file that `export_onnx` wrote.
-        model: the model, which is asked in evaluation mode.
-        images: images on the model's device. Shape: (N, C, H, W)
+        model: as in `export_program`; runs in evaluation mode.
+        images: images on the model's device, of the dtype and size exported. Shape: (N, C, H, W)
         tolerance: "bits": a bit may differ where the model's logit is at most this far from 0; otherwise the
             largest absolute difference allowed.
 
@@ -172,16 +185,25 @@ def verify_onnx(
     Raises:
         ModuleNotFoundError: without onnxruntime (extra "export").
         FileNotFoundError: for a file that is not there.
-        ValueError: for a file of another model, or differences beyond the tolerance.
+        TypeError: as `export_program`.
+        ValueError: for a file that onnxruntime cannot run, or that is of another model, images of another dtype or size
+            than it takes, or differences beyond the tolerance.
     """
     onnxruntime = require("onnxruntime", "verify_onnx", "export")
-    _check_model(model)
+    model, path = as_wrapper(model), _checked_path(path)
     _check_images(images, "images")
-    if not Path(path).is_file():
+    tolerance = _checks.real("tolerance", tolerance, least=0)
+    if not path.is_file():
         raise FileNotFoundError(f"path must name an ONNX file, got {str(path)!r}; write one with export_onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own, which share no other class
+        raise ValueError(
+            f"path must name an ONNX file that onnxruntime can run on the CPU, got {str(path)!r}; write it with "
+            f"export_onnx, of a float32 model if this one is bfloat16 or float64 (onnxruntime says: {error})"
+        ) from error
     found = session.get_modelmeta().custom_metadata_map
     representation = found.get("representation")
     expected = _metadata(model, str(representation))
@@ -190,6 +212,19 @@ def verify_onnx(
             f"path must name an ONNX file of this model, kind {model.bottleneck.kind!r} and dim "
             f"{model.bottleneck.dim}, got kind {found.get('kind')!r} and dim {found.get('dim')} in {str(path)!r}; "
             "write it with export_onnx"
+        )
+    (taken,) = session.get_inputs()
+    sizes = zip(taken.shape, images.shape, strict=False)
+    if (
+        images.dtype != DTYPES.get(taken.type)
+        or images.ndim != len(taken.shape)
+        or any(isinstance(size, int) and size != given for size, given in sizes)  # a string: of any size
+    ):
+        shape = f"({', '.join(map(str, taken.shape))})"
+        raise ValueError(
+            f"images must be {DTYPES.get(taken.type, taken.type)} of shape {shape}, which {str(path)!r} was exported "
+            f"for, got {images.dtype} of {tuple(images.shape)}; pass such images and the model that was exported, or "
+            "export the model again"
         )
     (output,) = session.run(None, {"images": images.detach().cpu().numpy()})
     comparison = _compare(torch.from_numpy(output), model, images, representation)
@@ -204,7 +239,7 @@ def verify_onnx(
 
 
 def _compare(output: Tensor, model: StochConWrapper, images: Tensor, representation: Any) -> OnnxComparison:
-    ours = model.encode(images, representation).cpu()
+    ours = _encode(model, images, representation, "images").cpu()
     if output.shape != ours.shape or output.dtype != ours.dtype:
         raise ValueError(
             f"the ONNX file must give {representation} of shape {tuple(ours.shape)} and {ours.dtype}, got "
@@ -236,12 +271,22 @@ def _metadata(model: StochConWrapper, representation: str) -> dict[str, str]:
     }
 
 
-def _check_model(model: object) -> None:
-    if not isinstance(model, StochConWrapper):
-        raise TypeError(
-            f"model must be a StochConWrapper, got {type(model).__name__}; wrap the encoder, or an existing model "
-            "with StochConWrapper.from_simclr"
-        )
+def _encode(model: StochConWrapper, images: Tensor, representation: Representation, name: str) -> Tensor:
+    try:
+        return model.encode(images, representation)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be images that the model takes, got {tuple(images.shape)} of {images.dtype} on "
+            f"{images.device}, of which the model says: {error}"
+        ) from error
+
+
+def _checked_path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a string or a pathlib.Path, got {path!r}")
+    if not os.fspath(path):
+        raise ValueError("path must name a file, got an empty string")
+    return Path(path)
 
 
 def _check_images(images: Tensor, name: str) -> None:

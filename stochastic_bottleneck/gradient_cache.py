@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -50,7 +51,8 @@ def cached_backward(
     statistics, and the gradient is exact for that.
 
     Under DistributedDataParallel the gradients are exchanged once, with the last chunk; all processes need the same
-    number of rows and of chunks. Under autocast the forward passes are cast as usual and the backward passes are not.
+    number of rows and of chunks, and `static_graph` has to be off. Under autocast the forward passes are cast as usual
+    and the backward passes are not.
 
     Args:
         model: is called with a chunk of each input. Returns a tensor, or tuples, lists or dicts of tensors. Shape:
@@ -60,7 +62,8 @@ def cached_backward(
             too. Scale in here: `GradScaler.scale`, or a division.
         *inputs: what the model takes, row i of each for image i. Shape: (N, ...)
         chunk_size: largest number of images in a chunk. Chunks are of equal size where that can be, and differ by
-            one otherwise; a batch that is one chunk runs once.
+            one otherwise; a batch that is one chunk runs once. With BatchNorm, 3 or more: 1, and 2 for an odd number
+            of images, leave a chunk of one image, which cannot be normalised.
         check_replay: compare the two passes' outputs, as far as the loss depends on them. Waits for the device once,
             at the end.
         backward: runs the backward pass of each chunk, given a scalar; for Lightning's `manual_backward`, or
@@ -91,8 +94,13 @@ def cached_backward(
     Source:
         Gradient cache of Gao et al. (arXiv 2101.06983); the care for buffers and the check are ours.
     """
-    _check_arguments(model, loss, inputs, chunk_size)
+    _check_arguments(model, loss, inputs, chunk_size, check_replay, backward)
     count = -(-inputs[0].shape[0] // chunk_size)
+    if count > 1 and any(m.static_graph for m in model.modules() if isinstance(m, DistributedDataParallel)):
+        raise ValueError(
+            "model must be a DistributedDataParallel module without static_graph=True, which allows one backward pass "
+            f"a step, got {count} chunks; build it without, or pass chunk_size={inputs[0].shape[0]} or more"
+        )
     chunks = list(zip(*(x.tensor_split(count) for x in inputs), strict=True))
     devices = _replay.devices_of(model, inputs)
     run = Tensor.backward if backward is None else backward
@@ -107,7 +115,7 @@ def cached_backward(
     with torch.no_grad():
         for chunk in chunks:
             states.append(_replay.random_states(devices))
-            outputs.append(_flatten(model(*chunk), chunk[0].shape[0]))
+            outputs.append(_flatten(_first_output(model, chunk, chunk_size), chunk[0].shape[0]))
         cache = _Cache(outputs)
     del outputs  # the cache holds their rows
 
@@ -130,6 +138,20 @@ def cached_backward(
                     run(cache.surrogate(k, output))
     _check_drifts(drifts)
     return value.detach()
+
+
+def _first_output(model: nn.Module, chunk: Sequence[Tensor], chunk_size: int) -> Any:
+    """The model's output in the first pass, in which BatchNorm may meet a chunk of one image."""
+    try:
+        return model(*chunk)
+    except ValueError as error:
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
+        if chunk[0].shape[0] > 1 or not norms:
+            raise
+        raise ValueError(
+            f"chunk_size must leave no chunk of one image to BatchNorm in training, got {chunk_size}, and the model "
+            "refuses one; pass chunk_size=3 or more, which always does"
+        ) from error
 
 
 # ---- outputs -----------------------------------------------------------------------------------------------
@@ -239,7 +261,12 @@ class _Cache:
 
 
 def _check_arguments(
-    model: nn.Module, loss: Callable[[Any], Tensor], inputs: Sequence[Tensor], chunk_size: int
+    model: nn.Module,
+    loss: Callable[[Any], Tensor],
+    inputs: Sequence[Tensor],
+    chunk_size: int,
+    check_replay: bool,
+    backward: Callable[[Tensor], object] | None,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -259,11 +286,18 @@ def _check_arguments(
     except ValueError:  # written in C, without a signature
         pass
     _checks.check_width("chunk_size", chunk_size)
+    _checks.flag("check_replay", check_replay)
+    if backward is not None and not callable(backward):
+        raise TypeError(f"backward must be a function of a scalar, or None, got {backward!r}")
     if not inputs:
         raise TypeError("inputs must hold at least one tensor, got none; pass what the model takes")
     for x in inputs:
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs must be tensors, got {type(x).__name__}; pass its tensors one by one")
+        if x.layout != torch.strided or x.is_nested:
+            raise TypeError(
+                "inputs must be dense tensors, got a sparse or nested one; convert it with .to_dense()"
+            )
         if x.requires_grad and not x.is_leaf:
             raise ValueError(
                 "inputs must not be the result of a differentiable computation, whose graph would be walked "

@@ -221,6 +221,116 @@ def test_a_missing_package_is_named_with_its_extra(missing, tmp_path, monkeypatc
         calls.get(missing, lambda: export_onnx(m, path, images()))()
 
 
+@pytest.mark.parametrize("opset", [13, 99])
+def test_an_opset_that_torch_cannot_write_is_refused(opset, tmp_path):
+    with pytest.raises(
+        ValueError, match=rf"torch can write this model in, got {opset}, and torch wrote 18; pass 18"
+    ):
+        export_onnx(model(), tmp_path / "model.onnx", images(), opset_version=opset)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("opset", [18, np.int64(20)])
+def test_an_opset_is_honoured(opset, tmp_path):
+    export_onnx(model(), tmp_path / "model.onnx", images(), opset_version=opset)
+    assert [entry.version for entry in onnx.load(tmp_path / "model.onnx").opset_import] == [opset]
+    assert verify_onnx(tmp_path / "model.onnx", model(), images()).different == 0
+
+
+def test_a_compiled_model_is_exported_and_verified(tmp_path, fresh_compiler):
+    m = model()
+    compiled = torch.compile(m)
+    assert torch.equal(export_program(compiled, images()).module()(images()), m.encode(images(), "bits"))
+    export_onnx(compiled, tmp_path / "model.onnx", images())
+    assert verify_onnx(tmp_path / "model.onnx", compiled, images()).different == 0
+
+
+def test_images_that_the_file_was_not_exported_for_are_refused(files, tmp_path):
+    path, taken = (
+        files["bern", "bits"],
+        r"images must be torch.float32 of shape \(batch, 3, 8, 8\), which .* got ",
+    )
+    for given, message in (
+        (images(size=9), r"torch.float32 of \(4, 3, 9, 9\); pass such images"),
+        (images()[:, 0], r"torch.float32 of \(4, 8, 8\)"),
+        (images().bfloat16(), r"torch.bfloat16 of \(4, 3, 8, 8\)"),
+        (images().double(), r"torch.float64 of"),
+    ):
+        with pytest.raises(ValueError, match=taken + message):
+            verify_onnx(path, model().to(given.dtype), given)
+    with pytest.raises(
+        ValueError, match=r"images must be images that the model takes, got .*, of which the model"
+    ):
+        verify_onnx(path, model().bfloat16(), images())
+    export_onnx(model(), tmp_path / "fixed.onnx", images(3), dynamic_batch=False)
+    with pytest.raises(
+        ValueError, match=r"of shape \(3, 3, 8, 8\), which .* got torch.float32 of \(4, 3, 8, 8\)"
+    ):
+        verify_onnx(tmp_path / "fixed.onnx", model(), images(4))
+
+
+def test_a_file_that_onnxruntime_cannot_run_is_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_text("hello")
+    with pytest.raises(
+        ValueError, match=r"that onnxruntime can run on the CPU, got .*model\.onnx.*export_onnx"
+    ):
+        verify_onnx(path, model(), images())
+    export_onnx(model().bfloat16(), path, images().bfloat16())
+    with pytest.raises(ValueError, match="float32 model if this one is bfloat16 or float64"):
+        verify_onnx(path, model().bfloat16(), images().bfloat16())
+
+
+BAD_CALLS = [
+    ("path", None, TypeError, "path must be a string or a pathlib.Path, got None"),
+    ("path", "", ValueError, "path must name a file, got an empty string"),
+    ("example_images", "x", TypeError, "example_images must be a tensor, got str"),
+    (
+        "example_images",
+        images().to_sparse(),
+        TypeError,
+        "example_images must be a dense tensor, got a sparse_coo one",
+    ),
+    (
+        "example_images",
+        images()[:, :2],
+        ValueError,
+        "example_images must be images that the model takes, .* 2 channels",
+    ),
+    (
+        "example_images",
+        images().double(),
+        ValueError,
+        r"example_images must be .* got \(4, 3, 8, 8\) of torch.float64",
+    ),
+    ("dynamic_batch", "no", TypeError, "dynamic_batch must be True or False, got 'no'"),
+    (
+        "opset_version",
+        "18",
+        TypeError,
+        "opset_version must be a positive int, got '18'; None takes torch's choice",
+    ),
+    ("opset_version", 18.5, ValueError, "opset_version must be a positive int, got 18.5"),
+    ("model", None, TypeError, "model must be a StochConWrapper, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "error", "message"), BAD_CALLS)
+def test_bad_arguments_are_named(name, value, error, message, tmp_path):
+    given = {"model": model(), "path": tmp_path / "model.onnx", "example_images": images(), name: value}
+    with pytest.raises(error, match=message):
+        export_onnx(**given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "error"), [("0", TypeError), (-1, ValueError), (float("nan"), ValueError)]
+)
+def test_a_bad_tolerance_is_refused(tolerance, error, files):
+    with pytest.raises(error, match="tolerance must be a finite number of at least 0, got"):
+        verify_onnx(files["bern", "bits"], model(), images(), tolerance=tolerance)
+
+
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='"bits" needs a bottleneck of kind "bern", got "gauss"'):
         export_program(model("gauss"), images())

@@ -605,6 +605,17 @@ REFUSALS = {
     "no chunk": ({"chunk_size": 0}, ValueError, "chunk_size must be a positive int, got 0"),
     "half a chunk": ({"chunk_size": 2.5}, ValueError, "chunk_size must be a positive int, got 2.5"),
     "a flag": ({"chunk_size": True}, TypeError, "chunk_size must be a positive int, got True"),
+    "a one": ({"check_replay": 1}, TypeError, "check_replay must be True or False, got 1"),
+    "a name": (
+        {"backward": "loss"},
+        TypeError,
+        "backward must be a function of a scalar, or None, got 'loss'",
+    ),
+    "a sparse input": (
+        {"inputs": (X.to_sparse(),)},
+        TypeError,
+        "inputs must be dense tensors, got a sparse or nested",
+    ),
     "no input": ({"inputs": ()}, TypeError, "inputs must hold at least one tensor, got none"),
     "a dict": (
         {"inputs": ({"x": X},)},
@@ -694,8 +705,31 @@ REFUSALS |= {
 def test_refusals(case):
     changed, error, message = REFUSALS[case]
     given = VALID | changed
+    model, loss, inputs = (given.pop(name) for name in ("model", "loss", "inputs"))
     with pytest.raises(error, match=message):
-        cached_backward(given["model"], given["loss"], *given["inputs"], chunk_size=given["chunk_size"])
+        cached_backward(model, loss, *inputs, **given)
+
+
+@pytest.mark.parametrize(("n", "chunk_size"), [(3, 2), (7, 2), (4, 1)])
+@pytest.mark.parametrize(
+    "model", [batch_model, lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(75)).double()]
+)
+def test_a_chunk_of_one_image_is_blamed_on_the_chunks(model, n, chunk_size):
+    inputs = (X[:n], X_PRIME[:n]) if model is batch_model else (X[:n],)
+    message = (
+        rf"chunk_size must leave no chunk of one image .*, got {chunk_size}, .* pass chunk_size=3 or more"
+    )
+    with pytest.raises(ValueError, match=message):
+        cached_backward(model(), lambda output: output[0].sum(), *inputs, chunk_size=chunk_size)
+    cached_backward(model(), lambda output: output[0].sum(), *inputs, chunk_size=3)
+
+
+def test_another_error_in_a_chunk_of_one_image_is_the_models():
+    def function(f, x):
+        raise ValueError("three channels expected")
+
+    with pytest.raises(ValueError, match="three channels expected"):
+        cached_backward(Applied(function), torch.mean, X, chunk_size=1)
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
@@ -748,6 +782,14 @@ def distributed_step(rank):
                 "gradients": gradients(model),
                 "exchanges": exchanges.count,
             }
+    parallel = DistributedDataParallel(VALID["model"], static_graph=True)
+    for model in (parallel, torch.compile(parallel)):
+        with pytest.raises(
+            ValueError, match=r"without static_graph=True, .* got 2 chunks; .*chunk_size=5 or more"
+        ):
+            cached_backward(model, torch.mean, inputs[0], chunk_size=3)
+    expected = parallel(inputs[0]).mean().item()
+    results["static"] = cached_backward(parallel, torch.mean, inputs[0], chunk_size=N), expected
     return results
 
 
@@ -770,6 +812,13 @@ def test_processes_equal_one_on_the_whole_batch_and_exchange_once(ranks, kind, c
         assert result["exchanges"] == 1
         for name, gradient in gradients(model).items():
             assert_close(result["gradients"][name], gradient)
+
+
+@pytest.mark.distributed
+def test_a_static_graph_is_refused_but_for_one_chunk(ranks):
+    for rank in ranks:
+        found, expected = rank["static"]
+        assert found.item() == expected
 
 
 @pytest.mark.distributed

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from stochastic_bottleneck import _hamming
+from stochastic_bottleneck._arrays import array, class_labels, sequence
+from stochastic_bottleneck._checks import flag, integer
 
 __all__ = [
     "bit_class_information",
@@ -42,7 +47,7 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
 
     Raises:
         ValueError: for values other than 0 and 1, or no bits.
-        TypeError: for anything but an array or a tensor.
+        TypeError: for anything but an array or a dense tensor of real numbers or booleans.
 
     Example:
         >>> import numpy as np
@@ -50,8 +55,11 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
         array([[129, 128]], dtype=uint8)
     """
     _check_array(z, "z")
+    flag("validate", validate)
     if z.ndim == 0 or z.shape[-1] == 0:
         raise ValueError(f"z must have at least one bit in its last dimension, got shape {tuple(z.shape)}")
+    if validate and isinstance(z, Tensor) and z.is_meta:
+        raise ValueError("z must hold values to be read, got a meta tensor; pass validate=False")
     if validate and not bool(((z == 0) | (z == 1)).all()):
         raise ValueError("z must hold only 0 and 1; take the mode, or threshold it first, as in z > 0.5")
     if isinstance(z, np.ndarray):
@@ -83,10 +91,10 @@ def unpack_bits(codes: ArrayT, dim: int) -> ArrayT:
         tensor([1, 0, 0, 0, 0, 0, 0, 1, 1], dtype=torch.uint8)
     """
     _check_codes(codes, "codes")
-    if dim < 1 or codes.shape[-1] != math.ceil(dim / 8):
+    dim = integer("dim", dim)
+    if codes.shape[-1] != math.ceil(dim / 8):
         raise ValueError(
-            f"dim={dim} needs codes {math.ceil(max(dim, 1) / 8)} bytes wide and dim >= 1, "
-            f"got shape {tuple(codes.shape)}"
+            f"dim={dim} needs codes {math.ceil(dim / 8)} bytes wide, got shape {tuple(codes.shape)}"
         )
     if isinstance(codes, np.ndarray):
         return np.unpackbits(codes, axis=-1, count=dim)
@@ -97,7 +105,7 @@ def unpack_bits(codes: ArrayT, dim: int) -> ArrayT:
 def hamming_distance(a: ArrayT, b: ArrayT) -> ArrayT:
     """Number of differing bits between packed codes, broadcast over leading dimensions.
 
-    `hamming_distance(a[:, None], b[None])` gives all pairs.
+    `hamming_distance(a[:, None], b[None])` gives all pairs, in little more memory than the result takes.
 
     Args:
         a: packed codes, uint8. Shape: (..., B)
@@ -107,7 +115,7 @@ def hamming_distance(a: ArrayT, b: ArrayT) -> ArrayT:
         Distances in bits, int64. Shape: (...)
 
     Raises:
-        ValueError: for codes of different widths.
+        ValueError: for codes of different widths, or leading dimensions that do not broadcast.
         TypeError: for codes that are not uint8, or of two kinds.
 
     Example:
@@ -121,11 +129,20 @@ def hamming_distance(a: ArrayT, b: ArrayT) -> ArrayT:
         raise TypeError(f"a and b must both be numpy arrays or both tensors, got {_kind(a)} and {_kind(b)}")
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(f"a and b must be equally wide, got {a.shape[-1]} and {b.shape[-1]} bytes")
+    if any(1 != m != n != 1 for m, n in zip(a.shape[-2::-1], b.shape[-2::-1], strict=False)):
+        raise ValueError(
+            f"a and b must broadcast in their leading dimensions, got shapes {tuple(a.shape)} and {tuple(b.shape)}; "
+            "a[:, None] and b[None] give all pairs"
+        )
     if isinstance(a, np.ndarray):
-        return np.asarray(_POPCOUNT[a ^ b].sum(axis=-1, dtype=np.int64))
+        return np.asarray(_hamming.distances(a, b))
     if a.device != b.device:
         raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}; move one with .to()")
-    return torch.from_numpy(_POPCOUNT).to(a.device)[(a ^ b).int()].sum(dim=-1)
+    if a.device.type == "cpu" and not torch.compiler.is_compiling():
+        with suppress(RuntimeError):  # torch.vmap's tensors have no array
+            return torch.from_numpy(_hamming.distances(a.numpy(), b.numpy()))
+    found: ArrayT = _hamming.distances(a, b)
+    return found
 
 
 def compression_ratio(image_shape: Sequence[int], bits: int, bits_per_channel: int = 8) -> float:
@@ -141,6 +158,7 @@ def compression_ratio(image_shape: Sequence[int], bits: int, bits_per_channel: i
 
     Raises:
         ValueError: for a shape or counts that are not positive.
+        TypeError: for a shape or counts that are no integers.
 
     Example:
         >>> compression_ratio((224, 224, 3), 2048)
@@ -149,12 +167,8 @@ def compression_ratio(image_shape: Sequence[int], bits: int, bits_per_channel: i
     Source:
         StochCon (arXiv 2110.00552), claim of 588x.
     """
-    if not image_shape or min(image_shape) < 1 or bits < 1 or bits_per_channel < 1:
-        raise ValueError(
-            "image_shape, bits and bits_per_channel must be positive, "
-            f"got {tuple(image_shape)}, {bits} and {bits_per_channel}"
-        )
-    return math.prod(image_shape) * bits_per_channel / bits
+    shape = sequence(image_shape, "image_shape", "one or more positive ints", integer)
+    return math.prod(shape) * integer("bits_per_channel", bits_per_channel) / integer("bits", bits)
 
 
 def share_of_ones(bits: Tensor | Array) -> Array:
@@ -229,22 +243,16 @@ def bit_class_information(bits: Tensor | Array, labels: Tensor | Array) -> Array
         Information of each bit, between 0 and 1, float64. Shape: (D,)
 
     Raises:
-        ValueError: for labels of another length.
+        ValueError: for labels of another length, or missing ones.
+        TypeError: for labels that are not integers.
     """
     x = _bit_matrix(bits)
-    y = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-    if y.shape != (x.shape[0],):
-        raise ValueError(f"labels must have shape ({x.shape[0]},), one an image, got {y.shape}")
+    y = class_labels(labels, len(x), "labels")
     information = bit_entropy(x)
     for label in np.unique(y):
         of_class = y == label
         information = information - of_class.mean() * bit_entropy(x[of_class])
     return np.maximum(information, 0.0)
-
-
-_POPCOUNT: NDArray[np.uint8] = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(
-    1, dtype=np.uint8
-)
 
 
 def _weights(device: torch.device) -> Tensor:
@@ -260,7 +268,7 @@ def _xlog2(p: Array) -> Array:
 
 def _bit_matrix(bits: Tensor | Array) -> Array:
     _check_array(bits, "bits")
-    x = np.asarray(bits.detach().cpu().float() if isinstance(bits, Tensor) else bits, dtype=np.float64)
+    x = array(bits, "bits").astype(np.float64)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(
             f"bits must have shape (N, D) with N and D at least 1, got {x.shape}; unpack codes first"
@@ -274,9 +282,16 @@ def _kind(x: object) -> str:
     return type(x).__name__
 
 
-def _check_array(x: object, name: str) -> None:
+def _check_array(x: Any, name: str) -> None:
     if not isinstance(x, (Tensor, np.ndarray)):
         raise TypeError(f"{name} must be a numpy array or a tensor, got {_kind(x)}")
+    if isinstance(x, np.ndarray):
+        usual, kind = x.dtype.kind in "biuf", f"an array of dtype {x.dtype}"
+    else:
+        usual = x.layout == torch.strided and not x.is_nested and not x.is_complex()
+        kind = "a nested tensor" if x.is_nested else f"a {x.layout} tensor of {x.dtype}".replace("torch.", "")
+    if not usual:
+        raise TypeError(f"{name} must be a dense array or tensor of real numbers or booleans, got {kind}")
 
 
 def _check_codes(x: Tensor | Array, name: str) -> None:

@@ -41,8 +41,8 @@ ROOMS = {
     },
     "export": {"wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
     "callbacks": {"schedules", "bottleneck", "posteriors", "codes", "_extras", "_checks"},
-    "plots": {"evaluation", "codes", "_extras", "_checks"},
-    "evaluation": {"wrapper", "codes", "functional", "_layers", "_extras", "_checks"},
+    "plots": {"evaluation", "codes", "_arrays", "_extras", "_checks"},
+    "evaluation": {"wrapper", "encoders", "codes", "functional", "_arrays", "_layers", "_extras", "_checks"},
     "wrapper": {"_checks", "bottleneck", "encoders", "posteriors", "codes", "_layers"},
     "schedules": {"bottleneck", "encoders", "_checks"},
     "bottleneck": {"posteriors", "_checks", "_layers"},
@@ -50,13 +50,15 @@ ROOMS = {
     "losses": {"functional", "distributed", "_checks"},
     "gradient_cache": {"_checks", "_replay"},
     "encoders": {"_strip", "_checks"},
-    "codes": {"_checks"},
+    "codes": {"_arrays", "_checks", "_hamming"},
     "functional": {"_ops", "_checks", "_noise"},
     "_noise": {"_ops", "_checks"},  # of functional
     "distributed": {"_ops", "_checks"},
     "_hub_files": {"_checks", "_version"},  # of hub
     "_hub_encoders": {"_checks", "_extras"},  # of hub
     "_checks": set(),
+    "_arrays": set(),  # of codes, evaluation and plots
+    "_hamming": set(),  # of codes
     "_extras": set(),  # of hub, export, callbacks, plots and evaluation
     "_layers": set(),  # of bottleneck and wrapper
     "_replay": set(),  # of gradient_cache
@@ -67,6 +69,8 @@ ROOMS = {
 OUTSIDE = {room: {"torch"} for room in ROOMS} | {
     "callbacks": {"torch", "lightning"},  # for its types alone
     "codes": {"torch", "numpy"},
+    "_arrays": {"torch", "numpy"},
+    "_hamming": {"torch", "numpy"},
     "evaluation": {"torch", "numpy"},
     "plots": {"torch", "numpy", "matplotlib"},  # for its types alone
     "_ops": {"torch", "triton"},

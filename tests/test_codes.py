@@ -1,15 +1,20 @@
 """Binary codes: packing, distance and counts, for numpy arrays and torch tensors alike."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import oracles
+import pandas
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import as_strided
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from stochastic_bottleneck import codes
+from stochastic_bottleneck import _hamming, codes
 
 KINDS = {"numpy": np.asarray, "torch": lambda x: torch.from_numpy(np.asarray(x).copy())}
 pytestmark = pytest.mark.filterwarnings("error")
@@ -85,6 +90,89 @@ def test_hamming_distance_broadcasts_to_all_pairs(kind):
     np.testing.assert_array_equal(np.asarray(distance), (bits[:, None] != bits[None]).sum(-1))
 
 
+WAYS = {
+    "numpy": codes.hamming_distance,
+    "numpy 1": codes.hamming_distance,
+    "tensors": codes.hamming_distance,
+    "another device": _hamming.distances,  # of tensors that numpy does not reach
+}
+LAYOUTS = {
+    "all pairs": lambda a, b: (a[:, None], b[None]),
+    "more dimensions": lambda a, b: (a[:, None, None], b.reshape(5, 2, -1)),
+    "steps": lambda a, b: (a[::2], b[1::2]),
+    "columns": lambda a, b: (a.T.copy().T, b[:, None].T.copy().T),
+    "one with many": lambda a, b: (a[0], b[:1]),
+    "two": lambda a, b: (a[0], b[1]),
+    "none": lambda a, b: (a[:0], b[:1]),
+    "both broadcast": lambda a, b: (
+        as_strided(x, (10, 6, x.shape[-1]), (x.strides[0], 0, 1)) for x in (a, b)
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("chunk", [2, 10**6])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hamming_distance_of_codes_of_every_layout(way, chunk, layout, monkeypatch):
+    monkeypatch.setattr(_hamming, "HOST_CHUNK", chunk)
+    monkeypatch.setattr(_hamming, "DEVICE_CHUNK", chunk)
+    if way == "numpy 1":
+        monkeypatch.delattr(np, "bitwise_count", raising=False)
+    for width in (1, 3, 8, 16, 17):
+        rng = np.random.default_rng(width)
+        a, b = LAYOUTS[layout](*rng.integers(0, 256, (2, 10, width), dtype=np.uint8))
+        pairs = np.broadcast_arrays(a, b)
+        expected = [
+            oracles.hamming(*pair) for pair in zip(*(x.reshape(-1, width) for x in pairs), strict=True)
+        ]
+        distance = np.asarray(WAYS[way](*((a, b) if "numpy" in way else map(torch.from_numpy, (a, b)))))
+        assert distance.dtype == np.int64
+        assert distance.shape == pairs[0].shape[:-1]
+        assert distance.ravel().tolist() == expected
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation gives."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = (x.untyped_storage().nbytes() for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+        self.size = max(self.size, *sizes)
+        return result
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize("way", ["numpy", "tensors", "another device"])
+def test_all_pairs_take_the_memory_of_the_result(way, broadcast, monkeypatch):
+    monkeypatch.setattr(_hamming, "DEVICE_CHUNK", 2**16)
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 1200, 16), dtype=np.uint8)
+    a, b = (
+        (a[:, None], b[None]) if way == "numpy" else (torch.from_numpy(a)[:, None], torch.from_numpy(b)[None])
+    )
+    if broadcast:
+        a, b = np.broadcast_arrays(a, b) if way == "numpy" else torch.broadcast_tensors(a, b)
+    tracemalloc.start()
+    try:
+        with Largest() as largest:
+            distance = WAYS[way](a, b)
+        peak = tracemalloc.get_traced_memory()[1]  # numpy's; torch's own memory is not traced
+    finally:
+        tracemalloc.stop()
+    assert tuple(distance.shape) == (1200, 1200)
+    assert peak < 1.3 * 8 * 1200**2
+    assert largest.size <= 8 * 1200**2
+
+
+def test_hamming_distance_is_compiled_and_mapped(fresh_compiler):
+    a, b = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 7, 9), dtype=np.uint8))
+    expected = codes.hamming_distance(a[:, None], b[None])
+    compiled = torch.compile(codes.hamming_distance, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(compiled(a[:, None], b[None]), expected)
+    assert torch.equal(torch.vmap(lambda row: codes.hamming_distance(row, b))(a), expected)
+
+
 def test_long_codes_do_not_overflow_a_byte():
     for kind in KINDS.values():
         zeros, ones = kind(np.zeros(1000, np.uint8)), kind(np.full(1000, 255, np.uint8))
@@ -146,6 +234,23 @@ def test_information_of_a_bit_about_the_class(kind):
     np.testing.assert_allclose(information, [1.0, 1.0, 0.0, 0.0, expected], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        pandas.Series,
+        lambda y: pandas.Series(y, dtype="Int64"),
+        lambda y: y.astype(np.uint8),
+        torch.tensor,
+    ],
+)
+def test_classes_of_every_kind_of_integer(kind):
+    labels = random_bits(4)
+    expected = codes.bit_class_information(BITS, labels)
+    np.testing.assert_array_equal(codes.bit_class_information(BITS, kind(labels)), expected)
+    np.testing.assert_array_equal(codes.bit_class_information(BITS, labels.astype(bool)), expected)
+
+
 # ---- errors ------------------------------------------------------------------------------------------------
 
 U8 = np.zeros((2, 3), np.uint8)
@@ -178,10 +283,10 @@ ERRORS = [
         codes.unpack_bits,
         (U8, 25),
         ValueError,
-        r"dim=25 needs codes 4 bytes wide and dim >= 1, got shape \(2, 3\)",
+        r"dim=25 needs codes 4 bytes wide, got shape \(2, 3\)",
     ),
     (codes.unpack_bits, (U8, 16), ValueError, "dim=16 needs codes 2 bytes wide"),
-    (codes.unpack_bits, (U8, 0), ValueError, "dim=0 needs"),
+    (codes.unpack_bits, (U8, 0), ValueError, "dim must be a positive int, got 0"),
     (codes.unpack_bits, (U8[:, :0], 8), ValueError, "codes must have at least one byte"),
     (codes.hamming_distance, (U8, U8[:, :2]), ValueError, "a and b must be equally wide, got 3 and 2 bytes"),
     (
@@ -192,10 +297,16 @@ ERRORS = [
     ),
     (codes.hamming_distance, (U8.astype(int), U8), TypeError, "a must be packed codes of dtype uint8"),
     (codes.hamming_distance, (U8, U8.astype(int)), TypeError, "b must be packed codes of dtype uint8"),
-    (codes.compression_ratio, ((), 8), ValueError, "image_shape, bits and bits_per_channel must be positive"),
-    (codes.compression_ratio, ((4, 0), 8), ValueError, "must be positive"),
-    (codes.compression_ratio, ((4, 4), 0), ValueError, "must be positive"),
-    (codes.compression_ratio, ((4, 4), 8, 0), ValueError, "must be positive"),
+    (
+        codes.compression_ratio,
+        ((), 8),
+        ValueError,
+        r"image_shape must be one or more positive ints, got \(\)",
+    ),
+    (codes.compression_ratio, ((4, 0), 8), ValueError, r"image_shape must be .* positive ints, got \(4, 0\)"),
+    (codes.compression_ratio, ("44", 8), TypeError, "image_shape must be .* got '44'; give a list"),
+    (codes.compression_ratio, ((4, 4), 0), ValueError, "bits must be a positive int, got 0"),
+    (codes.compression_ratio, ((4, 4), 8, 0), ValueError, "bits_per_channel must be a positive int, got 0"),
     (
         codes.share_of_ones,
         (np.zeros(3),),
@@ -205,6 +316,49 @@ ERRORS = [
     (codes.bit_entropy, (np.zeros((0, 3)),), ValueError, "bits must have shape"),
     (codes.distinct_codes, (np.full((2, 2), 7),), ValueError, "bits must hold only 0 and 1"),
     (codes.bit_correlation, ("10",), TypeError, "bits must be a numpy array or a tensor, got str"),
+    (
+        codes.hamming_distance,
+        (U8, np.zeros((3, 3), np.uint8)),
+        ValueError,
+        r"must broadcast .* got shapes \(2, 3\) and \(3, 3\); a\[:, None\] and b\[None\] give all pairs",
+    ),
+    (
+        codes.pack_bits,
+        (np.array([0, None]),),
+        TypeError,
+        "z must be a dense array.*got an array of dtype object",
+    ),
+    (codes.pack_bits, (torch.ones(2) + 0j,), TypeError, "got a strided tensor of complex64"),
+    (codes.pack_bits, (torch.ones(2).to_sparse(),), TypeError, "got a sparse_coo tensor"),
+    (codes.pack_bits, (torch.ones(2, device="meta"),), ValueError, "got a meta tensor; pass validate=False"),
+    (codes.unpack_bits, (U8, True), TypeError, "dim must be a positive int, got True"),
+    (codes.compression_ratio, ((4.5, 4), 8), ValueError, r"positive ints, got \(4.5, 4\)"),
+    (codes.compression_ratio, ((x for x in (4, 4)), 8), TypeError, "got <generator"),
+    (
+        codes.bit_entropy,
+        (np.array([["0"], ["1"]]),),
+        TypeError,
+        "real numbers or booleans, got an array of dtype <U1",
+    ),
+    (
+        codes.bit_class_information,
+        (BITS, [0, None, 1, 0]),
+        ValueError,
+        "labels must be integers.*1 of 4 missing",
+    ),
+    (
+        codes.bit_class_information,
+        (BITS, list("abca")),
+        TypeError,
+        "labels must be integers.*got list of dtype <U1",
+    ),
+    (codes.bit_class_information, (BITS, np.eye(4)), ValueError, "of one-hot rows take argmax"),
+    (
+        codes.bit_class_information,
+        (BITS, [[0], [1, 2], 0, 0]),
+        ValueError,
+        "labels must be .* got list: setting",
+    ),
     (
         codes.bit_class_information,
         (BITS, np.zeros(3)),

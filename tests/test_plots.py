@@ -5,6 +5,7 @@ from itertools import combinations
 
 import matplotlib as mpl
 import numpy as np
+import pandas
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -116,6 +117,25 @@ def test_bits_themselves_serve_as_probabilities():
     assert [shown(axes, n) for axes in figure.axes] == [0, 2, 1, 3]
 
 
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda x: pandas.Series(x, index=[7, 3])])
+def test_bits_are_chosen_by_any_sequence_of_integers(kind):
+    n = 4
+    probs = np.stack([np.arange(n) / 3, 1 - np.arange(n) / 3], axis=1)
+    figure = plots.bit_images(grey_images(n), probs.tolist(), bits=kind([1, 0]), count=1)
+    assert [shown(axes, n) for axes in figure.axes] == [0, 3, 3, 0]
+    assert plots.bit_images(grey_images(n), probs, bits=range(2), count=1).axes[2].get_ylabel() == "bit 1"
+
+
+@pytest.mark.parametrize("kind", [np.array, lambda x: pandas.Series(x, index=[3, 2, 1, 0])])
+def test_captions_and_names_are_any_sequence_of_lines(kind):
+    figure = plots.certain_images(
+        grey_images(4), [0.0, 1, 2, 3], captions=kind(["a", "b", "c", "d"]), count=4
+    )
+    assert [axes.get_xlabel() for axes in figure.axes[:4]] == ["a", "b", "c", "d"]
+    axes = plots.code_map(BITS, np.arange(200) % 4, names=kind([2, 3, 5, 7]))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["2", "3", "5", "7"]
+
+
 def test_certain_images_stand_from_both_ends():
     n = 8
     uncertainty = torch.tensor([3.0, 1, 7, 0, 2, 6, 5, 4])
@@ -136,6 +156,69 @@ def test_uint8_images_of_one_or_three_channels_are_shown_as_they_are(channels):
 
 
 IMAGES = grey_images(4)
+CURVE = ForestCurve((1, 2), (0.1, 0.2), (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda: plots.bit_images(IMAGES, BITS[:4], bits=2), TypeError, "bits must be .* got 2; give a list"),
+        (
+            lambda: plots.bit_images(IMAGES, BITS[:4], bits=BITS[0]),
+            TypeError,
+            "bits must be .* indices .* array",
+        ),
+        (
+            lambda: plots.bit_images(IMAGES, BITS[:4], bits=(0.5,)),
+            ValueError,
+            r"bits must be .* got \(0.5,\)",
+        ),
+        (lambda: plots.bit_images(IMAGES, BITS[:4], bits=(-1,)), ValueError, r"bits must be .* got \(-1,\)"),
+        (lambda: plots.bit_images(IMAGES, BITS[:4], count="2"), TypeError, "count must be .* got '2'"),
+        (lambda: plots.bit_images(IMAGES, BITS[:4] + 0j), TypeError, "probs must be .* of dtype complex128"),
+        (lambda: plots.bit_images(None, BITS[:4]), TypeError, "images must be .* got NoneType"),
+        (lambda: plots.certain_images(IMAGES, torch.ones(4, device="meta")), TypeError, "uncertainty.* meta"),
+        (
+            lambda: plots.certain_images(IMAGES, np.ones(4), captions="abcd"),
+            TypeError,
+            "captions must be 4 lines",
+        ),
+        (lambda: plots.certain_images(IMAGES, np.ones(4), captions=[None] * 4), TypeError, "got .None, None"),
+        (
+            lambda: plots.code_map(BITS, np.full(200, np.nan)),
+            ValueError,
+            "labels must be .* 200 of 200 missing",
+        ),
+        (lambda: plots.code_map(BITS, np.arange(200) % 2, seed=-1), ValueError, "seed must be .* got -1"),
+        (
+            lambda: plots.code_map(BITS, np.arange(200) % 2, axes=np.empty(2)),
+            TypeError,
+            "axes must be .* ndarray",
+        ),
+        (lambda: plots.bit_usage(BITS, axes="x"), TypeError, "axes must be one Axes of matplotlib's"),
+        (lambda: plots.f1_against_bits(CURVE), TypeError, "got ForestCurve; pass a dict"),
+        (
+            lambda: plots.f1_against_bits({"a": (1, 2)}),
+            TypeError,
+            "evaluation.forest_curve, got tuple for 'a'",
+        ),
+        (
+            lambda: plots.f1_against_bits({"a": CURVE._replace(f1=(0.1, np.nan))}),
+            ValueError,
+            "finite numbers, as many of counts as of f1.*'a'",
+        ),
+        (lambda: plots.f1_against_bits({"a": CURVE}, chance=10), ValueError, "chance must be .* got 10"),
+        (
+            lambda: plots.rejection_curves({"a": CURVE}),
+            TypeError,
+            "evaluation.rejection_curve, got ForestCurve",
+        ),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_and_opens_no_figure(draw, error, message):
+    with pytest.raises(error, match=message):
+        draw()
+    assert not plt.get_fignums()
 
 
 @pytest.mark.parametrize(
@@ -156,14 +239,14 @@ IMAGES = grey_images(4)
         ),
         (lambda: plots.bit_images(IMAGES, BITS[:4], bits=(12,)), r"indices from 0 to 11, got \(12,\)"),
         (lambda: plots.bit_images(IMAGES, BITS[:4], bits=()), r"one or more indices from 0 to 11, got \(\)"),
-        (lambda: plots.bit_images(IMAGES, BITS[:4], count=0), "count must be at least 1, got 0"),
+        (lambda: plots.bit_images(IMAGES, BITS[:4], count=0), "count must be a positive int, got 0"),
         (
             lambda: plots.certain_images(IMAGES, np.ones((4, 1))),
             r"uncertainty must have shape \(4,\).*\(4, 1\)",
         ),
         (lambda: plots.certain_images(IMAGES, np.full(4, np.nan)), "uncertainty must be finite"),
         (lambda: plots.certain_images(IMAGES, np.ones(4), captions=["a"]), "captions must be 4 lines.*got 1"),
-        (lambda: plots.certain_images(IMAGES, np.ones(4), count=0), "count must be at least 1, got 0"),
+        (lambda: plots.certain_images(IMAGES, np.ones(4), count=0), "count must be a positive int, got 0"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(draw, message):
@@ -221,7 +304,7 @@ def test_codes_that_make_no_map_are_refused(arguments, message):
 def test_unknown_methods_and_missing_names_are_refused():
     with pytest.raises(ValueError, match=r"method must be.*got 'umap'"):
         plots.code_map(BITS, np.arange(200) % 2, method="umap")
-    with pytest.raises(ValueError, match="names must be 2, one for each class in labels, got 1"):
+    with pytest.raises(ValueError, match="names must be 2 lines, one for each class in labels, got 1"):
         plots.code_map(BITS, np.arange(200) % 2, names=["cat"])
 
 

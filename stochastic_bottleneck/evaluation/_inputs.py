@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stochastic_bottleneck._checks import integer
 from stochastic_bottleneck._extras import require
 
 Features = Tensor | NDArray[Any]
@@ -23,6 +24,11 @@ def sklearn(module: str) -> Any:
 def scipy(module: str) -> Any:
     """Module of scipy, which comes with scikit-learn, or an error that names the extra to install."""
     return require(f"scipy.{module}", "stochastic_bottleneck.evaluation", "evaluation")
+
+
+def seed_of(seed: object) -> int:
+    """A seed that torch, numpy and scikit-learn take."""
+    return integer("seed", seed, least=0, most=2**32 - 1)
 
 
 def array(x: Features) -> NDArray[Any]:

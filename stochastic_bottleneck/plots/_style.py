@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from stochastic_bottleneck._arrays import sequence
 from stochastic_bottleneck._extras import require
 
 if TYPE_CHECKING:
@@ -22,6 +24,15 @@ def pyplot() -> Any:
     return require("matplotlib.pyplot", "stochastic_bottleneck.plots", "plots")
 
 
+def check_axes(axes: object) -> None:
+    """Refuse what cannot be drawn in, before anything is worked out."""
+    if axes is not None and not isinstance(axes, pyplot().Axes):
+        raise TypeError(
+            f"axes must be one Axes of matplotlib's, or None for a new figure, got {type(axes).__name__}; of several, "
+            "choose one, as in axes[0]"
+        )
+
+
 def new_axes(axes: Axes | None, x: str, y: str) -> Axes:
     """The axes given, or those of a new figure, with their labels."""
     if axes is None:
@@ -29,6 +40,21 @@ def new_axes(axes: Axes | None, x: str, y: str) -> Axes:
     axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def lines(values: object, name: str, count: int, of: str) -> tuple[str, ...]:
+    """As many lines of text or numbers as there are images or classes."""
+    rule = f"{count} lines, one {of}"
+    found = sequence(values, name, rule, _line, empty=True)
+    if len(found) != count:
+        raise ValueError(f"{name} must be {rule}, got {len(found)}")
+    return found
+
+
+def _line(_: str, value: object) -> str:
+    if not isinstance(value, (str, Real)):
+        raise TypeError
+    return str(value)
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:

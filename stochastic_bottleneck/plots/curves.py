@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stochastic_bottleneck import codes
+from stochastic_bottleneck._arrays import array
+from stochastic_bottleneck._checks import real
 from stochastic_bottleneck.evaluation import ForestCurve, RejectionCurve
-from stochastic_bottleneck.plots._style import COLOURS, GREY, line_styles, new_axes
+from stochastic_bottleneck.plots._style import COLOURS, GREY, check_axes, line_styles, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +36,7 @@ def bit_usage(bits: Tensor | NDArray[Any], *, axes: Axes | None = None) -> Axes:
 
     Raises:
         ValueError: for anything but 0 and 1, or another shape.
+        TypeError: for bits that are no array or tensor, or axes that are not matplotlib's.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -45,6 +48,7 @@ def bit_usage(bits: Tensor | NDArray[Any], *, axes: Axes | None = None) -> Axes:
     Source:
         StochCon (arXiv 2110.00552): about half of the bits active over the data set.
     """
+    check_axes(axes)
     shares = codes.share_of_ones(bits)
     entropy, correlation = codes.bit_entropy(bits).mean(), codes.bit_correlation(bits)
     axes = new_axes(axes, "bits, sorted by their share of ones", "share of ones (%)")
@@ -65,14 +69,15 @@ def f1_against_bits(
 
     Args:
         curves: what `evaluation.forest_curve` returned, by the name for the legend.
-        chance: F1 of guessing, to draw as a line; None for no line.
+        chance: F1 of guessing, between 0 and 1, to draw as a line; None for no line.
         axes: to draw in; None for a new figure.
 
     Returns:
         The axes; the number of bits is on a logarithmic scale.
 
     Raises:
-        ValueError: for no curve.
+        ValueError: for no curve, a curve that is not finite, or a chance outside 0 to 1.
+        TypeError: for anything but curves by name, or axes that are not matplotlib's.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -84,7 +89,10 @@ def f1_against_bits(
     Source:
         StochCon (arXiv 2110.00552), figure of F1 against the number of bits.
     """
-    _check_curves(curves, "forest_curve")
+    _check_curves(curves, ForestCurve)
+    check_axes(axes)
+    if chance is not None:
+        chance = real("chance", chance, least=0, most=1)
     axes = new_axes(axes, "bits kept, the most important first", "random forest, mean F1 (%)")
     for (name, curve), style in zip(curves.items(), line_styles(len(curves)), strict=True):
         axes.plot(curve.counts, [100 * f1 for f1 in curve.f1], label=name, markersize=5, **style)
@@ -115,7 +123,8 @@ def rejection_curves(curves: Mapping[str, RejectionCurve], *, axes: Axes | None 
         The axes; the area under each curve stands in the legend.
 
     Raises:
-        ValueError: for no curve.
+        ValueError: for no curve, or a curve that is not finite.
+        TypeError: for anything but curves by name, or axes that are not matplotlib's.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -128,7 +137,8 @@ def rejection_curves(curves: Mapping[str, RejectionCurve], *, axes: Axes | None 
     Source:
         Accuracy-rejection curves: Nadeem, Zucker and Hanczar, MLSB 2009 (PMLR 8).
     """
-    _check_curves(curves, "rejection_curve")
+    _check_curves(curves, RejectionCurve)
+    check_axes(axes)
     axes = new_axes(axes, "images kept, the most certain first (%)", "accuracy on them (%)")
     for (name, curve), style in zip(curves.items(), line_styles(len(curves)), strict=True):
         style.pop("marker")  # there is a point for every image
@@ -143,8 +153,22 @@ def rejection_curves(curves: Mapping[str, RejectionCurve], *, axes: Axes | None 
     return axes
 
 
-def _check_curves(curves: Mapping[str, object], source: str) -> None:
+def _check_curves(curves: object, kind: type[ForestCurve | RejectionCurve]) -> None:
+    source = "forest_curve" if kind is ForestCurve else "rejection_curve"
+    hint = f"curves must hold at least one curve, by name; make one with evaluation.{source}"
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"{hint}, got {type(curves).__name__}; pass a dict, as in {{'model': curve}}")
     if not curves:
-        raise ValueError(
-            f"curves must hold at least one curve, by name; make one with evaluation.{source}, got none"
-        )
+        raise ValueError(f"{hint}, got none")
+    for name, curve in curves.items():
+        if not isinstance(curve, kind):
+            raise TypeError(f"{hint}, got {type(curve).__name__} for {name!r}")
+        points = [
+            array(values, f"{field} of {name!r}")
+            for field, values in zip(curve._fields, curve[:2], strict=False)
+        ]
+        if points[0].ndim != 1 or points[0].shape != points[1].shape or not np.isfinite(points).all():
+            raise ValueError(
+                f"curves must hold finite numbers, as many of {curve._fields[0]} as of {curve._fields[1]}, got other "
+                f"ones for {name!r}"
+            )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stochastic_bottleneck.evaluation._inputs import array
-from stochastic_bottleneck.plots._style import pyplot
+from stochastic_bottleneck._arrays import array, sequence
+from stochastic_bottleneck._checks import integer
+from stochastic_bottleneck.plots._style import lines, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +31,7 @@ def bit_images(
         images: float in [0, 1] or uint8, of one or three channels. Shape: (N, C, H, W)
         probs: probability of a one, `posterior.probs`, or the bits themselves: among equal values the first images are
             shown. Shape: (N, D)
-        bits: which bits, a row for each.
+        bits: which bits, a row for each: any sequence, array or tensor of integers.
         count: images on each side of a row.
 
     Returns:
@@ -39,6 +41,7 @@ def bit_images(
     Raises:
         ValueError: for shapes that do not fit, values outside their range, a bit that does not exist, or a count
             below 1.
+        TypeError: for images or probs that are no real numbers, or bits or a count that are no integers.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -48,18 +51,18 @@ def bit_images(
         12
     """
     pictures = _pictures(images)
-    p = array(probs)
+    p = array(probs, "probs")
     if p.ndim != 2 or len(p) != len(pictures):
         raise ValueError(
             f"probs must have shape ({len(pictures)}, D), a row for each image, got {p.shape}; unpack codes first"
         )
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("probs must lie between 0 and 1; take posterior.probs, not its logits")
-    if not bits or not all(0 <= bit < p.shape[1] for bit in bits):
-        raise ValueError(f"bits must be one or more indices from 0 to {p.shape[1] - 1}, got {tuple(bits)}")
-    _check_count(count)
+    index = partial(integer, least=0, most=p.shape[1] - 1)
+    chosen = sequence(bits, "bits", f"one or more indices from 0 to {p.shape[1] - 1}", index)
+    count = integer("count", count)
     rows = []
-    for bit in bits:
+    for bit in chosen:
         surest = np.argsort(-p[:, bit], kind="stable")
         on = [i for i in surest[:count] if p[i, bit] > 0.5]
         surest = np.argsort(p[:, bit], kind="stable")
@@ -83,7 +86,7 @@ def certain_images(
     Args:
         images: float in [0, 1] or uint8, of one or three channels. Shape: (N, C, H, W)
         uncertainty: one number an image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
-        captions: a line under each image, such as the class predicted. Length: N
+        captions: a line under each image, such as the class predicted, as text or numbers. Length: N
         count: images in each row.
 
     Returns:
@@ -91,6 +94,8 @@ def certain_images(
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite, or a count below 1.
+        TypeError: for images or uncertainty that are no real numbers, captions that are no lines, or a count that is no
+            integer.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -100,14 +105,14 @@ def certain_images(
         8
     """
     pictures = _pictures(images)
-    values = array(uncertainty)
+    values = array(uncertainty, "uncertainty")
     if values.shape != (len(pictures),):
         raise ValueError(f"uncertainty must have shape ({len(pictures)},), one an image, got {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("uncertainty must be finite; the model that made it has diverged")
-    if captions is not None and len(captions) != len(pictures):
-        raise ValueError(f"captions must be {len(pictures)} lines, one an image, got {len(captions)}")
-    _check_count(count)
+    if captions is not None:
+        captions = lines(captions, "captions", len(pictures), "an image")
+    count = integer("count", count)
     order = np.argsort(values, kind="stable")
     rows = [
         ("most certain", _padded(list(order[:count]), count)),
@@ -122,7 +127,7 @@ def certain_images(
 
 def _pictures(images: Images) -> NDArray[Any]:
     """Checked images, channels last, for imshow."""
-    x = array(images)
+    x = array(images, "images")
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         raise ValueError(
             f"images must have shape (N, C, H, W) with 1 or 3 channels and N at least 1, got {x.shape}"
@@ -132,12 +137,7 @@ def _pictures(images: Images) -> NDArray[Any]:
             f"images must be uint8 or lie between 0 and 1, got values from {x.min():.3g} to {x.max():.3g}; "
             "undo the normalisation that the model's input has had"
         )
-    return np.moveaxis(x, 1, -1)
-
-
-def _check_count(count: int) -> None:
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    return np.moveaxis(x if x.dtype == np.uint8 else x.astype(np.float32), 1, -1)
 
 
 def _padded(chosen: list[int], count: int) -> list[int | None]:

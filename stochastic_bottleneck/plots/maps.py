@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stochastic_bottleneck.evaluation._inputs import array, sklearn
-from stochastic_bottleneck.plots._style import new_axes, point_styles
+from stochastic_bottleneck._arrays import array, class_labels
+from stochastic_bottleneck._checks import choice
+from stochastic_bottleneck.evaluation._inputs import seed_of, sklearn
+from stochastic_bottleneck.plots._style import check_axes, lines, new_axes, point_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +46,9 @@ def code_map(
         The axes; "pca" says on them which share of the variance each direction holds.
 
     Raises:
-        ValueError: for shapes that do not fit, values that are not finite, an unknown method, too few images,
-            one code for all of them, or more classes than there are marks for.
+        ValueError: for shapes that do not fit, values that are not finite, missing labels, an unknown method, too few
+            images, one code for all of them, or more classes than there are marks for.
+        TypeError: for codes that are no real numbers, labels that are not integers, or axes that are not matplotlib's.
         ModuleNotFoundError: without matplotlib or scikit-learn.
 
     Example:
@@ -58,8 +61,12 @@ def code_map(
     Source:
         t-SNE: van der Maaten and Hinton, JMLR 9 (2008).
     """
-    x, y = array(codes), array(labels)
-    _check(x, y, method)
+    choice("method", method, get_args(MapMethod))
+    seed = seed_of(seed)
+    check_axes(axes)
+    x = array(codes, "codes")
+    _check(x)
+    y = class_labels(labels, len(x), "labels")
     classes = np.unique(y)
     styles = point_styles()
     if len(classes) > len(styles):
@@ -67,11 +74,10 @@ def code_map(
             f"labels must hold at most {len(styles)} classes to be told apart, got {len(classes)}; choose some, as in "
             "labels[np.isin(labels, [3, 5])]"
         )
-    if names is not None and len(names) != len(classes):
-        raise ValueError(f"names must be {len(classes)}, one for each class in labels, got {len(names)}")
+    titles = lines(classes if names is None else names, "names", len(classes), "for each class in labels")
     points, x_label, y_label = _project(x.astype(np.float64), method, seed)
     axes = new_axes(axes, x_label, y_label)
-    for label, name, style in zip(classes, names or [str(c) for c in classes], styles, strict=False):
+    for label, name, style in zip(classes, titles, styles, strict=False):
         of_class = points[y == label]
         axes.scatter(of_class[:, 0], of_class[:, 1], s=14, linewidths=0, alpha=0.8, label=name, **style)
     axes.set(xticks=[], yticks=[])
@@ -79,15 +85,11 @@ def code_map(
     return axes
 
 
-def _check(x: NDArray[Any], y: NDArray[Any], method: str) -> None:
+def _check(x: NDArray[Any]) -> None:
     if x.ndim != 2 or x.shape[1] < 2:
         raise ValueError(
             f"codes must have shape (N, D) with D at least 2, got {x.shape}; unpack packed codes first"
         )
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"labels must have shape ({x.shape[0]},), one an image, got {y.shape}")
-    if method not in get_args(MapMethod):
-        raise ValueError(f'method must be "pca" or "tsne", got {method!r}')
     if len(x) < 3:
         raise ValueError(f"codes must hold at least 3 images to make a map of, got {len(x)}")
     if not np.isfinite(x).all():

@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -286,6 +287,8 @@ AS_TENSORS = {
     "bfloat16": lambda x: torch.from_numpy(x).bfloat16() if x.dtype == np.float32 else x,
     "integers": lambda x: torch.from_numpy(x).byte() if x.dtype == np.float32 else x.astype(np.uint8),
     "booleans": lambda x: x.astype(bool) if x.dtype == np.float32 else x,
+    "lists": lambda x: x.tolist(),
+    "pandas": lambda x: pandas.DataFrame(x) if x.ndim == 2 else pandas.Series(x, dtype="Int64"),
 }
 
 
@@ -304,6 +307,44 @@ def test_inputs_are_left_alone(name):
     assert all(np.array_equal(a, b) for a, b in zip(data, copies, strict=True))
 
 
+def with_missing(labels, value, kind=np.array):
+    labels = labels.tolist()
+    labels[4::40] = [value] * len(labels[4::40])
+    return kind(labels)
+
+
+@each_evaluation
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        (lambda y: with_missing(y, np.nan), ValueError, "got 3 of 90 missing"),
+        (lambda y: torch.tensor(with_missing(y, np.nan)), ValueError, "got 3 of 90 missing"),
+        (lambda y: with_missing(y, None), ValueError, "got 3 of 90 missing"),
+        (lambda y: with_missing(y, pandas.NA, pandas.Series), ValueError, "got 3 of 90 missing"),
+        (lambda y: pandas.Series(with_missing(y, None, list), dtype="Int64"), ValueError, "3 of 90 missing"),
+        (lambda y: np.ma.masked_equal(y, y[0]), ValueError, "must have no masked values, got [0-9]+ of them"),
+        (lambda y: y.astype(float), TypeError, "must be integers, .* got ndarray of dtype float64"),
+        (lambda y: y.astype(str), TypeError, "must be integers, .* got ndarray of dtype <U"),
+        (lambda y: with_missing(y, "cat", list), TypeError, "must be integers, .* got list of dtype <U"),
+        (
+            lambda y: with_missing(y, "cat", lambda x: np.array(x, object)),
+            TypeError,
+            "got ndarray of dtype object",
+        ),
+        (lambda y: y + 0j, TypeError, "must be integers, .* complex128"),
+        (lambda y: torch.tensor(y).to("meta"), TypeError, "must be a dense tensor .* got a meta one"),
+        (lambda y: np.eye(CLASSES)[y], ValueError, r"got \(90, 3\); of one-hot rows take argmax"),
+        (lambda y: None, TypeError, "must be 90 integers, one an image, got None"),
+    ],
+)
+def test_labels_that_are_missing_or_no_integers_are_refused(name, kind, error, message):
+    x, y, x_test, y_test = bits()
+    with pytest.raises(error, match=f"train_labels {message}" if "must" in message else message):
+        evaluate(name, x, kind(y), x_test, y_test)
+    with pytest.raises(error, match="test_labels"):
+        evaluate(name, x, y, x, kind(y))
+
+
 X, Y = np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
 NOT_FINITE = np.full((4, 3), np.nan, np.float32)
 
@@ -317,10 +358,14 @@ NOT_FINITE = np.full((4, 3), np.nan, np.float32)
         ((X[:, :0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F .* got \(4, 0\)"),
         ((X, Y[:3], X, Y), r"train_labels must have shape \(4,\), one an image, got \(3,\)"),
         ((X, Y, X, Y[:, None]), r"test_labels must have shape \(4,\), one an image, got \(4, 1\)"),
-        ((X, Y, NOT_FINITE, Y), "test_features must be finite; the model that made them has diverged"),
+        (
+            (X, Y, NOT_FINITE, Y),
+            r"test_features must be finite, got nan or inf in 4 of 4 rows \(0, 1, 2, 3\)",
+        ),
         ((X * np.float32(np.inf), Y, X, Y), "train_features must be finite"),
         ((X, Y, X[:, :2], Y), "train_features and test_features must be equally wide, got 3 and 2"),
-        ((X, Y * 0, X, Y), "train_labels must hold at least two classes"),
+        ((X, Y * 0, X, Y), "train_labels must hold at least two classes, got only 0"),
+        ((np.float64(1e300) * X, Y, X, Y), "train_features must be finite"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(name, data, message):
@@ -333,44 +378,112 @@ def test_data_that_does_not_fit_is_refused(name, data, message):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("knn_accuracy", {"k": 0}, "k must be between 1 and the number of training images, 4, got 0"),
-        ("knn_accuracy", {"k": 5}, "k must be between 1 and the number of training images, 4, got 5"),
+        ("knn_accuracy", {"k": 0}, "k must be a positive int and at most 4, got 0"),
+        ("knn_accuracy", {"k": 5}, "k must be a positive int and at most 4, got 5"),
         ("knn_accuracy", {"k": 1, "metric": "l2"}, 'metric must be "cosine" or "hamming", got \'l2\''),
-        ("knn_accuracy", {"k": 1, "temperature": 0.0}, "temperature must be a finite number above 0, got 0"),
+        ("knn_accuracy", {"k": 1, "temperature": 0.0}, "temperature must be .* of at least 1e-06, got 0"),
         (
             "knn_accuracy",
             {"k": 1, "temperature": np.nan},
-            "temperature must be a finite number above 0, got nan",
+            "temperature must be a finite number of at least 1e-06, got nan",
         ),
         (
             "knn_accuracy",
             {"k": 1, "metric": "hamming", "halve": True},
             'metric="hamming" needs features that are 0 or 1',
         ),
-        ("linear_probe", {"regularisations": ()}, r"must be one or more numbers above 0, got \(\)"),
+        ("linear_probe", {"regularisations": ()}, r"must be one or more finite numbers above 0, got \(\)"),
         ("linear_probe", {"regularisations": (1.0, 0.0)}, r"numbers above 0, got \(1\.0, 0\.0\)"),
         (
             "linear_probe",
             {"validation_share": 0.0, "regularisations": (0.1, 1.0)},
-            "validation_share must lie between 0 and 1, got 0.0",
+            "validation_share must be a finite number above 0 and below 1, got 0.0",
         ),
         (
             "linear_probe",
             {"validation_share": 1, "regularisations": (0.1, 1.0)},
-            "validation_share must lie between 0 and 1, got 1",
+            "validation_share must be a finite number above 0 and below 1, got 1",
         ),
         (
             "linear_probe",
             {"regularisations": (0.1, 1.0)},
             "each of the 2 classes, .*got 4 images, 2 in the smallest class; give more",
         ),
-        ("forest_curve", {"counts": (2, 0)}, r"counts must be at least 1, got \(2, 0\)"),
+        ("forest_curve", {"counts": (2, 0)}, r"counts must be positive ints, got \(2, 0\)"),
     ],
 )
 def test_options_outside_their_range_are_refused(name, options, message):
     x = X / 2 if options.pop("halve", False) else X
     with pytest.raises(ValueError, match=message):
         evaluate(name, x, Y, x, Y, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("knn_accuracy", {"k": True}, TypeError, "k must be .* got True"),
+        ("knn_accuracy", {"k": 2.0}, ValueError, "k must be .* got 2.0"),
+        ("knn_accuracy", {"temperature": "0.1"}, TypeError, "temperature must be .* got '0.1'"),
+        ("knn_accuracy", {"metric": None}, TypeError, 'metric must be "cosine" or "hamming", got None'),
+        ("knn_accuracy", {"device": "gpu"}, ValueError, "device must be one that is there, .* got 'gpu'"),
+        ("knn_accuracy", {"device": "cuda:99"}, ValueError, "device must be .* got 'cuda:99'"),
+        ("linear_probe", {"device": 2.5}, TypeError, "device must be .* got 2.5"),
+        ("linear_probe", {"regularisations": "0.1"}, TypeError, "regularisations must be .* got '0.1'"),
+        ("linear_probe", {"regularisations": 0.1}, TypeError, "regularisations must be .* got 0.1"),
+        (
+            "linear_probe",
+            {"regularisations": (c for c in (0.1, 1.0))},
+            TypeError,
+            "regularisations .*generator",
+        ),
+        (
+            "linear_probe",
+            {"regularisations": (np.nan,)},
+            ValueError,
+            r"regularisations must be .* got \(nan,\)",
+        ),
+        ("linear_probe", {"validation_share": "0.2"}, TypeError, "validation_share must be .* got '0.2'"),
+        ("linear_probe", {"max_iter": 0}, ValueError, "max_iter must be a positive int, got 0"),
+        ("linear_probe", {"seed": 0.5}, ValueError, "seed must be .* got 0.5"),
+        ("forest_curve", {"counts": (True,)}, TypeError, r"counts must be positive ints, got \(True,\)"),
+        ("forest_curve", {"trees": 0}, ValueError, "trees must be a positive int, got 0"),
+        ("forest_curve", {"seed": -1}, ValueError, "seed must be .* got -1"),
+        ("forest_curve", {"jobs": 0}, ValueError, "jobs must be .* got 0"),
+        ("forest_curve", {"jobs": "all"}, TypeError, "jobs must be .* got 'all'"),
+    ],
+)
+def test_options_of_another_kind_are_refused(name, options, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(name, *bits(), **options)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, pandas.Series])
+def test_options_are_numbers_of_any_kind(kind):
+    data = dataset()
+    probe = linear_probe(*data, regularisations=kind([0.5, 0.25]), seed=np.int64(1))
+    assert probe == linear_probe(*data, regularisations=(0.5, 0.25), seed=1)
+    curve = evaluate("forest_curve", *bits(), counts=kind([2, 1]))
+    assert curve == evaluate("forest_curve", *bits(), counts=(1, 2))
+    assert knn_accuracy(*data, k=np.int32(3), temperature=np.float32(0.5)) == knn_accuracy(
+        *data, k=3, temperature=0.5
+    )
+
+
+@each_evaluation
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (lambda x: x + 0j, "of dtype complex"),
+        (lambda x: x.astype(str), "of dtype <U"),
+        (lambda x: x.astype(object), "of dtype object"),
+        (lambda x: torch.tensor(x).to_sparse(), "got a sparse_coo one"),
+        (lambda x: (row for row in x), "got generator"),
+    ],
+)
+def test_features_that_are_no_numbers_are_refused(name, kind, message):
+    x, y, x_test, y_test = bits()
+    with pytest.raises(TypeError, match=f"train_features must be .*{message}"):
+        evaluate(name, kind(x), y, x_test, y_test)
 
 
 def without_scikit_learn(monkeypatch):

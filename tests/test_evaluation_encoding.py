@@ -73,6 +73,53 @@ def test_the_model_is_left_as_it_was(training):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("representation", ["bits", "z", "h", "upsampled"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_images_without_features_are_counted_and_named(representation, value):
+    images = IMAGES.clone()
+    images[[3, 9], 0, 2, 2] = value
+    with pytest.raises(ValueError, match=r"features of images must be finite, .* in 2 of 11 rows \(3, 9\)"):
+        encode(small_model(), images, representation, batch_size=4)
+
+
+def test_a_model_that_has_diverged_gives_no_bits():
+    model = small_model()
+    with torch.no_grad():
+        next(model.encoder.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match=r"in 11 of 11 rows \(0, 1, 2, 3, 4, \.\.\.\); .*diverged"):
+        encode(model, IMAGES, "bits")
+
+
+@pytest.mark.parametrize("around", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel])
+def test_a_model_is_taken_out_of_what_is_around_it(around):
+    model = small_model()
+    found, expected = encode(around(model), IMAGES, "bits"), encode(model, IMAGES, "bits")
+    assert np.array_equal(found.features, expected.features)
+
+
+@pytest.mark.parametrize("labels", [LABELS.tolist(), LABELS.numpy(), LABELS, [f"class {y}" for y in LABELS]])
+def test_labels_come_back_as_an_array(labels):
+    assert encode(small_model(), [(IMAGES, labels)]).labels.tolist() == [*map(type(labels[0]), labels)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "shape"),
+    [
+        (LABELS[:3], r"\(3,\)"),
+        (LABELS[:3].tolist(), r"\(3,\)"),
+        (torch.eye(3)[LABELS], r"\(11, 3\)"),
+        (torch.tensor(1), r"\(\)"),
+        (1, r"\(\)"),
+        ({"class": LABELS}, r"\(\)"),
+        (IMAGES.flip(-1), r"\(11, 3, 8, 8\)"),
+    ],
+)
+def test_labels_that_are_not_one_an_image_are_refused(labels, shape):
+    message = f"images must give one label an image, got labels of shape {shape} for 11 images"
+    with pytest.raises(ValueError, match=message):
+        encode(small_model(), [(IMAGES, labels)])
+
+
 def test_a_bar_changes_no_number(capsys):
     model = small_model()
     shown = encode(model, IMAGES, "z", batch_size=4, progress=True)
@@ -87,8 +134,40 @@ def test_a_bar_changes_no_number(capsys):
         (
             lambda: encode(small_model(), IMAGES, batch_size=0),
             ValueError,
-            "batch_size must be at least 1, got 0",
+            "batch_size must be a positive int, got 0",
         ),
+        (lambda: encode(small_model(), IMAGES, batch_size="8"), TypeError, "batch_size must be .* got '8'"),
+        (lambda: encode(small_model(), IMAGES, progress="no"), TypeError, "progress must be True or False"),
+        (
+            lambda: encode(small_model(), IMAGES, device="cuda:99"),
+            ValueError,
+            "device must be .* got 'cuda:99'",
+        ),
+        (lambda: encode(small_model(), IMAGES.byte()), TypeError, "in floating point, got torch.uint8"),
+        (
+            lambda: encode(small_model(), IMAGES.double()),
+            TypeError,
+            "dtype, torch.float32, got torch.float64",
+        ),
+        (lambda: encode(small_model(), IMAGES + 0j), TypeError, "images must be .* got torch.complex64"),
+        (lambda: encode(small_model(), IMAGES.to("meta")), ValueError, "images must .* got a meta tensor"),
+        (
+            lambda: encode(small_model(), IMAGES.to_sparse()),
+            TypeError,
+            "images must be .* got a sparse_coo one",
+        ),
+        (
+            lambda: encode(small_model(), IMAGES[0]),
+            ValueError,
+            r"usually of shape \(N, C, H, W\), got \(3, 8, 8\)",
+        ),
+        (
+            lambda: encode(small_model(), torch.tensor(1.0)),
+            ValueError,
+            r"images must .* \(N, C, H, W\), got \(\)",
+        ),
+        (lambda: encode(small_model(), IMAGES.numpy()), TypeError, "images as tensors, .* batch of ndarray"),
+        (lambda: encode(small_model(), 3), TypeError, "images must be a DataLoader .* got 3"),
         (lambda: encode(small_model(), []), ValueError, "images is empty"),
         (lambda: encode(small_model(), IMAGES[:0]), ValueError, "images is empty"),
         (

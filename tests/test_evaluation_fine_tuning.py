@@ -80,10 +80,21 @@ def test_all_weights_of_a_copy_are_trained_and_the_model_is_left_alone():
         assert not torch.equal(trained[name], value), name
 
 
-def test_a_wrapper_gives_its_encoder():
-    plain, model = small_encoder(), StochConWrapper(small_encoder(), dim=4, feature_dim=8)
-    a, b = (fine_tune(m, BATCHES, BATCHES, CLASSES, epochs=2) for m in (plain, model))
-    assert a[:3] == b[:3]
+@pytest.mark.parametrize(
+    "around", [lambda m: m, lambda m: torch.compile(m, backend="eager"), lambda m: nn.DataParallel(m)]
+)
+def test_a_wrapper_gives_its_encoder_and_is_taken_out_of_what_is_around_it(around):
+    plain, model = small_encoder(), around(StochConWrapper(small_encoder(), dim=4, feature_dim=8))
+    results = [fine_tune(m, BATCHES, BATCHES, CLASSES, epochs=2) for m in (plain, model, around(plain))]
+    assert results[0][:3] == results[1][:3] == results[2][:3]
+
+
+def test_an_encoder_in_double_precision_is_trained_in_it():
+    doubles = [(x.double(), y) for x, y in BATCHES]
+    result = fine_tune(small_encoder().double(), doubles, doubles, CLASSES, epochs=2)
+    single = fine_tune(small_encoder(), BATCHES, BATCHES, CLASSES, epochs=2)
+    assert result.losses[0] == pytest.approx(single.losses[0], rel=0.2)
+    assert {weight.dtype for weight in result.classifier.parameters()} == {torch.float64}
 
 
 def test_a_seed_repeats_a_shuffling_loader_and_the_global_generator_goes_on():
@@ -129,6 +140,29 @@ ALONE = [(IMAGES,)]
     [
         ({"model": len}, TypeError, "model must be a module, got builtin_function_or_method"),
         ({"model": nn.Identity()}, ValueError, r"features of shape \(N, F\), got shape \(20, 2, 3, 3\)"),
+        ({"model": nn.Linear}, TypeError, "model must be a module, got type"),
+        (
+            {"train": [(IMAGES, LABELS / 0)]},
+            ValueError,
+            "labels in train must be integers.* 16 of 48 missing",
+        ),
+        (
+            {"train": [(IMAGES, [*LABELS.tolist()[:-1], None])]},
+            ValueError,
+            "in train must be .* 1 of 48 missing",
+        ),
+        ({"test": [(IMAGES, [str(y) for y in LABELS])]}, TypeError, "labels in test must be integers"),
+        ({"test": [(IMAGES, torch.eye(3)[LABELS])]}, ValueError, r"test must give one label .* \(48, 3\)"),
+        ({"test": [(IMAGES.byte(), LABELS)]}, TypeError, "test must hold images in floating point"),
+        ({"test": [(IMAGES.double(), LABELS)]}, ValueError, "test must give features like those of train"),
+        ({"train": 3}, TypeError, "train must be batches with a length"),
+        ({"epochs": True}, TypeError, "epochs must be a positive int, got True"),
+        ({"seed": "0"}, TypeError, "seed must be .* got '0'"),
+        ({"lr": "0.1"}, TypeError, "lr must be .* got '0.1'"),
+        ({"device": "gpu"}, ValueError, "device must be .* got 'gpu'"),
+        ({"progress": 1}, TypeError, "progress must be True or False, got 1"),
+        ({"optimizer": "sgd"}, TypeError, "optimizer must be called .* got 'sgd'"),
+        ({"optimizer": lambda p, lr: None}, TypeError, "optimizer must give an optimizer, got NoneType"),
         ({"train": []}, ValueError, "train is empty; give at least one labelled image"),
         ({"test": [(IMAGES[:0], LABELS[:0])]}, ValueError, "test is empty"),
         ({"train": iter(BATCHES)}, TypeError, "train must be batches with a length.*got list_iterator"),
@@ -136,11 +170,15 @@ ALONE = [(IMAGES,)]
         ({"train": ALONE}, ValueError, r"train must give labels with every batch, as \(images, labels\)"),
         ({"train": [(IMAGES, LABELS + 1)]}, ValueError, "train must give labels from 0 to 2.*from 1 to 3"),
         ({"test": [(IMAGES, LABELS - 1)]}, ValueError, "test must give labels from 0 to 2.*from -1 to 1"),
-        ({"test": [(IMAGES, LABELS[:5])]}, ValueError, r"one integer label an image.*\(5,\).*48 images"),
-        ({"train": [(IMAGES, LABELS / 2)]}, ValueError, "one integer label an image.*float32"),
+        (
+            {"test": [(IMAGES, LABELS[:5])]},
+            ValueError,
+            r"test must give one label an image.*\(5,\) for 48 images",
+        ),
+        ({"train": [(IMAGES, LABELS / 2)]}, TypeError, "labels in train must be integers.*float32"),
         ({"train": [(IMAGES / 0, LABELS)]}, ValueError, "model must give finite features"),
-        ({"classes": 1}, ValueError, "classes must be at least 2, got 1"),
-        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"classes": 1}, ValueError, "classes must be an int of at least 2, got 1"),
+        ({"epochs": 0}, ValueError, "epochs must be a positive int, got 0"),
         ({"lr": 0.0}, ValueError, "lr must be a finite number above 0, got 0.0"),
         ({"lr": math.nan}, ValueError, "lr must be a finite number above 0, got nan"),
         (

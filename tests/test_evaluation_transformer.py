@@ -102,6 +102,15 @@ def test_columns_of_a_width_that_is_not_known_have_names_once_fitted():
     assert transformer.transform(IMAGES).shape == (40, 24)
 
 
+def test_a_compiled_model_gives_the_same():
+    model = small_model()
+    compiled = StochConTransformer(torch.compile(model, backend="eager"), "bits")
+    assert np.array_equal(
+        compiled.fit_transform(IMAGES), StochConTransformer(model, "bits").transform(IMAGES)
+    )
+    assert compiled.get_feature_names_out().tolist() == names(20)
+
+
 # ---- pandas ----------------------------------------------------------------------------------------------------
 
 
@@ -207,12 +216,30 @@ def test_a_model_in_training_stays_so():
             ValueError,
             "X must be floating point, scaled and normalised as the training images were, got uint8",
         ),
+        (
+            lambda: StochConTransformer(small_model(), batch_size="8"),
+            IMAGES,
+            TypeError,
+            "batch_size must be .* got '8'",
+        ),
+        (
+            lambda: StochConTransformer(small_model()),
+            IMAGES.astype(object),
+            TypeError,
+            "X must be an array, .* of dtype object",
+        ),
+        (
+            lambda: StochConTransformer(small_model()),
+            np.full_like(IMAGES, np.nan),
+            ValueError,
+            "features of images must be finite",
+        ),
         (lambda: StochConTransformer(small_model()), IMAGES[:0], ValueError, "images is empty"),
         (
             lambda: StochConTransformer(small_model(), batch_size=0),
             IMAGES,
             ValueError,
-            "batch_size must be at",
+            "batch_size must be a positive int",
         ),
         (
             lambda: StochConTransformer(small_model("gauss")),

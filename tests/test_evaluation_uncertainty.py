@@ -54,6 +54,23 @@ def test_tensors_are_taken_as_arrays_are(dtype):
     assert auroc(uncertainty, correct) == auroc(uncertainty.float().numpy(), correct.numpy())
 
 
+@pytest.mark.parametrize("infinity", [np.inf, -np.inf])
+def test_infinite_scores_get_one_answer(infinity):
+    """What has overflowed is in no order any more."""
+    scores, flags = np.array([0.5, infinity, 0.2, infinity]), np.array([0, 1, 0, 1])
+    for function, name in ((rejection_curve, "uncertainty"), (auroc, "scores")):
+        with pytest.raises(
+            ValueError, match=rf"{name} must be finite, got nan or inf in 2 of 4 rows \(1, 3\)"
+        ):
+            function(scores, flags)
+
+
+def test_doubles_are_ordered_as_doubles():
+    """In float32 these are equal."""
+    scores, flags = torch.tensor([1, 1 + 1e-12], dtype=torch.float64), [0, 1]
+    assert auroc(scores, flags) == auroc(scores.tolist(), flags) == 1.0
+
+
 def test_auroc_is_the_share_of_pairs_in_order():
     scores, positive = RNG.integers(0, 4, 40), RNG.random(40) < 0.4
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
@@ -92,6 +109,40 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
 
 
 @pytest.mark.parametrize(
+    ("work", "error", "message"),
+    [
+        (
+            lambda: rejection_curve(["a", "b"], [0, 1]),
+            TypeError,
+            "uncertainty must be .* got list of dtype <U1",
+        ),
+        (lambda: rejection_curve([0.1, None], [0, 1]), TypeError, "uncertainty must be .* of dtype object"),
+        (
+            lambda: rejection_curve([[0.1], [1, 2]], [0, 1]),
+            ValueError,
+            "uncertainty must be .* got list: setting",
+        ),
+        (lambda: auroc([1.0, 2.0], ["0", "1"]), TypeError, "positive must be .* got list of dtype <U1"),
+        (lambda: expected_calibration_error(np.eye(2), [0, np.nan]), ValueError, "labels .* 1 of 2 missing"),
+        (lambda: expected_calibration_error(np.eye(2), [0.0, 1.0]), TypeError, "labels must be integers"),
+        (
+            lambda: expected_calibration_error(np.eye(2), [0, 1], bins=2.5),
+            ValueError,
+            "bins must be .* got 2.5",
+        ),
+        (
+            lambda: expected_calibration_error(np.eye(2), [0, 1], bins="15"),
+            TypeError,
+            "bins must be .* got '15'",
+        ),
+    ],
+)
+def test_what_is_of_another_kind_is_refused(work, error, message):
+    with pytest.raises(error, match=message):
+        work()
+
+
+@pytest.mark.parametrize(
     ("work", "message"),
     [
         (
@@ -100,8 +151,14 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
         ),
         (lambda: rejection_curve(np.ones(0), np.ones(0)), "N at least 1"),
         (lambda: rejection_curve(np.ones(3), np.ones(2)), r"correct must have shape \(3,\).*got \(2,\)"),
-        (lambda: rejection_curve(np.ones(3), np.array([0, 1, 2])), "correct must be booleans, or 0 and 1"),
-        (lambda: rejection_curve(np.array([0, np.nan]), np.ones(2)), "uncertainty must be numbers, got nan"),
+        (
+            lambda: rejection_curve(np.ones(3), np.array([0, 1, 2])),
+            "correct must be booleans, or 0 and 1, got 2",
+        ),
+        (
+            lambda: rejection_curve(np.array([0, np.nan]), np.ones(2)),
+            r"uncertainty must be finite, got nan or inf in 1 of 2 rows \(1\)",
+        ),
         (lambda: auroc(np.ones(3), np.ones(3)), "positive must hold both kinds, 0 and 1, got 3 times 1"),
         (lambda: auroc(np.ones(3), np.ones(4)), r"positive must have shape \(3,\).*got \(4,\)"),
         (
@@ -120,7 +177,7 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
         ),
         (
             lambda: expected_calibration_error(np.eye(2), np.zeros(2), bins=0),
-            "bins must be at least 1, got 0",
+            "bins must be a positive int, got 0",
         ),
     ],
 )

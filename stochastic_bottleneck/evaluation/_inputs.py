@@ -1,4 +1,4 @@
-"""What the evaluations share: their imports and the check of their inputs."""
+"""What the evaluations share: their imports and the checks of their inputs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from stochastic_bottleneck._checks import integer
+from stochastic_bottleneck._arrays import array, as_array, class_labels
+from stochastic_bottleneck._checks import check_floating, integer
 from stochastic_bottleneck._extras import require
 
 Features = Tensor | NDArray[Any]
@@ -26,35 +28,39 @@ def scipy(module: str) -> Any:
     return require(f"scipy.{module}", "stochastic_bottleneck.evaluation", "evaluation")
 
 
+def device_of(device: object, default: torch.device) -> torch.device:
+    """The device that is asked for, where it exists, or the default for None."""
+    if device is None:
+        return default
+    message = f'device must be one that is there, such as "cpu" or "cuda:0", or None, got {device!r}'
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
+        raise TypeError(message)
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:  # as torch says it of each kind of device
+        raise ValueError(f"{message} ({error})") from error
+
+
 def seed_of(seed: object) -> int:
     """A seed that torch, numpy and scikit-learn take."""
     return integer("seed", seed, least=0, most=2**32 - 1)
 
 
-def array(x: Features) -> NDArray[Any]:
-    """Values on the host, as numpy has them."""
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        return (x.float() if x.is_floating_point() else x).numpy()
-    return np.asarray(x)
-
-
 def as_arrays(
     train_features: Features, train_labels: Labels, test_features: Features, test_labels: Labels
-) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float32], NDArray[Any]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
     """Both sets as numpy arrays, checked to fit together."""
-    sets = []
+    sets: list[Any] = []
     for name, features, labels in (
         ("train", train_features, train_labels),
         ("test", test_features, test_labels),
     ):
-        x, y = array(features).astype(np.float32), array(labels)
+        with np.errstate(over="ignore"):  # it is infinite then, and refused
+            x = array(features, f"{name}_features").astype(np.float32)
         if x.ndim != 2 or 0 in x.shape:
             raise ValueError(f"{name}_features must have shape (N, F) with N and F at least 1, got {x.shape}")
-        if y.shape != x.shape[:1]:
-            raise ValueError(f"{name}_labels must have shape ({x.shape[0]},), one an image, got {y.shape}")
-        if not np.isfinite(x).all():
-            raise ValueError(f"{name}_features must be finite; the model that made them has diverged")
+        y = class_labels(labels, len(x), f"{name}_labels")
+        check_finite_rows(np.isfinite(x), f"{name}_features")
         sets += [x, y]
     if sets[0].shape[1] != sets[2].shape[1]:
         raise ValueError(
@@ -62,19 +68,83 @@ def as_arrays(
             f"got {sets[0].shape[1]} and {sets[2].shape[1]}"
         )
     if len(np.unique(sets[1])) < 2:
-        raise ValueError("train_labels must hold at least two classes")
+        raise ValueError(f"train_labels must hold at least two classes, got only {sets[1][0]}")
     return sets[0], sets[1], sets[2], sets[3]
 
 
-def images_and_labels(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
-    """Images and labels of each batch that has images."""
-    for batch in batches:
+def check_finite_rows(finite: NDArray[np.bool_], name: str) -> None:
+    """Refuse rows, one an image, that are not finite throughout; say how many, and which come first."""
+    bad = np.unique(np.nonzero(~finite)[0])
+    if len(bad):
+        first = ", ".join(map(str, bad[:5])) + ", ..." * (len(bad) > 5)
+        raise ValueError(
+            f"{name} must be finite, got nan or inf in {len(bad)} of {len(finite)} rows ({first}); look for nan or inf "
+            "in those images; in all of them, the model that made them has diverged"
+        )
+
+
+def images_and_labels(batches: Iterable[Any], name: str) -> Iterator[tuple[Tensor, Any]]:
+    """Images of each batch that has images, and its labels, one an image, as a tensor or an array; None without."""
+    try:
+        iterator = iter(batches)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be a DataLoader or another iterable of batches, got {batches!r}"
+        ) from error
+    for batch in iterator:
         x, y = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) > 1 else (batch, None)
         if isinstance(x, (tuple, list)) and len(x) == 1:
             x = x[0]  # a TensorDataset of images alone
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"images must be tensors, alone or first in a tuple, got a batch of {type(batch).__name__}"
-            )
+        check_images(x, name)
+        if y is not None:
+            y = y if isinstance(y, Tensor) else as_array(y, f"labels in {name}")
+            if tuple(y.shape) != (len(x),):
+                raise ValueError(
+                    f"{name} must give one label an image, got labels of shape {tuple(y.shape)} for {len(x)} images; "
+                    "give (images, labels), or images alone; of one-hot rows take argmax(1)"
+                )
         if len(x):
             yield x, y
+
+
+def check_images(x: object, name: str) -> None:
+    """Refuse what is no batch of images; it may be empty."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name} must hold images as tensors, alone or first in a tuple, got a batch of {type(x).__name__}"
+        )
+    if not x.is_floating_point() and not x.is_complex():
+        raise TypeError(
+            f"{name} must hold images in floating point, got {x.dtype}; scale and normalise them as in "
+            "training"
+        )
+    check_floating(x, name)
+    if x.is_meta:
+        raise ValueError(f"{name} must hold images with values, got a meta tensor; load them first")
+    if x.ndim < 2:
+        raise ValueError(f"{name} must hold images of shape (N, C, H, W), got {tuple(x.shape)}")
+
+
+def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
+    """One row of features an image."""
+    try:
+        h = encoder(x)
+    except (RuntimeError, ValueError) as error:
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name} must hold images that the model takes, usually of shape (N, C, H, W), got {tuple(x.shape)}"
+            ) from error
+        weights = (p.dtype for p in encoder.parameters() if p.is_floating_point())
+        dtype = next(weights, x.dtype)
+        if x.dtype == dtype:
+            raise
+        raise TypeError(
+            f"{name} must hold images of the weights' dtype, {dtype}, got {x.dtype}; convert them with .to({dtype})"
+        ) from error
+    if not isinstance(h, Tensor) or h.ndim != 2 or len(h) != len(x):
+        kind = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+        raise ValueError(
+            f"model must map {name} of shape (N, C, H, W) to features of shape (N, F), got {kind} for "
+            f"{tuple(x.shape)}; StochConWrapper takes other encoders"
+        )
+    return h

@@ -44,7 +44,8 @@ def bit_statistics(bits: Tensor | NDArray[Any], labels: Tensor | NDArray[Any] | 
         The numbers.
 
     Raises:
-        ValueError: for anything but 0 and 1, or shapes that do not fit.
+        ValueError: for anything but 0 and 1, shapes that do not fit, or missing labels.
+        TypeError: for bits that are no array or tensor, or labels that are not integers.
 
     Example:
         >>> import numpy as np

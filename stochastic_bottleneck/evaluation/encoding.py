@@ -10,10 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stochastic_bottleneck._arrays import array, as_array
+from stochastic_bottleneck._checks import flag, integer
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
-from stochastic_bottleneck.evaluation._inputs import array, images_and_labels
-from stochastic_bottleneck.wrapper import Representation, StochConWrapper
+from stochastic_bottleneck.evaluation._inputs import (
+    check_finite_rows,
+    check_images,
+    device_of,
+    features_of,
+    images_and_labels,
+)
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper, as_wrapper
 
 __all__ = ["Encoded", "encode"]
 
@@ -46,7 +54,7 @@ def encode(
     The model's training flag is as before afterwards. Features equal `model.encode` of the same batch.
 
     Args:
-        model: the model.
+        model: the model; one inside a compiled, DataParallel or DistributedDataParallel module is taken out of it.
         images: a tensor of Shape: (N, C, H, W), or batches: a DataLoader or any iterable of images, or of tuples that
             begin with images and labels.
         representation: "h", "z", "upsampled" or "bits", as in `StochConWrapper.encode`.
@@ -58,9 +66,11 @@ def encode(
         Features, labels and uncertainty, in the order of the images.
 
     Raises:
-        ValueError: for no images, a batch_size below 1, batches of which some have labels and some not, or what
+        ValueError: for no images, images whose features are not finite (after all of them, with their number and the
+            first), labels that are not one an image, batches of which some have labels and some not, or what
             `StochConWrapper.encode` refuses.
-        TypeError: for a model that is not a `StochConWrapper`, or a batch that does not begin with a tensor.
+        TypeError: for a model that is not a `StochConWrapper`, a batch that does not begin with a tensor, or images of
+            another dtype than the model's weights.
         ModuleNotFoundError: for a progress bar without rich.
 
     Example:
@@ -72,26 +82,34 @@ def encode(
         >>> features.shape, labels.shape, uncertainty.shape
         ((13, 2), (13,), (13,))
     """
-    if not isinstance(model, StochConWrapper):
-        raise TypeError(f"model must be a StochConWrapper, got {type(model).__name__}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    model = as_wrapper(model)
+    batch_size = integer("batch_size", batch_size)
+    flag("progress", progress)
     # Refuses what cannot be had, before anything is loaded.
     extractor: Any = model.feature_extractor(representation)
-    place = model.bottleneck.temperature.device if device is None else torch.device(device)
-    batches: Any = torch.split(images, batch_size) if isinstance(images, Tensor) else images
+    place = device_of(device, model.bottleneck.temperature.device)
+    batches: Any = images
+    if isinstance(images, Tensor):
+        check_images(images, "images")
+        batches = torch.split(images, batch_size)
     if progress:
         batches = require("rich.progress", "encode(progress=True)", "evaluation").track(batches, "encoding")
-    found: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    found: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]] = []
     labels: list[NDArray[Any]] = []
     with evaluation_mode(model), torch.no_grad():
-        for x, y in images_and_labels(batches):
-            h = model.encoder(x.to(place, non_blocking=True))
-            found.append((array(extractor.represent(h)), array(model.bottleneck.posterior(h).entropy())))
-            labels += [] if y is None else [array(y)]
+        for x, y in images_and_labels(batches, "images"):
+            h = features_of(model.encoder, x.to(place, non_blocking=True), "images")
+            features, uncertainty = extractor.represent(h), model.bottleneck.posterior(h).entropy()
+            # Bits of a feature that is nan are zeros, so that the features themselves are looked at.
+            finite = h.isfinite().all(1) & features.isfinite().all(1) & uncertainty.isfinite()
+            found.append(
+                (array(features, "features"), array(uncertainty, "uncertainty"), array(finite, "finite"))
+            )
+            labels += [] if y is None else [as_array(y, "labels")]
             if len(labels) not in (0, len(found)):
                 raise ValueError("images must give labels with every batch or with none, got both")
     if not found:
         raise ValueError("images is empty; give at least one image")
-    features, uncertainty = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Encoded(features, np.concatenate(labels) if labels else None, uncertainty.astype(np.float64))
+    encoded, doubt, sound = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    check_finite_rows(sound, "features of images")
+    return Encoded(encoded, np.concatenate(labels) if labels else None, doubt.astype(np.float64))

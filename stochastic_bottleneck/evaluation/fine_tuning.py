@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stochastic_bottleneck._arrays import class_labels
+from stochastic_bottleneck._checks import flag, integer, real
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
-from stochastic_bottleneck.evaluation._inputs import images_and_labels, sklearn
+from stochastic_bottleneck.encoders import unwrap
+from stochastic_bottleneck.evaluation._inputs import (
+    device_of,
+    features_of,
+    images_and_labels,
+    seed_of,
+    sklearn,
+)
 from stochastic_bottleneck.wrapper import StochConWrapper
 
 __all__ = ["FineTuned", "fine_tune"]
@@ -55,7 +65,8 @@ def fine_tune(
     `model` itself stays as it is. For few labels, hand over a loader of some of the training images.
 
     Args:
-        model: a `StochConWrapper`, whose encoder is taken, or a module that maps images to features (N, F).
+        model: a `StochConWrapper`, whose encoder is taken, or a module that maps images to features (N, F); one inside
+            a compiled, DataParallel or DistributedDataParallel module is taken out of it.
         train: batches that begin with images and labels and can be read once an epoch: a DataLoader or a list.
         test: the same; read after training.
         classes: number of classes.
@@ -72,9 +83,10 @@ def fine_tune(
 
     Raises:
         ValueError: for no images, labels that are missing or outside 0 to classes - 1, features that are not finite
-            and of Shape (N, F), a number out of its range, or a loss that is no longer finite.
-        TypeError: for a model that is not a module, batches without a length, or a batch that does not begin with a
-            tensor.
+            and of Shape (N, F), a number out of its range, or a loss
+            that is no longer finite.
+        TypeError: for a model that is not a module, batches without a length, a batch that does not begin with a
+            tensor, images of another dtype than the weights, or labels that are not integers.
         ModuleNotFoundError: without scikit-learn, or for a progress bar without rich.
 
     Example:
@@ -94,14 +106,17 @@ def fine_tune(
     metrics = sklearn("metrics")  # asked for before anything is spent on training
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
-    for name, count, least in (("classes", classes, 2), ("epochs", epochs, 1)):
-        if count < least:
-            raise ValueError(f"{name} must be at least {least}, got {count}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be a finite number above 0, got {lr!r}")
+    classes, epochs, seed = integer("classes", classes, least=2), integer("epochs", epochs), seed_of(seed)
+    lr = real("lr", lr, above=0)
+    if optimizer is not None and not callable(optimizer):
+        raise TypeError(
+            f"optimizer must be called with parameters and lr=, such as torch.optim.AdamW, got {optimizer!r}"
+        )
+    flag("progress", progress)
+    model = unwrap(model)
     source = model.encoder if isinstance(model, StochConWrapper) else model
     weight = next(itertools.chain(source.parameters(), source.buffers()), torch.empty(0))
-    place = weight.device if device is None else torch.device(device)
+    place = device_of(device, weight.device)
     steps = epochs * _count(train, "train")
     _count(test, "test")
     rounds: Iterable[int] = range(epochs)
@@ -112,13 +127,20 @@ def fine_tune(
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         encoder = copy.deepcopy(source).to(place).requires_grad_()
-        next(_labelled(test, "test", classes))  # refused now rather than after training
-        width = _width(encoder, next(_labelled(train, "train", classes))[0].to(place))
-        classifier = nn.Sequential(encoder, nn.Linear(width, classes, device=place)).train()
-        if optimizer is None:
-            rule: torch.optim.Optimizer = torch.optim.SGD(classifier.parameters(), lr=lr, momentum=0.9)
-        else:
-            rule = optimizer(classifier.parameters(), lr=lr)
+        # What does not fit is refused now rather than after training.
+        asked = next(_labelled(test, "test", classes))[0]
+        given = next(_labelled(train, "train", classes))[0]
+        h, h_test = _features(encoder, given.to(place), "train"), _features(encoder, asked.to(place), "test")
+        if h.dtype != h_test.dtype or h.shape[1] != h_test.shape[1]:
+            raise ValueError(
+                "test must give features like those of train, "
+                f"{h.shape[1]} of {h.dtype}, got {h_test.shape[1]} of {h_test.dtype}"
+            )
+        head = nn.Linear(h.shape[1], classes, device=place, dtype=h.dtype)
+        classifier = nn.Sequential(encoder, head).train()
+        rule = (optimizer or functools.partial(torch.optim.SGD, momentum=0.9))(classifier.parameters(), lr=lr)
+        if not isinstance(rule, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must give an optimizer, got {type(rule).__name__}")
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps)
         losses = []
         for epoch in rounds:
@@ -163,37 +185,30 @@ def _count(batches: Any, name: str) -> int:
 def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and checked labels of each batch."""
     empty = True
-    for x, labels in images_and_labels(batches):
+    for x, labels in images_and_labels(batches, name):
         empty = False
         if labels is None:
             raise ValueError(
                 f"{name} must give labels with every batch, as (images, labels), got images alone"
             )
-        y = torch.as_tensor(labels)
-        if y.shape != x.shape[:1] or y.is_floating_point():
-            raise ValueError(
-                f"{name} must give one integer label an image, got labels of shape {tuple(y.shape)} and {y.dtype} "
-                f"for {len(x)} images"
-            )
+        y = class_labels(labels, len(x), f"labels in {name}")
         if y.min() < 0 or y.max() >= classes:
             raise ValueError(
                 f"{name} must give labels from 0 to {classes - 1} for classes={classes}, "
                 f"got values from {y.min()} to {y.max()}; number the classes from 0 on"
             )
-        yield x, y.long()
+        yield x, torch.from_numpy(y)
     if empty:
         raise ValueError(f"{name} is empty; give at least one labelled image")
 
 
-def _width(encoder: nn.Module, images: Tensor) -> int:
-    """Width of the features, looked at before anything is spent on training."""
+def _features(encoder: nn.Module, images: Tensor, name: str) -> Tensor:
+    """Features, looked at before anything is spent on training."""
     with evaluation_mode(encoder), torch.no_grad():
-        h = encoder(images)
-    if not isinstance(h, Tensor) or h.ndim != 2:
-        kind = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
+        h = features_of(encoder, images, name)
+    if not h.is_floating_point() or not h.isfinite().all():
         raise ValueError(
-            f"model must map images to features of shape (N, F), got {kind}; StochConWrapper takes other encoders"
+            f"model must give finite features, got nan or inf, or {h.dtype}, for {name}; it has diverged, or the "
+            "images hold inf or nan"
         )
-    if not h.isfinite().all():
-        raise ValueError("model must give finite features; it has diverged, or the images hold inf or nan")
-    return h.shape[1]
+    return h

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, sklearn
+from stochastic_bottleneck._arrays import sequence
+from stochastic_bottleneck._checks import integer
+from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, seed_of, sklearn
 
 __all__ = ["ForestCurve", "forest_curve"]
 
@@ -54,7 +56,8 @@ def forest_curve(
         Counts, scores and the ranking.
 
     Raises:
-        ValueError: for features and labels that do not fit together, or a count below 1.
+        ValueError: for features and labels that do not fit together, missing labels, or a number out of its range.
+        TypeError: for labels that are not integers, or features that are no numbers.
         ModuleNotFoundError: without scikit-learn.
 
     Example:
@@ -68,8 +71,10 @@ def forest_curve(
         StochCon (arXiv 2110.00552), multi-class random forest against the number of bits.
     """
     x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
-    if any(count < 1 for count in counts):
-        raise ValueError(f"counts must be at least 1, got {tuple(counts)}")
+    counts = sequence(counts, "counts", "positive ints", integer, empty=True)
+    trees, seed, jobs = integer("trees", trees), seed_of(seed), integer("jobs", jobs, least=-1)
+    if jobs == 0:
+        raise ValueError("jobs must be a positive int, or -1 for all cores, got 0")
     forest = sklearn("ensemble").RandomForestClassifier(trees, random_state=seed, n_jobs=jobs)
     f1_score = sklearn("metrics").f1_score
     ranking = forest.fit(x, y).feature_importances_.argsort()[::-1]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, sklearn
+from stochastic_bottleneck._arrays import sequence
+from stochastic_bottleneck._checks import MIN_CONCRETE, choice, integer, real
+from stochastic_bottleneck.evaluation._inputs import (
+    Features,
+    Labels,
+    as_arrays,
+    device_of,
+    seed_of,
+    sklearn,
+)
 from stochastic_bottleneck.evaluation._logistic import DeviceLogisticRegression
 
 __all__ = ["ProbeResult", "knn_accuracy", "linear_probe"]
@@ -64,8 +73,10 @@ def linear_probe(
         Accuracy, F1 and the strength chosen.
 
     Raises:
-        ValueError: for features and labels that do not fit together, regularisations that are missing or not
-            positive, a validation_share outside (0, 1), or a class too small to be split.
+        ValueError: for features and labels that do not fit together, missing labels, regularisations that are missing
+            or not positive, another number out of its range, a class too small to be split, or a device that is not
+            there.
+        TypeError: for labels that are not integers, or features that are no numbers.
         ModuleNotFoundError: without scikit-learn.
 
     Example:
@@ -79,27 +90,31 @@ def linear_probe(
         The linear evaluation protocol of SimCLR (arXiv 2002.05709), appendix B.6, by L-BFGS.
     """
     x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
-    if len(regularisations) == 0 or min(regularisations) <= 0:
-        raise ValueError(f"regularisations must be one or more numbers above 0, got {tuple(regularisations)}")
-    if len(regularisations) > 1:
-        _check_split(y, validation_share)
+    strengths = sequence(
+        regularisations, "regularisations", "one or more finite numbers above 0", partial(real, above=0)
+    )
+    share = real("validation_share", validation_share, above=0, below=1, hint="0.2 is usual")
+    max_iter, seed = integer("max_iter", max_iter), seed_of(seed)
+    place = None if device is None else device_of(device, torch.device("cpu"))
+    if len(strengths) > 1:
+        _check_split(y, share)
     scaler = sklearn("preprocessing").StandardScaler().fit(x)
     x, x_test = scaler.transform(x), scaler.transform(x_test)
     model: Any
-    if device is None:
+    if place is None:
         model = sklearn("linear_model").LogisticRegression(max_iter=max_iter)
     else:
-        model = DeviceLogisticRegression(max_iter, device)
+        model = DeviceLogisticRegression(max_iter, place)
     with warnings.catch_warnings():
         # A probe stopped at max_iter is a probe all the same.
         warnings.simplefilter("ignore", sklearn("exceptions").ConvergenceWarning)
-        chosen = regularisations[0]
-        if len(regularisations) > 1:
+        chosen = strengths[0]
+        if len(strengths) > 1:
             x_fit, x_held, y_fit, y_held = sklearn("model_selection").train_test_split(
-                x, y, test_size=validation_share, random_state=seed, stratify=y
+                x, y, test_size=share, random_state=seed, stratify=y
             )
             best = -1.0
-            for c in sorted(regularisations):
+            for c in sorted(strengths):
                 score = model.set_params(C=c).fit(x_fit, y_fit).score(x_held, y_held)
                 if score < best:
                     break
@@ -110,8 +125,6 @@ def linear_probe(
 
 
 def _check_split(labels: NDArray[Any], share: float) -> None:
-    if not 0 < share < 1:
-        raise ValueError(f"validation_share must lie between 0 and 1, got {share!r}; 0.2 is usual")
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < 2 or min(share, 1 - share) * len(labels) < len(classes):
         raise ValueError(
@@ -148,27 +161,26 @@ def knn_accuracy(
         Accuracy, between 0 and 1.
 
     Raises:
-        ValueError: for features and labels that do not fit together, k above N, an unknown metric, or a
-            temperature that is not positive.
+        ValueError: for features and labels that do not fit together, missing labels, k above N, an unknown metric, a
+            temperature below 1e-6, which float32 cannot divide by, or a device that is not there.
+        TypeError: for labels that are not integers, or features that are no numbers.
 
     Source:
         Wu et al. (arXiv 1805.01978), section 3.4, gives the weighted vote.
     """
     x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
-    if not 1 <= k <= len(x):
-        raise ValueError(f"k must be between 1 and the number of training images, {len(x)}, got {k}")
-    if metric not in ("cosine", "hamming"):
-        raise ValueError(f'metric must be "cosine" or "hamming", got {metric!r}')
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}; 0.1 is usual")
+    k = integer("k", k, most=len(x), hint="more than all training images cannot vote")
+    choice("metric", metric, ("cosine", "hamming"))
+    temperature = real("temperature", temperature, least=MIN_CONCRETE, hint="0.1 is usual")
+    where = device_of(device, torch.device("cpu"))
     classes, place = np.unique(y, return_inverse=True)
     if metric == "hamming" and not all(np.isin(bits, (0, 1)).all() for bits in (x, x_test)):
         raise ValueError('metric="hamming" needs features that are 0 or 1; unpack codes, or use "cosine"')
     if metric == "hamming":  # with entries of -1 and 1, the product orders as the Hamming distance does
         x, x_test = 2 * x - 1, 2 * x_test - 1
-    train, test = torch.from_numpy(x).to(device), torch.from_numpy(x_test).to(device)
+    train, test = torch.from_numpy(x).to(where), torch.from_numpy(x_test).to(where)
     train = torch.nn.functional.normalize(train, dim=1)
-    votes_for = torch.nn.functional.one_hot(torch.from_numpy(place), len(classes)).float().to(device)
+    votes_for = torch.nn.functional.one_hot(torch.from_numpy(place), len(classes)).float().to(where)
     predicted = []
     for rows in torch.split(torch.nn.functional.normalize(test, dim=1), 1000):
         similarity, neighbour = (rows @ train.T).topk(k, dim=1)

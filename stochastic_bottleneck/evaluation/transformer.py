@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stochastic_bottleneck._arrays import array
+from stochastic_bottleneck._checks import integer
 from stochastic_bottleneck.codes import unpack_bits
-from stochastic_bottleneck.evaluation._inputs import array, sklearn
+from stochastic_bottleneck.evaluation._inputs import sklearn
 from stochastic_bottleneck.evaluation.encoding import encode
-from stochastic_bottleneck.wrapper import Representation, StochConWrapper
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper, as_wrapper
 
 __all__ = ["StochConTransformer"]
 
@@ -35,7 +36,8 @@ class StochConTransformer(
     copy gives equal features.
 
     Args:
-        model: the pretrained model.
+        model: the pretrained model; one inside a compiled, DataParallel or DistributedDataParallel module is taken out
+            of it where it is used.
         representation: "bits" for columns of 0 and 1 (bern only), or "h", "z" or "upsampled", as in
             `StochConWrapper.encode`.
         batch_size: images at a time.
@@ -72,7 +74,7 @@ class StochConTransformer(
         Returns:
             The transformer itself.
         """
-        self._encode(array(X)[:1])
+        self._encode(array(X, "X")[:1])
         return self
 
     def transform(self, X: NDArray[Any] | Tensor) -> NDArray[Any]:  # noqa: N803
@@ -87,14 +89,14 @@ class StochConTransformer(
         Raises:
             ValueError: for images of another shape, or that are not floating point, or what `evaluation.encode`
                 refuses.
-            TypeError: for a model that is not a `StochConWrapper`.
+            TypeError: for a model that is not a `StochConWrapper`, or images that are no numbers.
         """
-        return self._encode(array(X))
+        return self._encode(array(X, "X"))
 
     @property
     def _n_features_out(self) -> int:
         """Number of columns, for their names: of the representation as it is now, fitted with it or not."""
-        bottleneck = self.model.bottleneck
+        bottleneck = as_wrapper(self.model).bottleneck
         widths = {"h": bottleneck.in_features, "upsampled": bottleneck.out_features}
         width = widths.get(self.representation, bottleneck.dim)
         if width is None:  # as scikit-learn's own, before they are fitted
@@ -110,16 +112,14 @@ class StochConTransformer(
             raise ValueError(
                 f"X must be floating point, scaled and normalised as the training images were, got {images.dtype}"
             )
-        features = encode(self.model, self._batches(images), self.representation).features
-        return unpack_bits(features, self.model.bottleneck.dim) if self.representation == "bits" else features
-
-    def _batches(self, images: NDArray[Any]) -> Iterator[Tensor]:
-        """Batches in the model's precision; copied one at a time, since torch takes no read-only arrays."""
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        dtype = self.model.bottleneck.temperature.dtype
-        for start in range(0, len(images), self.batch_size):
-            yield torch.from_numpy(np.array(images[start : start + self.batch_size])).to(dtype)
+        model, size = as_wrapper(self.model), integer("batch_size", self.batch_size)
+        dtype = model.bottleneck.temperature.dtype  # the model's precision
+        # Copied one at a time, since torch takes no read-only arrays.
+        batches = (
+            torch.from_numpy(np.array(images[i : i + size])).to(dtype) for i in range(0, len(images), size)
+        )
+        features = encode(model, batches, self.representation).features
+        return unpack_bits(features, model.bottleneck.dim) if self.representation == "bits" else features
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

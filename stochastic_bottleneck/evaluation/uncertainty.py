@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stochastic_bottleneck.evaluation._inputs import array, sklearn
+from stochastic_bottleneck._arrays import array, class_labels
+from stochastic_bottleneck._checks import integer
+from stochastic_bottleneck.evaluation._inputs import check_finite_rows, sklearn
 
 __all__ = ["RejectionCurve", "auroc", "expected_calibration_error", "rejection_curve"]
 
@@ -36,14 +38,15 @@ def rejection_curve(uncertainty: Numbers, correct: Numbers) -> RejectionCurve:
     the input does not matter. A useless uncertainty gives a flat curve at the accuracy of all images.
 
     Args:
-        uncertainty: one number an image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
+        uncertainty: one finite number an image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
         correct: whether a classifier was right, as booleans or 0 and 1. Shape: (N,)
 
     Returns:
         A point for each number of images kept, and the area under them.
 
     Raises:
-        ValueError: for shapes that do not fit, uncertainty that is not a number, or `correct` other than 0 and 1.
+        ValueError: for shapes that do not fit, uncertainty that is not finite (what has overflowed to infinity is in no
+            order any more), or `correct` other than 0 and 1.
 
     Example:
         >>> import numpy as np
@@ -67,7 +70,7 @@ def auroc(scores: Numbers, positive: Numbers) -> float:
     """Area under the receiver operating characteristic: how well an uncertainty finds errors or foreign images.
 
     Args:
-        scores: one number an image; higher should mean positive. Shape: (N,)
+        scores: one finite number an image; higher should mean positive. Shape: (N,)
         positive: what is to be found, as booleans or 0 and 1: errors, corrupted or foreign images. Shape: (N,)
 
     Returns:
@@ -75,8 +78,8 @@ def auroc(scores: Numbers, positive: Numbers) -> float:
         score, 1 for a perfect one.
 
     Raises:
-        ValueError: for shapes that do not fit, scores that are not numbers, `positive` other than 0 and 1, or of one
-            kind only.
+        ValueError: for shapes that do not fit, scores that are not finite, as in `rejection_curve`, or `positive` other
+            than 0 and 1, or of one kind only.
         ModuleNotFoundError: without scikit-learn.
 
     Example:
@@ -109,7 +112,9 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
         Error, between 0 and 1.
 
     Raises:
-        ValueError: for shapes that do not fit, rows that are no distribution, labels out of range, or bins below 1.
+        ValueError: for shapes that do not fit, rows that are no distribution, labels that are missing or out of range,
+            or bins below 1.
+        TypeError: for labels that are not integers.
 
     Example:
         >>> import numpy as np
@@ -120,19 +125,17 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
     Source:
         Guo et al. (arXiv 1706.04599), equation 3.
     """
-    p, y = array(probabilities).astype(np.float64), array(labels)
+    bins = integer("bins", bins, hint="15 is usual")
+    p = array(probabilities, "probabilities").astype(np.float64)
     if p.ndim != 2 or 0 in p.shape:
         raise ValueError(f"probabilities must have shape (N, C) with N and C at least 1, got {p.shape}")
     if not ((p >= 0).all() and np.allclose(p.sum(axis=1), 1, atol=1e-3)):
         raise ValueError("probabilities must be rows that add up to 1; take the softmax of the logits first")
-    if y.shape != p.shape[:1]:
-        raise ValueError(f"labels must have shape ({p.shape[0]},), one an image, got {y.shape}")
-    if not np.isin(y, np.arange(p.shape[1])).all():
+    y = class_labels(labels, len(p), "labels")
+    if y.min() < 0 or y.max() >= p.shape[1]:
         raise ValueError(
             f"labels must be integers from 0 to {p.shape[1] - 1}, got values from {y.min()} to {y.max()}"
         )
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}; 15 is usual")
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     place = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
     gaps = np.bincount(place, weights=right - confidence)
@@ -140,20 +143,20 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
 
 
 def _scores(x: Numbers, name: str) -> NDArray[np.float64]:
-    scores = array(x).astype(np.float64)
+    scores = array(x, name).astype(np.float64)
     if scores.ndim != 1 or len(scores) == 0:
         raise ValueError(
             f"{name} must have shape (N,) with N at least 1, one number an image, got {scores.shape}"
         )
-    if np.isnan(scores).any():
-        raise ValueError(f"{name} must be numbers, got nan; the model that made them has diverged")
+    check_finite_rows(np.isfinite(scores), name)
     return scores
 
 
 def _binary(x: Numbers, name: str, count: int) -> NDArray[np.float64]:
-    values = array(x)
+    values = array(x, name)
     if values.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), one an image, got {values.shape}")
     if not np.isin(values, (0, 1)).all():
-        raise ValueError(f"{name} must be booleans, or 0 and 1")
+        others = np.unique(values[~np.isin(values, (0, 1))])
+        raise ValueError(f"{name} must be booleans, or 0 and 1, got {', '.join(map(str, others[:5]))}")
     return values.astype(np.float64)

@@ -89,6 +89,28 @@ def test_a_wrapper_gives_its_encoder_and_is_taken_out_of_what_is_around_it(aroun
     assert results[0][:3] == results[1][:3] == results[2][:3]
 
 
+def test_a_last_image_alone_is_trained_on_with_the_batch_before():
+    nine = list(zip(IMAGES[:9].split(4), LABELS[:9].split(4), strict=True))
+    joined = list(zip(IMAGES[:9].split((4, 5)), LABELS[:9].split((4, 5)), strict=True))
+    alone, expected = (
+        fine_tune(small_encoder(), batches, BATCHES, CLASSES, epochs=1, optimizer=torch.optim.SGD)
+        for batches in (nine, [*joined, (IMAGES[:0], LABELS[:0])])  # as many batches for the schedule
+    )
+    assert alone[:3] == expected[:3]
+    assert np.isfinite(alone.losses).all()
+
+
+def test_batches_of_one_image_each_train_what_they_can():
+    ones = list(zip(IMAGES[:5].split(1), LABELS[:5].split(1), strict=True))
+    seen = []
+    encoder = nn.Flatten()
+    encoder.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    fine_tune(encoder, ones, BATCHES[:1], CLASSES, epochs=1)
+    assert seen == [1, 20, *[1] * 5, 20]  # looked at first, trained, tested
+    with pytest.raises(ValueError, match="batch normalisation more than one image at a time, got one"):
+        fine_tune(small_encoder(), ones, BATCHES, CLASSES)
+
+
 def test_an_encoder_in_double_precision_is_trained_in_it():
     doubles = [(x.double(), y) for x, y in BATCHES]
     result = fine_tune(small_encoder().double(), doubles, doubles, CLASSES, epochs=2)

@@ -62,7 +62,8 @@ def fine_tune(
     """Train a copy of an encoder on, with a new linear layer, and classify the test images once at the end.
 
     All weights are trained, those that were frozen too, in training mode; the rate falls by a cosine from `lr` to 0.
-    `model` itself stays as it is. For few labels, hand over a loader of some of the training images.
+    `model` itself stays as it is. For few labels, hand over a loader of some of the training images. A batch of one
+    image, such as a loader's last, is joined to a larger one before it: batch normalisation cannot take it alone.
 
     Args:
         model: a `StochConWrapper`, whose encoder is taken, or a module that maps images to features (N, F); one inside
@@ -83,7 +84,7 @@ def fine_tune(
 
     Raises:
         ValueError: for no images, labels that are missing or outside 0 to classes - 1, features that are not finite
-            and of Shape (N, F), a number out of its range, or a loss
+            and of Shape (N, F), a single image to train batch normalisation on, a number out of its range, or a loss
             that is no longer finite.
         TypeError: for a model that is not a module, batches without a length, a batch that does not begin with a
             tensor, images of another dtype than the weights, or labels that are not integers.
@@ -146,8 +147,8 @@ def fine_tune(
         for epoch in rounds:
             # Summed on the device: one wait an epoch. A sum that holds inf or nan is not finite either.
             total, batches = torch.zeros((), device=place), 0
-            for x, y in _labelled(train, "train", classes):
-                logits = classifier(x.to(place, non_blocking=True))
+            for x, y in _joined(_labelled(train, "train", classes)):
+                logits = _logits(classifier, x.to(place, non_blocking=True))
                 loss = nn.functional.cross_entropy(logits, y.to(place, non_blocking=True))
                 rule.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -200,6 +201,32 @@ def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple
         yield x, torch.from_numpy(y)
     if empty:
         raise ValueError(f"{name} is empty; give at least one labelled image")
+
+
+def _joined(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches to train on; one of a single image joins a larger one before it."""
+    images, labels = torch.empty(0), torch.empty(0)
+    for x, y in batches:
+        if len(x) == 1 < len(images):
+            images, labels = torch.cat([images, x]), torch.cat([labels, y])
+            continue
+        if len(images):
+            yield images, labels
+        images, labels = x, y
+    yield images, labels
+
+
+def _logits(classifier: nn.Module, x: Tensor) -> Tensor:
+    try:
+        logits: Tensor = classifier(x)
+    except ValueError as error:
+        if len(x) > 1:
+            raise
+        raise ValueError(
+            f"train must give a model with batch normalisation more than one image at a time, got one ({error}); make "
+            "the batches larger"
+        ) from error
+    return logits
 
 
 def _features(encoder: nn.Module, images: Tensor, name: str) -> Tensor:

@@ -54,9 +54,11 @@ def class_labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
     if y.dtype.kind not in "biu" and not (
         y.dtype.kind == "O" and all(isinstance(v, Integral) for v in values)
     ):
+        whole = [isinstance(v, Integral) or (isinstance(v, float) and v.is_integer()) for v in y.tolist()]
+        first = y.tolist()[0 if all(whole) else whole.index(False)]
         raise TypeError(
-            f"{name} must be integers, one an image, got {_kind(labels)} of dtype {y.dtype}; give each class a number, "
-            "the same in every set"
+            f"{name} must be integers, one an image, got {first!r} in {_kind(labels)} of dtype "
+            f"{y.dtype}; give each class a number, the same in every set"
         )
     return y.astype(np.int64)
 

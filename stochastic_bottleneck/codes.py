@@ -60,8 +60,11 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
         raise ValueError(f"z must have at least one bit in its last dimension, got shape {tuple(z.shape)}")
     if validate and isinstance(z, Tensor) and z.is_meta:
         raise ValueError("z must hold values to be read, got a meta tensor; pass validate=False")
-    if validate and not bool(((z == 0) | (z == 1)).all()):
-        raise ValueError("z must hold only 0 and 1; take the mode, or threshold it first, as in z > 0.5")
+    if validate and bool((other := (z != 0) & (z != 1)).any()):
+        raise ValueError(
+            f"z must hold only 0 and 1, got {z[other][0].item():.3g}; take the mode, or threshold it first, as in "
+            "z > 0.5"
+        )
     if isinstance(z, np.ndarray):
         return np.packbits(z.astype(bool), axis=-1)
     padding = -z.shape[-1] % 8
@@ -273,8 +276,11 @@ def _bit_matrix(bits: Tensor | Array) -> Array:
         raise ValueError(
             f"bits must have shape (N, D) with N and D at least 1, got {x.shape}; unpack codes first"
         )
-    if not np.isin(x, (0.0, 1.0)).all():
-        raise ValueError("bits must hold only 0 and 1; unpack codes with unpack_bits, or threshold first")
+    other = x[~np.isin(x, (0.0, 1.0))]
+    if len(other):
+        raise ValueError(
+            f"bits must hold only 0 and 1, got {other[0]:.3g}; unpack codes with unpack_bits, or threshold first"
+        )
     return x
 
 

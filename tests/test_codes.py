@@ -263,9 +263,9 @@ ERRORS = [
         r"z must have at least one bit in its last dimension, got shape \(\)",
     ),
     (codes.pack_bits, (torch.zeros(2, 0),), ValueError, r"at least one bit .* got shape \(2, 0\)"),
-    (codes.pack_bits, (np.array([0.5]),), ValueError, "z must hold only 0 and 1; take the mode"),
-    (codes.pack_bits, (torch.tensor([math.nan]),), ValueError, "z must hold only 0 and 1"),
-    (codes.pack_bits, (torch.tensor([2]),), ValueError, "z must hold only 0 and 1"),
+    (codes.pack_bits, (np.array([0.5]),), ValueError, "z must hold only 0 and 1, got 0.5; take the mode"),
+    (codes.pack_bits, (torch.tensor([math.nan]),), ValueError, "z must hold only 0 and 1, got nan"),
+    (codes.pack_bits, (torch.tensor([[1], [2]]),), ValueError, "z must hold only 0 and 1, got 2"),
     (codes.unpack_bits, ([1], 8), TypeError, "codes must be a numpy array or a tensor, got list"),
     (
         codes.unpack_bits,
@@ -314,7 +314,12 @@ ERRORS = [
         r"bits must have shape \(N, D\) .* got \(3,\); unpack codes",
     ),
     (codes.bit_entropy, (np.zeros((0, 3)),), ValueError, "bits must have shape"),
-    (codes.distinct_codes, (np.full((2, 2), 7),), ValueError, "bits must hold only 0 and 1"),
+    (
+        codes.distinct_codes,
+        (np.full((2, 2), 7),),
+        ValueError,
+        "bits must hold only 0 and 1, got 7; unpack codes",
+    ),
     (codes.bit_correlation, ("10",), TypeError, "bits must be a numpy array or a tensor, got str"),
     (
         codes.hamming_distance,
@@ -350,7 +355,7 @@ ERRORS = [
         codes.bit_class_information,
         (BITS, list("abca")),
         TypeError,
-        "labels must be integers.*got list of dtype <U1",
+        "labels must be integers.*got .a. in list of dtype <U1",
     ),
     (codes.bit_class_information, (BITS, np.eye(4)), ValueError, "of one-hot rows take argmax"),
     (

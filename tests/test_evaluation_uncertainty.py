@@ -165,8 +165,14 @@ def test_what_is_of_another_kind_is_refused(work, error, message):
             lambda: expected_calibration_error(np.ones(3), np.ones(3)),
             r"probabilities must have shape \(N, C\)",
         ),
-        (lambda: expected_calibration_error(np.ones((3, 2)), np.ones(3)), "rows that add up to 1.*softmax"),
-        (lambda: expected_calibration_error(np.array([[2.0, -1.0]]), np.zeros(1)), "rows that add up to 1"),
+        (
+            lambda: expected_calibration_error(np.ones((3, 2)), np.ones(3)),
+            "add up to 1, got 3 of 3 that are not, such as row 0; .*softmax",
+        ),
+        (
+            lambda: expected_calibration_error(np.array([[2.0, -1.0]]), np.zeros(1)),
+            "rows of at least 0 that add up to 1, got 1 of 1",
+        ),
         (
             lambda: expected_calibration_error(np.eye(2), np.zeros(3)),
             r"labels must have shape \(2,\).*\(3,\)",

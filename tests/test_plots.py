@@ -235,7 +235,7 @@ def test_what_is_of_another_kind_is_refused_and_opens_no_figure(draw, error, mes
         (lambda: plots.bit_images(IMAGES, BITS), r"probs must have shape \(4, D\).*got \(200, 12\)"),
         (
             lambda: plots.bit_images(IMAGES, 2.0 * BITS[:4]),
-            "probs must lie between 0 and 1; take posterior.probs",
+            "probs must lie between 0 and 1, got values from 0 to 2; take posterior.probs",
         ),
         (lambda: plots.bit_images(IMAGES, BITS[:4], bits=(12,)), r"indices from 0 to 11, got \(12,\)"),
         (lambda: plots.bit_images(IMAGES, BITS[:4], bits=()), r"one or more indices from 0 to 11, got \(\)"),

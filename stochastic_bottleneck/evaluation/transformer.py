@@ -74,7 +74,7 @@ class StochConTransformer(
         Returns:
             The transformer itself.
         """
-        self._encode(array(X, "X")[:1])
+        self._encode(_images(X)[:1])
         return self
 
     def transform(self, X: NDArray[Any] | Tensor) -> NDArray[Any]:  # noqa: N803
@@ -91,7 +91,7 @@ class StochConTransformer(
                 refuses.
             TypeError: for a model that is not a `StochConWrapper`, or images that are no numbers.
         """
-        return self._encode(array(X, "X"))
+        return self._encode(_images(X))
 
     @property
     def _n_features_out(self) -> int:
@@ -104,14 +104,6 @@ class StochConTransformer(
         return int(width)
 
     def _encode(self, images: NDArray[Any]) -> NDArray[Any]:
-        if images.ndim != 4:
-            raise ValueError(
-                f"X must be images of shape (N, C, H, W), got {images.shape}; reshape flattened ones"
-            )
-        if not np.issubdtype(images.dtype, np.floating):
-            raise ValueError(
-                f"X must be floating point, scaled and normalised as the training images were, got {images.dtype}"
-            )
         model, size = as_wrapper(self.model), integer("batch_size", self.batch_size)
         dtype = model.bottleneck.temperature.dtype  # the model's precision
         # Copied one at a time, since torch takes no read-only arrays.
@@ -126,3 +118,16 @@ class StochConTransformer(
         tags.input_tags.two_d_array = False
         tags.requires_fit = False
         return tags
+
+
+def _images(x: object) -> NDArray[Any]:
+    images = array(x, "X")
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"X must be images of shape (N, C, H, W) with N at least 1, got {images.shape}; reshape flattened ones"
+        )
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"X must be floating point, scaled and normalised as the training images were, got {images.dtype}"
+        )
+    return images

@@ -129,8 +129,12 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
     p = array(probabilities, "probabilities").astype(np.float64)
     if p.ndim != 2 or 0 in p.shape:
         raise ValueError(f"probabilities must have shape (N, C) with N and C at least 1, got {p.shape}")
-    if not ((p >= 0).all() and np.allclose(p.sum(axis=1), 1, atol=1e-3)):
-        raise ValueError("probabilities must be rows that add up to 1; take the softmax of the logits first")
+    wrong = ~((p >= 0).all(axis=1) & np.isclose(p.sum(axis=1), 1, atol=1e-3))
+    if wrong.any():
+        raise ValueError(
+            f"probabilities must be rows of at least 0 that add up to 1, got {wrong.sum()} of {len(p)} that are not, "
+            f"such as row {wrong.argmax()}; take the softmax of the logits first"
+        )
     y = class_labels(labels, len(p), "labels")
     if y.min() < 0 or y.max() >= p.shape[1]:
         raise ValueError(

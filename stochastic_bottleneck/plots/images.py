@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stochastic_bottleneck._arrays import array, sequence
 from stochastic_bottleneck._checks import integer
+from stochastic_bottleneck.evaluation._inputs import check_finite_rows
 from stochastic_bottleneck.plots._style import lines, pyplot
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ def bit_images(
             f"probs must have shape ({len(pictures)}, D), a row for each image, got {p.shape}; unpack codes first"
         )
     if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("probs must lie between 0 and 1; take posterior.probs, not its logits")
+        raise ValueError(
+            f"probs must lie between 0 and 1, got values from {p.min():.3g} to {p.max():.3g}; take posterior.probs, "
+            "not its logits"
+        )
     index = partial(integer, least=0, most=p.shape[1] - 1)
     chosen = sequence(bits, "bits", f"one or more indices from 0 to {p.shape[1] - 1}", index)
     count = integer("count", count)
@@ -108,8 +112,7 @@ def certain_images(
     values = array(uncertainty, "uncertainty")
     if values.shape != (len(pictures),):
         raise ValueError(f"uncertainty must have shape ({len(pictures)},), one an image, got {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("uncertainty must be finite; the model that made it has diverged")
+    check_finite_rows(np.isfinite(values), "uncertainty")
     if captions is not None:
         captions = lines(captions, "captions", len(pictures), "an image")
     count = integer("count", count)

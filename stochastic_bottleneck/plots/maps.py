@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stochastic_bottleneck._arrays import array, class_labels
 from stochastic_bottleneck._checks import choice
-from stochastic_bottleneck.evaluation._inputs import seed_of, sklearn
+from stochastic_bottleneck.evaluation._inputs import check_finite_rows, seed_of, sklearn
 from stochastic_bottleneck.plots._style import check_axes, lines, new_axes, point_styles
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def _check(x: NDArray[Any]) -> None:
         )
     if len(x) < 3:
         raise ValueError(f"codes must hold at least 3 images to make a map of, got {len(x)}")
-    if not np.isfinite(x).all():
-        raise ValueError("codes must be finite; the model that made them has diverged")
+    check_finite_rows(np.isfinite(x), "codes")
     if (x == x[0]).all():
         raise ValueError(
             "codes must differ between images, got one code for all of them; the latent has collapsed"

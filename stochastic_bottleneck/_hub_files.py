@@ -23,7 +23,16 @@ FORMAT_VERSION = 1
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 REPOSITORY = r"\w[\w.-]*(/[\w.-]+)?"
 WIRING = ("variance_from", "symmetric", "checkpoint_encoder")
-BOTTLENECK = ("kind", "dim", "in_features", "out_features", "hard", "variance", "location_std")
+BOTTLENECK = (
+    "kind",
+    "dim",
+    "in_features",
+    "out_features",
+    "hard",
+    "variance",
+    "location_std",
+    "learnable_scale",
+)
 LAYOUT = {
     "": (
         "model_type",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,6 +62,8 @@ class StochasticBottleneck(nn.Module):
             without affine parameters, then this factor), so that the noise, of standard deviation 1.8 for a
             bit and 1 for a Gaussian, does not drown them. None leaves the projector's output as it is, which
             is the paper's formula to the letter.
+        learnable_scale: make the factor after the normalisation a parameter, one for all dimensions, that starts at
+            `location_std`.
 
     Raises:
         ValueError: for a value outside its range, or features of another width.
@@ -82,6 +85,7 @@ class StochasticBottleneck(nn.Module):
     """
 
     temperature: Tensor
+    log_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -96,11 +100,13 @@ class StochasticBottleneck(nn.Module):
         projector: Map = "linear",
         upsampler: Map = "linear",
         location_std: float | None = 2.0,
+        learnable_scale: bool = False,
     ) -> None:
         super().__init__()
         _checks.choice("kind", kind, ("bern", "gauss"))
         _checks.choice("variance", variance, ("diagonal", "isotropic"))
         _checks.flag("hard", hard)
+        _checks.flag("learnable_scale", learnable_scale)
         _checks.check_width("dim", dim)
         for name, width in (("in_features", in_features), ("out_features", out_features)):
             if width is not None:
@@ -111,13 +117,22 @@ class StochasticBottleneck(nn.Module):
             location_std = _checks.real(
                 "location_std", location_std, above=0, hint="None leaves logits as they are"
             )
+        elif learnable_scale:
+            raise ValueError(
+                "learnable_scale=True needs a scale to start from, got location_std=None; give location_std=2.0"
+            )
         if hard and kind != "bern":
             raise ValueError('hard=True needs bits, got kind="gauss"; leave hard=False')
         self.kind, self.dim, self.hard, self.variance = kind, dim, hard, variance
         self.in_features, self.out_features = in_features, out_features or in_features
-        self.location_std = location_std
+        self.location_std, self.learnable_scale = location_std, learnable_scale
         self.projector = _build("projector", projector, in_features, in_features, self.parameter_width)
         self.location_norm = nn.BatchNorm1d(dim, affine=False) if location_std is not None else nn.Identity()
+        # The logarithm keeps the scale positive. A vector of one, since fully_shard takes no scalars.
+        start = (
+            torch.tensor([math.log(location_std)]) if location_std is not None and learnable_scale else None
+        )
+        self.register_parameter("log_scale", None if start is None else nn.Parameter(start))
         self.upsampler = _build("upsampler", upsampler, dim, self.out_features, self.out_features)
         # A buffer follows the module's device, is saved with it, and can change without recompiling.
         self.register_buffer("temperature", torch.tensor(temperature))
@@ -157,7 +172,9 @@ class StochasticBottleneck(nn.Module):
         self._check_features(features, "features")
         parameters = self._project(features)
         location = self.location_norm(parameters[:, : self.dim])
-        if self.location_std is not None:
+        if self.log_scale is not None:
+            location = location * self.log_scale.exp().to(location.dtype)
+        elif self.location_std is not None:
             location = location * self.location_std
         if self.kind == "bern":
             # A copy, since the buffer may change before the backward pass (annealing, DDP's broadcast).

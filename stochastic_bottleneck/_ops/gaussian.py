@@ -4,11 +4,16 @@ With mean m, log standard deviation s and standard normal e, z = m + exp(s) e, s
 
     KL(N(m, exp(s)^2) || N(0, 1)) = (m^2 + expm1(2 s)) / 2 - s      dKL/dm = m      dKL/ds = exp(2 s) - 1
 
-where expm1 keeps the divergence accurate next to the prior. With t = tanh(s) it is
+In f(s) = expm1(2 s) / 2 - s the two terms cancel next to the prior, where f is about s^2. With
+q = s coth(s) - 1, which is a power series in s^2 there,
 
-    expm1(2 s) / 2 = t / (1 + |t|) max(exp(2 s), 1)
+    f(s) = s (s - q) / (1 - (s - q))        for |s| <= 1/2
 
-which cancels nowhere, shares exp(s) with the sample, and is cheaper on a CPU than expm1 itself.
+and beyond it, for s = i + o with i the nearest number inside,
+
+    f(i + o) = exp(2 o) f(i) + (i + 1/2) expm1(2 o) - o
+
+in which nothing cancels; it holds for every s, so that no element has to be chosen from two results.
 """
 
 from __future__ import annotations
@@ -22,6 +27,22 @@ from torch import Tensor
 
 from stochastic_bottleneck._ops.pieces import in_pieces
 from stochastic_bottleneck._ops.precision import at_least_float32
+
+_NEAR = 0.5  # |log_std| up to which the series below is used
+
+# s coth(s) - 1 in powers of s^2: 2^(2 n) B_2n / (2 n)!, the first four for float32.
+_SERIES = (
+    0.3333333333333333,
+    -0.022222222222222223,
+    0.0021164021164021165,
+    -0.00021164021164021165,
+    2.1377799155576935e-05,
+    -2.1644042808063972e-06,
+    2.1925947851873778e-07,
+    -2.2214608789979678e-08,
+    2.2507846516808994e-09,
+    -2.2805151204592183e-10,
+)
 
 
 def rsample(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
@@ -49,21 +70,38 @@ def entropy(mean: Tensor, log_std: Tensor) -> Tensor:
 def log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
     """Log density of each dimension, in nats."""
     mean, log_std = at_least_float32(mean), at_least_float32(log_std)
-    standardised = (z.to(mean.dtype) - mean) * (-log_std).exp()
-    return -standardised.square() / 2 - log_std - 0.5 * math.log(2 * math.pi)
+    distance = z.to(mean.dtype) - mean
+    # A point mass has an infinite density where it lies and none elsewhere; no infinity may meet a zero.
+    on_it = (distance == 0) & (log_std < -math.log(torch.finfo(mean.dtype).max))
+    squared = (distance * (-log_std.masked_fill(on_it, 0.0)).exp()).square()
+    return -squared / 2 - log_std.masked_fill(squared.isinf(), 0.0) - 0.5 * math.log(2 * math.pi)
 
 
 def _evaluate(mean: Tensor, log_std: Tensor, noise: Tensor | None, with_kl: bool) -> tuple[Tensor, ...]:
     """The sample if there is noise, then the divergence if `with_kl`."""
     outputs = []
-    std = log_std.exp()
     if noise is not None:
-        outputs.append(mean + std * noise)
+        outputs.append(mean + log_std.exp() * noise)
     if with_kl:
-        t = torch.tanh(log_std)
-        half_expm1 = t / (1 + t.abs()) * (std * std).clamp_min(1.0)
-        outputs.append(mean * mean / 2 + (half_expm1 - log_std))
+        outputs.append(mean * mean / 2 + _kl_of_scale(log_std))
     return tuple(outputs)
+
+
+def _kl_of_scale(log_std: Tensor) -> Tensor:
+    """expm1(2 s) / 2 - s; in place where it can be, since new memory costs a CPU more than the arithmetic."""
+    series = _SERIES[:4] if log_std.dtype == torch.float32 else _SERIES
+    near = log_std.clamp(-_NEAR, _NEAR)
+    beyond = log_std - near
+    square = near * near
+    q = square * series[-1]
+    for coefficient in series[-2::-1]:
+        q = q.add_(coefficient).mul_(square)
+    d = near - q
+    growth = (2 * beyond).exp_()
+    result = (near * d).div_(1 - d).mul_(growth).add_((growth - 1).mul_(near + 0.5))
+    return result.sub_(
+        beyond.clamp_max(100.0)
+    )  # far below a half of exp(200), and never infinity less infinity
 
 
 def _apply(mean: Tensor, log_std: Tensor, noise: Tensor | None, with_kl: bool) -> tuple[Tensor, ...]:
@@ -84,7 +122,7 @@ def _gradients(
     if of_z is not None and noise is not None:
         of_mean, of_log_std = of_z, of_z * noise * std
     if of_kl is not None:
-        of_mean, of_log_std = of_mean + of_kl * mean, of_log_std + of_kl * (std * std - 1)
+        of_mean, of_log_std = of_mean + of_kl * mean, of_log_std + of_kl * torch.expm1(2 * log_std)
     if log_std.shape != mean.shape:
         of_log_std = of_log_std.sum(dim=-1, keepdim=True)
     return of_mean, of_log_std
@@ -126,5 +164,5 @@ class _Gaussian(torch.autograd.Function):
         if noise is not None:
             outputs.append(nothing + by_mean + std * (noise * by_log_std + by_noise))
         if ctx.with_kl:
-            outputs.append(nothing + mean * by_mean + (std * std - 1) * by_log_std)
+            outputs.append(nothing + mean * by_mean + torch.expm1(2 * log_std) * by_log_std)
         return tuple(outputs)

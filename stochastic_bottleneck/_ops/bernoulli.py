@@ -18,6 +18,9 @@ whose two terms are l^2 / 4 and -l^2 / 8 near zero, so nothing cancels. That for
 float32 the smooth function KL / l^2 of l^2 is cheaper taken from its Chebyshev interpolation. All are accurate
 to a few units in the last place where they are used.
 
+At infinite logits every formula takes its limit: what would be infinity times zero is computed at the largest
+magnitude at which the product is still exact, and zero.
+
 Only logits, temperature and z are kept for the backward pass: x is recovered from z, which is exact enough
 because the slope vanishes where z rounds to 0 or 1.
 """
@@ -35,6 +38,7 @@ from torch.nn import functional as F
 from stochastic_bottleneck._ops.pieces import in_pieces
 from stochastic_bottleneck._ops.precision import at_least_float32
 
+_LARGEST = 1e20  # magnitude of a logit beyond which every smooth function of it has long reached its limit
 _NEAR = 2.0  # |logit| at which both forms are accurate to a few units in the last place
 
 # KL / l^2 in powers of l^2, for |l| <= 2: interpolation at the 8 Chebyshev nodes of [0, 4], 9e-9 off at most.
@@ -81,7 +85,7 @@ def entropy(logits: Tensor) -> Tensor:
     """Entropy of each bit, in nats."""
     logits = at_least_float32(logits)
     near = logits.abs() < _NEAR
-    magnitude = torch.where(near, torch.full_like(logits, _NEAR), logits.abs())
+    magnitude = torch.where(near, torch.full_like(logits, _NEAR), logits.abs().clamp_max(_LARGEST))
     large = F.softplus(-magnitude) + magnitude * torch.sigmoid(-magnitude)
     return torch.where(near, math.log(2) - kl(torch.where(near, logits, torch.zeros_like(logits))), large)
 
@@ -90,22 +94,28 @@ def log_prob(logits: Tensor, z: Tensor) -> Tensor:
     """Log mass of each bit, in nats; linear in z between the two bits."""
     logits = at_least_float32(logits)
     z = z.to(logits.dtype)
-    return z * F.logsigmoid(logits) + (1 - z) * F.logsigmoid(-logits)
+    certain = logits.isinf()  # whose other bit weighs nothing, although its log mass is infinite
+    of_one = F.logsigmoid(logits).masked_fill(certain & (z == 0), 0.0)
+    of_zero = F.logsigmoid(-logits).masked_fill(certain & (z == 1), 0.0)
+    return z * of_one + (1 - z) * of_zero
 
 
 def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, z: Tensor) -> Tensor:
     """Log density of each relaxed sample in (0, 1), in nats (arXiv 1611.00712, appendix C.3.2)."""
     logits = at_least_float32(logits)
-    z = z.to(logits.dtype)
+    # A sample may have rounded to 0 or 1, where there is no density. The bounds are torch.distributions'.
+    limits = torch.finfo(z.dtype), torch.finfo(logits.dtype)
+    z = at_least_float32(z).to(logits.dtype)
+    z = z.clamp(max(x.tiny for x in limits), 1 - max(x.eps for x in limits))
     tau = _as_tensor(temperature, logits).to(logits.dtype)
     log_z, log_rest = z.log(), torch.log1p(-z)
     shifted = logits - tau * (log_z - log_rest)
     # softplus(x) = -logsigmoid(-x); torch's softplus drops the exponential above 20, 2e-9 off.
-    return tau.log() + shifted - log_z - log_rest + 2 * F.logsigmoid(-shifted)
+    return tau.log() - log_z - log_rest + (F.logsigmoid(shifted) + F.logsigmoid(-shifted))
 
 
 def _kl(logits: Tensor) -> Tensor:
-    magnitude = logits.abs()
+    magnitude = logits.abs().clamp_max(_LARGEST)
     inside = logits.clamp(-_NEAR, _NEAR)  # where autograd follows both forms, neither may overflow
     if logits.dtype == torch.float32:
         square = inside * inside
@@ -138,6 +148,7 @@ def _apply(
 ) -> tuple[Tensor, ...]:
     hard = bool(hard)
     if torch.compiler.is_compiling():  # one kernel is made of the formula, and one of its derivative
+        logits = logits.clamp(-_LARGEST, _LARGEST)  # the derivative in the temperature multiplies by them
         outputs = list(_sample(logits, noise, temperature, hard, with_kl))
         if hard:  # z - z.detach() is exactly zero, so the bits stay exact
             outputs[1] = outputs[1] + (outputs[0] - outputs[0].detach())
@@ -155,7 +166,7 @@ def _as_tensor(temperature: Tensor | float, like: Tensor) -> Tensor:
 
 def _kl_slope(logits: Tensor) -> Tensor:
     s = torch.sigmoid(logits)
-    return logits * (s * (1 - s))
+    return logits.clamp(-_LARGEST, _LARGEST) * (s * (1 - s))
 
 
 def _sample_slope(z: Tensor, temperature: Tensor) -> Tensor:

@@ -34,9 +34,18 @@ class _SaturatingUpcast(torch.autograd.Function):
         return grad_outputs[0].clamp(-limit, limit).to(ctx.dtype)
 
 
+class _Upcast(_SaturatingUpcast):
+    """With a rule for forward mode, which torch.compile cannot trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0].float()
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32, or as it is where it is float32 or float64."""
     if x.dtype in (torch.float16, torch.bfloat16):
-        upcast: Tensor = _SaturatingUpcast.apply(x)
+        function = _SaturatingUpcast if torch.compiler.is_compiling() else _Upcast
+        upcast: Tensor = function.apply(x)
         return upcast
     return x

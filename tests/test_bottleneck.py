@@ -194,6 +194,108 @@ def test_evaluation_uses_running_statistics_and_leaves_them_alone():
         assert torch.equal(value, kept[key]), key
 
 
+# ---- a learnable scale -------------------------------------------------------------------------------------
+
+LEARNABLE = pytest.mark.parametrize(
+    "options",
+    [{**KINDS["bern"], "learnable_scale": True}, {**KINDS["gauss"], "learnable_scale": True}],
+    ids=str,
+)
+
+
+def as_fixed(module, location_std=2.0):
+    """The same module with a fixed scale."""
+    other = bottleneck(module.kind, location_std=location_std)
+    state = {name: value for name, value in module.state_dict().items() if name != "log_scale"}
+    other.load_state_dict(state)
+    return other.train(module.training)
+
+
+@LEARNABLE
+@pytest.mark.parametrize("location_std", [0.5, 3])
+def test_a_learnable_scale_starts_at_location_std(options, location_std):
+    module = bottleneck(**options, location_std=location_std)
+    assert_close(module.log_scale.exp(), [location_std])
+    for training in (True, False):
+        module.train(training)
+        fixed = as_fixed(module, location_std)
+        found, right = (m(features(), features(seed=3), generator=generator()) for m in (module, fixed))
+        assert_close(found.z, right.z)
+        assert_close(found.posterior[0], right.posterior[0])
+
+
+@LEARNABLE
+def test_a_learnable_scale_lets_a_kl_shrink_logits_and_means(options):
+    module = bottleneck(**options)
+    fixed = as_fixed(module)
+    spread = {}
+    for m in (module, fixed):
+        optimizer = torch.optim.Adam(m.parameters(), lr=0.1)
+        for step in range(30):
+            posterior = m.posterior(features(64, seed=step))
+            optimizer.zero_grad()
+            posterior.kl().mean().backward()
+            optimizer.step()
+        spread[m] = [m.train(training).posterior(features(64))[0].std().item() for training in (True, False)]
+    assert max(spread[module]) < 0.5
+    assert spread[fixed][0] == pytest.approx(2.0, rel=0.02)
+    assert module.log_scale.exp().item() < 0.5
+
+
+@LEARNABLE
+def test_a_learnable_scale_gets_the_gradient_of_finite_differences(options):
+    module = bottleneck(**options).double()
+
+    def objective(log_scale):
+        output = torch.func.functional_call(
+            module, {"log_scale": log_scale}, (features(dtype=torch.float64),), {"generator": generator()}
+        )
+        return output.features.sum() + output.posterior.kl().sum()
+
+    assert torch.autograd.gradcheck(objective, (module.log_scale.detach().clone().requires_grad_(),))
+
+
+@LEARNABLE
+def test_a_learnable_scale_is_saved_and_kept_out_of_weight_decay(options):
+    module = bottleneck(**options)
+    with torch.no_grad():
+        module.log_scale.fill_(math.log(0.3))
+    other = bottleneck(**options)
+    other.load_state_dict(module.state_dict())
+    results = [m(features(), generator=generator()).features for m in (module, other)]
+    assert torch.equal(*results)
+    assert (
+        module.log_scale.ndim == 1
+    )  # what leaves biases and norms out of weight decay; 0 would not be sharded
+    assert "log_scale" not in bottleneck(options["kind"]).state_dict()
+
+
+@LEARNABLE
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_learnable_scale_keeps_the_precision_of_the_features(options, dtype):
+    module = bottleneck(**options)
+    fixed = as_fixed(module)
+    with torch.autocast("cpu", dtype=dtype):
+        found, right = (m(features(), generator=generator()) for m in (module, fixed))
+    assert found.posterior[0].dtype == right.posterior[0].dtype
+    assert found.z.dtype == right.z.dtype
+
+
+@LEARNABLE
+def test_a_learnable_scale_compiles_whole_and_exports(options, fresh_compiler):
+    module = bottleneck(**options)
+    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
+    gradients = []
+    for m in (module, compiled):
+        m.posterior(features())  # alike, before what follows is compiled
+        m(features(), sample=False).posterior.kl().sum().backward()
+        gradients.append(m.log_scale.grad)
+    assert gradients[0].abs() > 0
+    assert_close(gradients[1], gradients[0])
+    program = torch.export.export(module.eval(), (features(),))
+    assert_close(program.module()(features())[0], module(features()).features)
+
+
 @pytest.mark.parametrize("variance", ["diagonal", "isotropic"])
 @pytest.mark.parametrize("training", [True, False])
 def test_opposing_features_give_the_variance_and_nothing_else(variance, training):
@@ -571,6 +673,12 @@ BUILT = [
     ({"temperature": math.nan}, ValueError, "temperature must be a finite number of at least 1e-06, got nan"),
     ({"location_std": 0.0}, ValueError, "location_std must be a finite number above 0, got 0.0"),
     ({"location_std": math.inf}, ValueError, "location_std must be a finite number above 0, got inf"),
+    ({"learnable_scale": 1}, TypeError, "learnable_scale must be True or False, got 1"),
+    (
+        {"learnable_scale": True, "location_std": None},
+        ValueError,
+        "learnable_scale=True needs a scale to start from, got location_std=None; give location_std=2.0",
+    ),
     ({"kind": "gauss", "hard": True}, ValueError, 'hard=True needs bits, got kind="gauss"; leave hard=False'),
     (
         {"projector": "conv"},

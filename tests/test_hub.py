@@ -53,6 +53,7 @@ OPTIONS = {
     "bern": {},
     "hard": {"hard": True},
     "as the paper": {"location_std": None},
+    "learnable scale": {"learnable_scale": True},
     "mlp": {"projector": "mlp", "upsampler": "mlp"},
     "gauss": {"kind": "gauss"},
     "isotropic": {"kind": "gauss", "variance": "isotropic", "location_std": 3.0},

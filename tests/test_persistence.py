@@ -26,6 +26,7 @@ BOTTLENECKS = {
     "bern": {},
     "hard": {"hard": True},
     "as the paper": {"location_std": None},
+    "learnable scale": {"learnable_scale": True},
     "mlp": {"projector": "mlp", "upsampler": "mlp"},
     "gauss": {"kind": "gauss"},
     "gauss isotropic": {"kind": "gauss", "variance": "isotropic"},

@@ -109,6 +109,27 @@ def check_temperature(temperature: Tensor | float) -> None:
         real("temperature", temperature, least=MIN_CONCRETE, hint="0.5 to 1 is usual")
 
 
+def check_concrete(temperature: Tensor | float, logits: Tensor) -> None:
+    """Refuse a Concrete temperature that is not positive, or a tensor of them that does not fit the logits."""
+    check_temperature(temperature)
+    if isinstance(temperature, Tensor):
+        check_floating(temperature, "temperature")
+        _check_fit("temperature", temperature, logits, "logits")
+
+
+def _check_fit(name: str, x: Tensor, other: Tensor, other_name: str) -> None:
+    """Refuse what does not broadcast with another tensor, or lies elsewhere."""
+    for i in range(1, 1 + min(x.ndim, other.ndim)):
+        if x.shape[-i] != other.shape[-i] and x.shape[-i] != 1 and other.shape[-i] != 1:
+            raise ValueError(
+                f"{name} must broadcast with {other_name}, {tuple(other.shape)}, got {tuple(x.shape)}"
+            )
+    if x.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name}, {other.device}, got {x.device}; move it with .to()"
+        )
+
+
 def check_info_nce_options(temperature: float, reduction: str, block_size: int | None) -> None:
     """Refuse options of the loss that lie outside their range."""
     real("temperature", temperature, least=MIN_TEMPERATURE, hint="0.1 to 0.5 is usual")
@@ -137,6 +158,7 @@ def check_floating(x: Tensor, name: str) -> None:
 
 def check_noise(parameter: Tensor, noise: Tensor, name: str) -> None:
     """Refuse noise of another shape than the parameter it is added to."""
+    check_floating(noise, "noise")
     if noise.shape != parameter.shape:
         raise ValueError(
             f"noise must have the shape of {name}, {tuple(parameter.shape)}, got {tuple(noise.shape)}"
@@ -149,10 +171,12 @@ def check_noise(parameter: Tensor, noise: Tensor, name: str) -> None:
 
 def check_value(z: Tensor, parameter: Tensor, name: str) -> None:
     """Refuse values whose dimensions are not the distribution's; several samples at once may lead."""
+    check_floating(z, "z")
     if z.shape[-1:] != parameter.shape[-1:]:
         raise ValueError(
             f"z must end in the last dimension of {name}, {tuple(parameter.shape)}, got {tuple(z.shape)}"
         )
+    _check_fit("z", z, parameter, name)
 
 
 def check_gaussian(mean: Tensor, log_std: Tensor) -> None:
@@ -165,6 +189,7 @@ def check_gaussian(mean: Tensor, log_std: Tensor) -> None:
             f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_a_sample}, "
             f"got {tuple(log_std.shape)}"
         )
+    _check_fit("log_std", log_std, mean, "mean")
 
 
 def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "v_prime") -> None:

@@ -49,11 +49,31 @@ def normal_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     return torch.randn(like.shape, **options)
 
 
+def relaxed_noise(logits: Tensor, temperature: Tensor | float, hard: bool, noise: Tensor | None) -> Tensor:
+    """The noise of a relaxed sample, drawn where None was given; refuses arguments that cannot make a sample."""
+    _checks.check_floating(logits, "logits")
+    _checks.check_concrete(temperature, logits)
+    _checks.flag("hard", hard)
+    noise = logistic_noise(logits) if noise is None else noise
+    _checks.check_noise(logits, noise, "logits")
+    return noise
+
+
+def gaussian_noise(mean: Tensor, log_std: Tensor, noise: Tensor | None) -> Tensor:
+    """The noise of a Gaussian sample, likewise."""
+    _checks.check_gaussian(mean, log_std)
+    noise = normal_noise(mean) if noise is None else noise
+    _checks.check_noise(mean, noise, "mean")
+    return noise
+
+
 def _options(like: Tensor, generator: torch.Generator | None) -> dict[str, Any]:
     _checks.check_floating(like, "like")
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     options: dict[str, Any] = {"dtype": dtype, "device": like.device}
     if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "generator must be None in compiled code, where torch draws from the global generator only; "

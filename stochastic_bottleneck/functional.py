@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._noise import logistic_noise, normal_noise
+from stochastic_bottleneck._noise import gaussian_noise, logistic_noise, normal_noise, relaxed_noise
 from stochastic_bottleneck._ops import bernoulli, gaussian, info_nce_op
 from stochastic_bottleneck._ops import info_nce as _info_nce
 
@@ -122,7 +122,7 @@ def relaxed_bernoulli_rsample(
     Source:
         Maddison et al., The Concrete Distribution (arXiv 1611.00712), equation 4.
     """
-    noise = _relaxed_noise(logits, temperature, noise)
+    noise = relaxed_noise(logits, temperature, hard, noise)
     return bernoulli.relaxed_rsample(logits, temperature, hard, noise)
 
 
@@ -150,7 +150,7 @@ def relaxed_bernoulli_rsample_kl(
         >>> relaxed_bernoulli_rsample_kl(torch.tensor([0.0, 1e4]), 1.0, noise=torch.zeros(2))
         (tensor([0.5000, 1.0000]), tensor([0.0000, 0.6931]))
     """
-    noise = _relaxed_noise(logits, temperature, noise)
+    noise = relaxed_noise(logits, temperature, hard, noise)
     return bernoulli.relaxed_rsample_kl(logits, temperature, hard, noise)
 
 
@@ -160,16 +160,17 @@ def relaxed_bernoulli_log_prob(logits: Tensor, temperature: Tensor | float, z: T
     Args:
         logits: log odds of a one. Shape: (...)
         temperature: Concrete temperature, above 0.
-        z: relaxed samples, strictly between 0 and 1. Shape: (...)
+        z: relaxed samples. One that rounded to 0 or 1, or lies outside, is taken as the smallest normal number of
+            its dtype, or as 1 - eps, as torch.distributions does. Shape: (...)
 
     Returns:
-        Log densities in nats. Shape: (...)
+        Log densities in nats, finite for finite logits; NaN where z is. Shape: (...)
 
     Source:
         Maddison et al. (arXiv 1611.00712), appendix C.3.2.
     """
     _checks.check_floating(logits, "logits")
-    _checks.check_temperature(temperature)
+    _checks.check_concrete(temperature, logits)
     _checks.check_value(z, logits, "logits")
     return bernoulli.relaxed_log_prob(logits, temperature, z)
 
@@ -181,7 +182,8 @@ def bernoulli_kl(logits: Tensor) -> Tensor:
         logits: log odds of a one. Shape: (...)
 
     Returns:
-        Divergence in nats, between 0 and log 2, exact to rounding for logits of any size. Shape: (...)
+        Divergence in nats, between 0 and log 2, exact to rounding for logits of any size, infinite ones too.
+        Shape: (...)
 
     Example:
         >>> import torch
@@ -210,12 +212,14 @@ def bernoulli_log_prob(logits: Tensor, z: Tensor) -> Tensor:
 
     Args:
         logits: log odds of a one. Shape: (...)
-        z: bits. Shape: (...)
+        z: bits, of any real dtype. Shape: (...)
 
     Returns:
-        Log mass in nats. Shape: (...)
+        Log mass in nats; of a certain bit (an infinite logit) 0, and of the other -inf. Shape: (...)
     """
     _checks.check_floating(logits, "logits")
+    if isinstance(z, Tensor) and not (z.is_floating_point() or z.is_complex()):
+        z = z.to(logits.dtype)
     _checks.check_value(z, logits, "logits")
     return bernoulli.log_prob(logits, z)
 
@@ -238,7 +242,7 @@ def gaussian_rsample(mean: Tensor, log_std: Tensor, noise: Tensor | None = None)
     Source:
         Kingma and Welling (arXiv 1312.6114), section 2.4.
     """
-    return gaussian.rsample(mean, log_std, _gaussian_noise(mean, log_std, noise))
+    return gaussian.rsample(mean, log_std, gaussian_noise(mean, log_std, noise))
 
 
 def gaussian_rsample_kl(mean: Tensor, log_std: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -257,7 +261,7 @@ def gaussian_rsample_kl(mean: Tensor, log_std: Tensor, noise: Tensor | None = No
         ValueError: for shapes that do not fit.
         TypeError: for a mean that is not floating point.
     """
-    return gaussian.rsample_kl(mean, log_std, _gaussian_noise(mean, log_std, noise))
+    return gaussian.rsample_kl(mean, log_std, gaussian_noise(mean, log_std, noise))
 
 
 def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
@@ -268,7 +272,7 @@ def gaussian_kl(mean: Tensor, log_std: Tensor) -> Tensor:
         log_std: log standard deviation. Shape: (..., D) or (..., 1)
 
     Returns:
-        Divergence in nats, 0 at the prior. Shape: (..., D)
+        Divergence in nats, exact to rounding: 0 at the prior, infinite for a point mass. Shape: (..., D)
 
     Example:
         >>> import torch
@@ -322,18 +326,3 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
     ):
         return torch.autocast(device, enabled=False)
     return nullcontext()
-
-
-def _relaxed_noise(logits: Tensor, temperature: Tensor | float, noise: Tensor | None) -> Tensor:
-    _checks.check_floating(logits, "logits")
-    _checks.check_temperature(temperature)
-    noise = logistic_noise(logits) if noise is None else noise
-    _checks.check_noise(logits, noise, "logits")
-    return noise
-
-
-def _gaussian_noise(mean: Tensor, log_std: Tensor, noise: Tensor | None) -> Tensor:
-    _checks.check_gaussian(mean, log_std)
-    noise = normal_noise(mean) if noise is None else noise
-    _checks.check_noise(mean, noise, "mean")
-    return noise

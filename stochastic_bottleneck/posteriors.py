@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stochastic_bottleneck import functional
+from stochastic_bottleneck import _checks, functional
 
 __all__ = ["BernoulliPosterior", "GaussianPosterior", "Posterior"]
 
@@ -41,6 +41,7 @@ class BernoulliPosterior(NamedTuple):
     @property
     def probs(self) -> Tensor:
         """Probability of a one. Shape: (..., D)."""
+        _checks.check_floating(self.logits, "logits")
         return torch.sigmoid(self.logits)
 
     def rsample(
@@ -62,6 +63,7 @@ class BernoulliPosterior(NamedTuple):
 
     def mode(self) -> Tensor:
         """Most probable bits, exactly 0 or 1 (0 at a logit of 0). Shape: (..., D)."""
+        _checks.check_floating(self.logits, "logits")
         return (self.logits > 0).to(self.logits.dtype)
 
     def kl(self) -> Tensor:
@@ -77,7 +79,7 @@ class BernoulliPosterior(NamedTuple):
         return functional.bernoulli_log_prob(self.logits, z).sum(dim=-1)
 
     def relaxed_log_prob(self, z: Tensor) -> Tensor:
-        """Log density of relaxed samples `z` strictly inside (0, 1), in nats. Shape: (...)."""
+        """Log density of relaxed samples `z`, in nats; see `functional.relaxed_bernoulli_log_prob`. Shape: (...)."""
         return functional.relaxed_bernoulli_log_prob(self.logits, self.temperature, z).sum(dim=-1)
 
 
@@ -104,6 +106,7 @@ class GaussianPosterior(NamedTuple):
     @property
     def std(self) -> Tensor:
         """Standard deviation, in the shape of `log_std`."""
+        _checks.check_floating(self.log_std, "log_std")
         return self.log_std.exp()
 
     def rsample(self, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -123,6 +126,7 @@ class GaussianPosterior(NamedTuple):
 
     def mode(self) -> Tensor:
         """The mean. Shape: (..., D)."""
+        _checks.check_gaussian(self.mean, self.log_std)
         return self.mean
 
     def kl(self) -> Tensor:

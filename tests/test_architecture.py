@@ -46,7 +46,7 @@ ROOMS = {
     "wrapper": {"_checks", "bottleneck", "encoders", "posteriors", "codes", "_layers"},
     "schedules": {"bottleneck", "encoders", "_checks"},
     "bottleneck": {"posteriors", "_checks", "_layers"},
-    "posteriors": {"functional"},
+    "posteriors": {"functional", "_checks"},
     "losses": {"functional", "distributed", "_checks"},
     "gradient_cache": {"_checks", "_replay"},
     "encoders": {"_strip", "_checks"},

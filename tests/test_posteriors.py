@@ -259,6 +259,173 @@ def test_extreme_logits(dtype, temperature):
         assert grad.isfinite().all()
 
 
+# torch loads its own rules for forward mode with it
+forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:FutureWarning")
+EVERY_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, F64])
+
+
+def derivatives(function, *inputs):
+    """Value, gradient and forward-mode derivative of a function of leaves; then the same compiled, without the last."""
+    _, forward = torch.func.jvp(
+        function, tuple(x.detach() for x in inputs), tuple(map(torch.ones_like, inputs))
+    )
+    for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        value = f(*inputs)
+        yield value, torch.autograd.grad(value.sum(), inputs), forward
+
+
+BITS_AT_INFINITY = {  # of logits -inf and inf: value and derivative
+    "kl": (functional.bernoulli_kl, [math.log(2)] * 2, [0.0, 0.0]),
+    "entropy": (functional.bernoulli_entropy, [0.0, 0.0], [0.0, 0.0]),
+    "log_prob": (
+        lambda a: functional.bernoulli_log_prob(a, torch.tensor([0.0, 1.0])),
+        [0.0, 0.0],
+        [0.0, 0.0],
+    ),
+    "log_prob of the other": (
+        lambda a: functional.bernoulli_log_prob(a, torch.tensor([1.0, 0.0])),
+        [-math.inf] * 2,
+        [1.0, -1.0],
+    ),
+    "log_prob of both": (
+        lambda a: functional.bernoulli_log_prob(a, 0 * a + 0.5),
+        [-math.inf] * 2,
+        [0.5, -0.5],
+    ),
+    "relaxed_log_prob": (
+        lambda a: functional.relaxed_bernoulli_log_prob(a, 0.5, torch.tensor([0.3, 0.3])),
+        [-math.inf] * 2,
+        [1.0, -1.0],
+    ),
+    "rsample": (
+        lambda a: functional.relaxed_bernoulli_rsample(a, 0.5, noise=torch.ones(2).to(a.dtype)),
+        [0.0, 1.0],
+        [0.0, 0.0],
+    ),
+    "kl in one pass": (
+        lambda a: functional.relaxed_bernoulli_rsample_kl(a, 0.5, noise=torch.ones(2).to(a.dtype))[1],
+        [math.log(2)] * 2,
+        [0.0, 0.0],
+    ),
+}
+
+
+@forward_mode
+@EVERY_DTYPE
+@pytest.mark.parametrize("name", [n for n in BITS_AT_INFINITY if n != "log_prob of both"])
+def test_a_certain_bit_has_the_limits(name, dtype, fresh_compiler):
+    function, expected, slope = BITS_AT_INFINITY[name]
+    logits = torch.tensor([-math.inf, math.inf], dtype=dtype, requires_grad=True)
+    for value, (gradient,), forward in derivatives(function, logits):
+        assert_close(value, expected)
+        assert_close(gradient, slope)
+        assert_close(forward, slope)
+
+
+def test_a_certain_bit_leaves_the_other_derivatives_finite(fresh_compiler):
+    """In the temperature, and the second one in the logits."""
+
+    def sample(a, tau):
+        return sum(
+            x.sum() for x in functional.relaxed_bernoulli_rsample_kl(a, tau, noise=torch.ones(3, dtype=F64))
+        )
+
+    logits = torch.tensor([-math.inf, math.inf, 1.0], dtype=F64, requires_grad=True)
+    tau = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    (alone,) = torch.autograd.grad(sample(logits[2:].detach().expand(3), tau), tau)
+    for function in (sample, torch.compile(sample, fullgraph=True, backend="aot_eager")):
+        _, of_tau = torch.autograd.grad(function(logits, tau), (logits, tau))
+        assert_close(of_tau, alone / 3)
+    (first,) = torch.autograd.grad(sample(logits, tau), logits, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), logits)
+    assert second[:2].eq(0).all()
+    assert second[2].isfinite()
+
+
+POINT = [-math.inf, -200.0, math.inf]  # log standard deviations
+GAUSS_AT_INFINITY = {  # of mean 0: function, values, derivative in log_std
+    "kl": (functional.gaussian_kl, [math.inf, 199.5, math.inf], [-1.0, -1.0, math.inf]),
+    "entropy": (functional.gaussian_entropy, [-math.inf, -198.58106, math.inf], [1.0] * 3),
+    "log_prob where it lies": (
+        lambda m, s: functional.gaussian_log_prob(m, s, torch.zeros(3)),
+        [math.inf, 199.08106, -math.inf],
+        [-1.0] * 3,
+    ),
+    "log_prob elsewhere": (
+        lambda m, s: functional.gaussian_log_prob(m, s, torch.full((3,), 1e-3)),
+        [-math.inf, None, -math.inf],
+        None,
+    ),
+}
+
+
+@forward_mode
+@EVERY_DTYPE
+@pytest.mark.parametrize("name", GAUSS_AT_INFINITY)
+def test_a_point_mass_has_the_limits(name, dtype, fresh_compiler):
+    function, expected, slope = GAUSS_AT_INFINITY[name]
+    log_std = torch.tensor(POINT, dtype=dtype, requires_grad=True)
+    mean = torch.zeros(3, dtype=dtype)
+    largest = torch.finfo(dtype).max if dtype in LOW_DTYPES[1:] else math.inf  # where a gradient saturates
+    for value, (gradient,), forward in derivatives(lambda s: function(mean, s), log_std):
+        for found, right in zip(value, expected, strict=True):
+            assert not found.isnan()
+            if right is not None:
+                torch.testing.assert_close(found.double(), torch.tensor(right, dtype=F64), rtol=1e-5, atol=0)
+        assert not gradient.isnan().any()
+        assert not forward.isnan().any()
+        if slope is not None:
+            assert_close(gradient, [min(x, largest) for x in slope])
+            assert_close(forward, slope)
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+@pytest.mark.parametrize("dtype", LOW_DTYPES)
+def test_a_sample_that_rounded_has_the_density_of_torch_distributions(scale, dtype, fresh_compiler):
+    logits = draw(256, 128, scale=scale, dtype=dtype)
+    temperature = torch.tensor(0.5, requires_grad=True)
+    z = (
+        BernoulliPosterior(logits, 0.5)
+        .rsample(generator=torch.Generator().manual_seed(0))
+        .detach()
+        .requires_grad_()
+    )
+    assert ((z == 0) | (z == 1)).any(dim=1).sum() > 40
+    # torch overflows above 88, and takes a sample of another dtype for one
+    theirs = torch.distributions.RelaxedBernoulli(
+        temperature.detach().double(), logits=logits.detach().double()
+    )
+    bounds = torch.finfo(dtype)
+    inside = z.detach().double().clamp(bounds.tiny, 1 - bounds.eps)
+    compiled = torch.compile(functional.relaxed_bernoulli_log_prob, fullgraph=True, backend="aot_eager")
+    for function in (functional.relaxed_bernoulli_log_prob, compiled):
+        found = function(logits, temperature, z)
+        assert_close(found, theirs.log_prob(inside), factor=10)
+        for gradient in torch.autograd.grad(found.sum(), (logits, temperature, z)):
+            assert gradient.isfinite().all()
+    assert_close(
+        BernoulliPosterior(logits, temperature).relaxed_log_prob(z),
+        theirs.log_prob(inside).sum(dim=1),
+        factor=10,
+    )
+
+
+def test_a_density_inside_is_exact_and_one_of_nan_is_nan():
+    logits = draw(4, 8, scale=4.0)
+    z = torch.sigmoid(draw(4, 8, scale=20.0, seed=2).detach())
+    assert z.min() < 1e-10
+    assert_close(
+        functional.relaxed_bernoulli_log_prob(logits, 0.5, z),
+        oracles.relaxed_bernoulli_log_prob(logits, 0.5, z),
+        1e3,
+    )
+    found = functional.relaxed_bernoulli_log_prob(
+        torch.zeros(4), 0.5, torch.tensor([math.nan, -0.1, 0.0, 0.5])
+    )
+    assert found.isnan().tolist() == [True, False, False, False]
+    assert found[1] == found[2]
+
+
 def test_the_log_mass_of_an_impossible_bit_is_its_logit():
     assert_close(functional.bernoulli_log_prob(torch.tensor([-1e4]), torch.ones(1)), torch.tensor([-1e4]))
 
@@ -403,6 +570,47 @@ ERRORS = [
     (functional.gaussian_entropy, (X, X[0]), ValueError, "log_std must have the shape of mean"),
     (functional.gaussian_log_prob, (X, X[0], X), ValueError, "log_std must have the shape of mean"),
     (functional.logistic_noise, (INTS,), TypeError, "like must be a floating point tensor"),
+    (functional.normal_noise, (X, 3), TypeError, "generator must be a torch.Generator or None, got 3"),
+    (
+        functional.relaxed_bernoulli_rsample,
+        (X, 1.0, "False"),
+        TypeError,
+        "hard must be True or False, got 'False'",
+    ),
+    (
+        functional.relaxed_bernoulli_rsample,
+        (X, 1.0, False, "x"),
+        TypeError,
+        "noise must be a tensor, got str",
+    ),
+    (
+        functional.relaxed_bernoulli_rsample,
+        (X, torch.tensor(1)),
+        TypeError,
+        "temperature must be a floating point",
+    ),
+    (
+        functional.relaxed_bernoulli_rsample,
+        (X, torch.ones(4)),
+        ValueError,
+        r"temperature must broadcast with logits, \(2, 3\), got \(4,\)",
+    ),
+    (functional.relaxed_bernoulli_log_prob, (X, 1.0, INTS), TypeError, "z must be a floating point tensor"),
+    (functional.bernoulli_log_prob, (X, None), TypeError, "z must be a tensor, got NoneType"),
+    (
+        functional.gaussian_log_prob,
+        (X, X, torch.zeros(4, 3)),
+        ValueError,
+        r"z must broadcast with mean, \(2, 3\), got",
+    ),
+    (
+        functional.gaussian_kl,
+        (X, X.to("meta")),
+        ValueError,
+        "log_std must be on the device of mean, cpu, got meta",
+    ),
+    (BernoulliPosterior("x").mode, (), TypeError, "logits must be a tensor, got str"),
+    (GaussianPosterior(X, X[0]).mode, (), ValueError, "log_std must have the shape of mean"),
 ]
 
 

@@ -104,9 +104,8 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, z: Tensor) -> 
     """Log density of each relaxed sample in (0, 1), in nats (arXiv 1611.00712, appendix C.3.2)."""
     logits = at_least_float32(logits)
     # A sample may have rounded to 0 or 1, where there is no density. The bounds are torch.distributions'.
-    limits = torch.finfo(z.dtype), torch.finfo(logits.dtype)
-    z = at_least_float32(z).to(logits.dtype)
-    z = z.clamp(max(x.tiny for x in limits), 1 - max(x.eps for x in limits))
+    own, used = torch.finfo(z.dtype), torch.finfo(logits.dtype)
+    z = at_least_float32(z).to(logits.dtype).clamp(max(own.tiny, used.tiny), 1 - max(own.eps, used.eps))
     tau = _as_tensor(temperature, logits).to(logits.dtype)
     log_z, log_rest = z.log(), torch.log1p(-z)
     shifted = logits - tau * (log_z - log_rest)

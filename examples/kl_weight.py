@@ -39,7 +39,6 @@ SCALES: dict[str, dict[str, Any]] = {
     "learned": {"location_std": 2.0, "learnable_scale": True},
     "learned, one a dimension": {"location_std": 2.0, "learnable_scale": True},
 }
-WEIGHTS = (0.0, 0.01, 0.1)
 AUGMENT = v2.Compose(
     [
         v2.RandomResizedCrop(32, scale=(0.2, 1.0), antialias=True),
@@ -132,20 +131,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "kl_weight", metavar="FOLDER")
     parser.add_argument("--kinds", nargs="+", choices=("bern", "gauss"), default=["bern", "gauss"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--scales", nargs="+", choices=SCALES, default=[*SCALES])
+    parser.add_argument("--kl-weights", nargs="+", type=float, default=[0.0, 0.01, 0.1])
     parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     table = args.out / "kl_weight.csv"
-    rows: list[dict[str, Any]] = list(csv.DictReader(table.open())) if table.exists() else []
+    rows: list[dict[str, Any]] = [*csv.DictReader(table.read_text().splitlines())] if table.exists() else []
+    commands = json.loads(table.with_suffix(".json").read_text())["commands"] if rows else []
     done = {(row["kind"], row["scale"], float(row["kl_weight"]), int(row["seed"])) for row in rows}
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     cpu = subprocess.run(
         "grep -m1 'model name' /proc/cpuinfo", shell=True, capture_output=True, text=True
     ).stdout
     about = {
-        "command": " ".join(["python examples/kl_weight.py", *sys.argv[1:]]),
-        "commit": git.stdout.strip(),
+        "commands": [
+            *commands,
+            {" ".join(["python examples/kl_weight.py", *sys.argv[1:]]): git.stdout.strip()},
+        ],
         "data": "CIFAR-10 sample (JPEG copy), 5,000 training and 1,000 test images",
         "machine": f"{cpu.partition(': ')[2].strip()}, {os.cpu_count()} cores, one thread used",
         "versions": {
@@ -155,7 +159,7 @@ def main() -> None:
     train_set, test_set = load("train"), load("test")
     torch.manual_seed(0)
     views = torch.stack([torch.stack([AUGMENT(image) for _ in range(VIEWS)]) for image in train_set[0]])
-    for kind, seed, scale, kl_weight in product(args.kinds, args.seeds, SCALES, WEIGHTS):
+    for kind, seed, scale, kl_weight in product(args.kinds, args.seeds, args.scales, args.kl_weights):
         if (kind, scale, kl_weight, seed) in done:
             continue
         found = measure(train(kind, scale, kl_weight, seed, views, args.epochs), train_set, test_set)

@@ -98,7 +98,7 @@ def check_options(options: object) -> dict[str, Any]:
     }
 
 
-def build(name: object, options: object) -> nn.Module:
+def build(name: object, options: object, argument: str = "encoder") -> nn.Module:
     """The classification model of torchvision or timm that has a name, without pretrained weights.
 
     Raises:
@@ -106,18 +106,19 @@ def build(name: object, options: object) -> nn.Module:
         ValueError: for a name that is not registered, options that do not build it, and as `check_options`.
     """
     if not isinstance(name, str):
-        raise TypeError(f'an encoder\'s name must be a string such as "timm:resnet18", got {name!r}')
+        raise TypeError(f'{argument} must be a name such as "timm:resnet18", got {name!r}')
     library, _, model = name.partition(":")
     if library not in ("timm", "torchvision") or not re.fullmatch(r"[A-Za-z0-9_.]+", model):
         raise ValueError(
-            f'encoder must be a module, or a name such as "torchvision:resnet18" or "timm:resnet18", got {name!r}'
+            f'{argument} must be a name such as "torchvision:resnet18" or "timm:resnet18", or a module as encoder, '
+            f"got {name!r}"
         )
     checked = check_options(options)
     package = require(library, f"the encoder {name!r}", "vision")
     # Both are look-ups in a table. torchvision's covers detection too, whose backbones download weights by default.
     found = package.is_model(model) if library == "timm" else model in _classifiers(package)
     if not found:
-        raise ValueError(f"encoder must name a classification model of {library}, got {name!r}")
+        raise ValueError(f"{argument} must name a classification model of {library}, got {name!r}")
     create: Any = package.create_model if library == "timm" else package.models.get_model
     safe: dict[str, Any] = {"pretrained": False} if library == "timm" else {"weights": None}
     try:

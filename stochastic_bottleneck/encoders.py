@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stochastic_bottleneck import _strip
 
-__all__ = ["Encoder", "as_encoder", "simclr_parts", "unwrap"]
+__all__ = ["Encoder", "as_encoder", "simclr_parts"]
 
 ENCODER_NAMES = (
     "backbone",  # lightly, solo-learn

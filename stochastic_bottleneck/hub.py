@@ -93,8 +93,14 @@ class HubModel(
         **options: Any,
     ) -> None:
         named = encoder if isinstance(encoder, str) else None
-        if encoder_name is not None if named else (encoder_options and not encoder_name):
-            raise ValueError("encoder_name goes with a module as encoder, encoder_options with a name")
+        if named and encoder_name is not None:
+            raise ValueError(
+                f"encoder_name must be None where encoder is a name itself, {encoder!r}, got {encoder_name!r}"
+            )
+        if encoder_options and not (named or encoder_name):
+            raise ValueError(
+                f"encoder_options needs a name to go with, got {encoder_options!r} alone; pass encoder_name too"
+            )
         kept = _hub_encoders.check_options({} if encoder_options is None else encoder_options)
         super().__init__(encoder if named is None else _hub_encoders.build(named, kept), **options)  # type: ignore[arg-type]
         self.encoder_name, self.encoder_options = named or encoder_name, kept
@@ -139,6 +145,8 @@ class HubModel(
             TypeError: for a folder that is no path.
         """
         _check_path("save_directory", save_directory)
+        if Path(save_directory).is_file():
+            raise ValueError(f"save_directory must be a folder, got the file {str(save_directory)!r}")
         config = self._config()  # what cannot be saved is refused before the folder is touched
         if options.get("config") not in (None, config):
             raise ValueError("config is made from the model; leave it out")
@@ -260,7 +268,7 @@ class HubModel(
         """Refuse a name that builds another encoder than this one."""
         if self.encoder_name is None:
             return
-        build = partial(_hub_encoders.build, self.encoder_name, self.encoder_options)
+        build = partial(_hub_encoders.build, self.encoder_name, self.encoder_options, "encoder_name")
         rebuilt = as_encoder(_hub_encoders.shapes(build)).backbone
         own = self.encoder.backbone
         differing = _hub_files.differences(rebuilt.state_dict(), own.state_dict())

@@ -49,6 +49,7 @@ class BernoulliPosterior(NamedTuple):
     ) -> Tensor:
         """Differentiable sample; see `functional.relaxed_bernoulli_rsample`. Shape: (..., D)."""
         if noise is None:
+            _checks.check_floating(self.logits, "logits")
             noise = functional.logistic_noise(self.logits, generator)
         return functional.relaxed_bernoulli_rsample(self.logits, self.temperature, hard, noise)
 
@@ -57,6 +58,7 @@ class BernoulliPosterior(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """`rsample` and `kl` in one pass. Shapes: (..., D) and (...)."""
         if noise is None:
+            _checks.check_floating(self.logits, "logits")
             noise = functional.logistic_noise(self.logits, generator)
         z, kl = functional.relaxed_bernoulli_rsample_kl(self.logits, self.temperature, hard, noise)
         return z, kl.sum(dim=-1)
@@ -112,6 +114,7 @@ class GaussianPosterior(NamedTuple):
     def rsample(self, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Differentiable sample; see `functional.gaussian_rsample`. Shape: (..., D)."""
         if noise is None:
+            _checks.check_floating(self.mean, "mean")
             noise = functional.normal_noise(self.mean, generator)
         return functional.gaussian_rsample(self.mean, self.log_std, noise)
 
@@ -120,6 +123,7 @@ class GaussianPosterior(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """`rsample` and `kl` in one pass. Shapes: (..., D) and (...)."""
         if noise is None:
+            _checks.check_floating(self.mean, "mean")
             noise = functional.normal_noise(self.mean, generator)
         z, kl = functional.gaussian_rsample_kl(self.mean, self.log_std, noise)
         return z, kl.sum(dim=-1)

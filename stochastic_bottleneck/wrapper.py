@@ -16,7 +16,7 @@ from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.encoders import Encoder, as_encoder, simclr_parts, unwrap
 from stochastic_bottleneck.posteriors import Posterior
 
-__all__ = ["Representation", "StochConOutput", "StochConWrapper", "as_wrapper"]
+__all__ = ["Representation", "StochConOutput", "StochConWrapper"]
 
 Representation = Literal["h", "z", "upsampled", "bits"]
 

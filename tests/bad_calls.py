@@ -167,21 +167,6 @@ def all_of(kind: Kind, *names: str) -> dict[str, Kind]:
     return dict.fromkeys(names, kind)
 
 
-def columns(x: tuple[torch.Tensor, torch.Tensor]) -> list[Bad]:
-    return [
-        *values(3, "v", ())(x),
-        Bad("one", x[:1], ("1", "tuple")),
-        Bad("three", (*x, x[0]), ("3", "tuple")),
-        Bad("one tensor", x[0], ("Tensor",)),
-        Bad("lists", tuple(c.tolist() for c in x), ("list",)),
-        Bad("uint8", tuple(c.to(torch.uint8) for c in x), ("uint8",)),
-        Bad("float64", tuple(c.double() for c in x), ("float64",)),
-        Bad("fewer rows", tuple(c[:1] for c in x), ("1", f"(1, {D})")),
-        Bad("narrower", tuple(c[:, 1:] for c in x), (f"{D - 1}", f"({2 * N}, {D - 1})")),
-        Bad("one shorter", (x[0], x[1][1:]), (f"({2 * N - 1}, {D})",)),
-    ]
-
-
 def states(x: dict[str, Any]) -> list[Bad]:
     """Of a TemperatureSchedule's state."""
     changes = [
@@ -234,6 +219,10 @@ def paths(*names: str) -> Kind:
 
 
 another = nn.Linear(2, 2)
+of_a_name: dict[str, Kind] = {
+    "encoder_name": values("resnet18", "torchvision:resnet18", "timm:no_such_model", 3),
+    "encoder_options": values("x", [1], {"a": 1}),
+}
 image_tensor = tensor("0-d", "fewer dimensions", "float64")
 image_batch = tensor("0-d", "empty", "fewer dimensions", "meta", "float64")
 pictures = array("0-d", "empty", "fewer dimensions", "nan", "2", "-1")
@@ -256,7 +245,6 @@ KINDS: dict[str, Kind] = {
     "step": values("3", None, NAN),
     "k": count(0, 99),
     "classes": count(1),
-    "offset": count(-1, 99),
     "opset_version": count(0),
     "bits_per_channel": count(0),
     "jobs": values("2", True, 2.5, 0),
@@ -265,7 +253,16 @@ KINDS: dict[str, Kind] = {
     "image_shape": numbers(8, 0, 2.5),
     "regularisations": numbers(0.5, 0, INF),
     # Flags and choices
-    **all_of(flag, "hard", "gather_distributed", "symmetric", "checkpoint_encoder", "sample", "strip"),
+    **all_of(
+        flag,
+        "hard",
+        "learnable_scale",
+        "gather_distributed",
+        "symmetric",
+        "checkpoint_encoder",
+        "sample",
+        "strip",
+    ),
     **all_of(flag, "dynamic_batch", "validate", "check_replay", "progress"),
     **all_of(
         choice,
@@ -291,6 +288,7 @@ KINDS: dict[str, Kind] = {
     "axes": values("x", np.empty(2, object)),
     "curves": curves,
     "state_dict": states,
+    "group": values(3, "data", [0, 1]),
     # Tensors
     **all_of(
         tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", "meta", "float64"),
@@ -299,7 +297,6 @@ KINDS: dict[str, Kind] = {
     ),
     **all_of(tensor(), "like", "logits"),
     **all_of(image_batch, "images", "example_images", "x_prime"),
-    "columns": columns,
     "mean": tensor("fewer rows", "meta"),
     "log_std": tensor("narrower", "meta"),
     "noise": noise,
@@ -417,9 +414,7 @@ inputs = [
 
 CALLS: dict[str, Call] = {
     # functional
-    "functional.info_nce": Call(
-        lambda: views() | {"columns": (floats(2 * N, D), floats(2 * N, D)), "offset": 0}
-    ),
+    "functional.info_nce": Call(views),
     "functional.relaxed_bernoulli_rsample": Call(concrete),
     "functional.relaxed_bernoulli_rsample_kl": Call(concrete),
     "functional.relaxed_bernoulli_log_prob": Call(
@@ -469,7 +464,6 @@ CALLS: dict[str, Call] = {
     ),
     "wrapper.StochConWrapper.encode": Call(lambda: {"x": images(), "representation": "bits"}, of=model),
     "wrapper.StochConWrapper.feature_extractor": Call(dict, of=model),
-    "wrapper.as_wrapper": Call(lambda: {"model": model()}),
     # encoders
     "encoders.Encoder": Call(lambda: {"backbone": backbone()}),
     "encoders.Encoder.forward": Call(
@@ -482,7 +476,6 @@ CALLS: dict[str, Call] = {
         lambda: {"model": SimCLR()},
         kinds=own_module | all_of(values("missing", 3, nn.Linear), "encoder", "head"),
     ),
-    "encoders.unwrap": Call(lambda: {"model": backbone()}, kinds=own_module),
     # losses, posteriors, schedules
     "losses.InfoNCELoss": Call(dict),
     "losses.InfoNCELoss.forward": Call(views, of=InfoNCELoss),
@@ -517,14 +510,6 @@ CALLS: dict[str, Call] = {
         kinds={
             "tensors": lambda _: [*no_tensors, Bad("one shorter", (floats(4, 2), floats(3, 2)), ("(3, 2)",))]
         },
-    ),
-    "distributed.check_alike": Call(
-        lambda: {"tensors": (floats(4, 2), floats(4, 2))},
-        call=grouped(starred("distributed.check_alike", "tensors")),
-        kinds={"tensors": lambda _: no_tensors},
-    ),
-    "distributed.info_nce": Call(
-        lambda: views() | {"temperature": 0.5}, call=grouped(lambda **a: public("distributed.info_nce")(**a))
     ),
     # gradient_cache
     "gradient_cache.cached_backward": Call(
@@ -600,13 +585,9 @@ CALLS: dict[str, Call] = {
     # hub
     "hub.HubModel": Call(
         lambda: {"encoder": backbone()},
-        kinds={
-            "encoder": encoder_or_name,
-            "encoder_name": values("resnet18", "torchvision:resnet18", "timm:no_such_model", 3),
-            "encoder_options": values("x", [1], {"a": 1}),
-        },
+        kinds={"encoder": encoder_or_name} | of_a_name,
     ),
-    "hub.HubModel.from_wrapper": Call(lambda: {"model": model()}),
+    "hub.HubModel.from_wrapper": Call(lambda: {"model": model()}, kinds=of_a_name),
     "hub.HubModel.save_pretrained": Call(
         lambda: {"save_directory": folder() / "new"},
         of=hub_model,
@@ -625,6 +606,14 @@ CALLS: dict[str, Call] = {
     # callbacks
     "callbacks.latent_statistics": Call(
         lambda: {"posterior": bern()}, kinds={"posterior": values(None, "bern", [1])}
+    ),
+    "callbacks.TemperatureAnnealing": Call(
+        lambda: {"end": 0.25, "total_steps": 4}, kinds={"bottleneck": values(3, True)}
+    ),
+    "callbacks.TemperatureAnnealing.load_state_dict": Call(
+        lambda: {"state_dict": {"start": 1.0}},
+        of=lambda: public("callbacks").TemperatureAnnealing(0.25, 4),
+        kinds={"state_dict": values(None, "x", {}, {"start": -1.0}, {"start": "1"})},
     ),
     "callbacks.LatentMonitor": Call(
         dict,
@@ -654,8 +643,16 @@ EXEMPT = {
         for name in ("Encoded", "FineTuned", "ForestCurve", "ProbeResult", "RejectionCurve")
     },
     **{
-        f"callbacks.LatentMonitor.{hook}": "Lightning calls it"
-        for hook in ("on_fit_start", "on_train_batch_start", "on_train_batch_end", "on_exception", "teardown")
+        f"callbacks.{hook}": "Lightning calls it"
+        for hook in (
+            *(
+                "LatentMonitor.on_fit_start",
+                "LatentMonitor.on_train_batch_start",
+                "LatentMonitor.on_train_batch_end",
+            ),
+            *("LatentMonitor.on_exception", "LatentMonitor.teardown", "TemperatureAnnealing.on_train_start"),
+            *("TemperatureAnnealing.on_train_batch_end", "TemperatureAnnealing.teardown"),
+        )
     },
     "evaluation.StochConTransformer.fit.y": "scikit-learn passes it, and it is not looked at",
 }

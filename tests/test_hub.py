@@ -285,7 +285,11 @@ def test_an_encoder_that_its_name_does_not_build_is_refused(tmp_path):
             TypeError,
             "encoder_options must be a mapping of names to values, got list",
         ),
-        ({"encoder": OpenEncoder(), "encoder_name": 3}, TypeError, "must be a string .*got 3"),
+        (
+            {"encoder": OpenEncoder(), "encoder_name": 3},
+            TypeError,
+            "encoder_name must be a name such as .*got 3",
+        ),
         ({"encoder": "timm:resnet0"}, ValueError, "name a classification model of timm, got 'timm:resnet0'"),
         (
             {"encoder": "torchvision:fasterrcnn_resnet50_fpn"},
@@ -295,12 +299,12 @@ def test_an_encoder_that_its_name_does_not_build_is_refused(tmp_path):
         (
             {"encoder": OpenEncoder(), "encoder_options": {"a": 1}},
             ValueError,
-            "encoder_options with a name",
+            "encoder_options needs a name to go with",
         ),
         (
             {"encoder": "timm:resnet18", "encoder_name": "b"},
             ValueError,
-            "encoder_name goes with a module",
+            "encoder_name must be None where encoder is a name",
         ),
         ({"encoder": 3}, TypeError, "encoder must be a module, got int"),
     ],
@@ -517,7 +521,7 @@ def update(part, **values):
             "classification model of torchvision",
         ),
         (update("encoder", name="torchvision:quantized_resnet18"), "classification model of torchvision"),
-        (update("encoder", name=["timm:resnet18"]), "name must be a string"),
+        (update("encoder", name=["timm:resnet18"]), "encoder must be a name"),
         (update("encoder", name=None), "encoder must be passed"),
         (update("encoder", feature_dim=-1), "encoder.feature_dim must be a positive int"),
         (update("encoder", feature_dim=7), "but the encoder gives 7"),

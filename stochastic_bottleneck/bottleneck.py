@@ -61,9 +61,10 @@ class StochasticBottleneck(nn.Module):
         location_std: standard deviation over the batch to which logits or means are normalised (BatchNorm
             without affine parameters, then this factor), so that the noise, of standard deviation 1.8 for a
             bit and 1 for a Gaussian, does not drown them. None leaves the projector's output as it is, which
-            is the paper's formula to the letter.
-        learnable_scale: make the factor after the normalisation a parameter, one for all dimensions, that starts at
-            `location_std`.
+            is the paper's formula to the letter. A weight on the KL needs a scale that it can move: under a
+            fixed one it cannot make logits smaller, and turns them into rare outliers.
+        learnable_scale: make that factor a parameter, one for all dimensions, which starts at `location_std`.
+            For a loss with a weight on the KL; InfoNCE alone makes the scale grow.
 
     Raises:
         ValueError: for a value outside its range, or features of another width.

@@ -36,7 +36,7 @@ def settings():
 @pytest.fixture
 def copied(tmp_path):
     """The files that the tables are made of, to be changed; without the cpu run's Gaussian."""
-    for name in (f"{choosing.QUICK}/results.json", choosing.SETTINGS):
+    for name in (f"{choosing.QUICK}/results.json", choosing.SETTINGS, choosing.KL):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(RESULTS / name, tmp_path / name)
     run = tmp_path / choosing.CPU / "run"
@@ -116,7 +116,7 @@ def test_files_that_cannot_be_read_stop_the_build(copied, content):
     else:
         path.write_text(content)
     with pytest.raises(
-        ExtensionError, match=r"needs cifar10_quick/results.json.*as cifar10_full.py .* write them"
+        ExtensionError, match=r"needs cifar10_quick/results.json.*as cifar10_full.py.* write them"
     ):
         choosing.parts(copied, LABELS)
 
@@ -207,6 +207,51 @@ def test_a_location_std_of_4_is_ahead_for_bits_in_both_seeds(settings):
             settings[options, "gauss", seed] for options in ("--symmetric --location-std 4", "--symmetric")
         )
         assert float(four["z_probe"]) < float(two["z_probe"])
+
+
+@pytest.fixture(scope="module")
+def weighted():
+    """What a weight on the KL did: numbers by kind, scale, weight and seed."""
+    lines = (RESULTS / choosing.KL).read_text().splitlines()
+    found = {}
+    for row in csv.DictReader(lines):
+        numbers = {name: float(row[name] or "nan") for name in list(row)[4:]}
+        found[row["kind"], row["scale"], float(row["kl_weight"]), row["seed"]] = numbers
+    return found
+
+
+def of_bits(weighted, scale, weight):
+    """Three seeds of bits."""
+    return [weighted["bern", scale, weight, seed] for seed in "012"]
+
+
+def test_a_weight_makes_outliers_under_a_fixed_scale_and_not_under_a_learned_one(weighted):
+    for fixed, learned, none in zip(
+        *(of_bits(weighted, scale, 0.1) for scale in ("fixed", "learned", "none")), strict=True
+    ):
+        assert fixed["kurtosis_in_a_dimension"] > 50
+        assert max(x["kurtosis_in_a_dimension"] for x in (learned, none)) < 6
+        assert none["kl"] < learned["kl"] < fixed["kl"]
+        assert learned["knn_z"] > fixed["knn_z"]
+    for scale in ("fixed", "learned", "none"):
+        without = of_bits(weighted, scale, 0.0)
+        assert all(a["kl"] < b["kl"] for a, b in zip(of_bits(weighted, scale, 0.1), without, strict=True))
+
+
+def test_one_scale_for_each_dimension_does_no_better(weighted):
+    one, each = (weighted["bern", scale, 0.1, "0"] for scale in ("learned", "learned, one a dimension"))
+    assert one["kl"] < each["kl"]
+    assert one["kurtosis_in_a_dimension"] < each["kurtosis_in_a_dimension"]
+    assert one["knn_z"] >= each["knn_z"]
+
+
+def test_without_a_weight_a_learned_scale_grows_and_h_is_no_better(weighted):
+    for fixed, learned in zip(
+        of_bits(weighted, "fixed", 0.0), of_bits(weighted, "learned", 0.0), strict=True
+    ):
+        assert learned["std"] > 2 * fixed["std"]
+    means = [sum(x["knn_h"] for x in of_bits(weighted, scale, 0.0)) / 3 for scale in ("learned", "fixed")]
+    assert means[0] < means[1] + (0.5 / 1000) ** 0.5
 
 
 def test_no_other_temperature_is_measured_yet(settings):

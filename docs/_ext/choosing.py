@@ -12,6 +12,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util.typing import ExtensionMetadata
 
 QUICK, CPU, SETTINGS = "cifar10_quick", "cifar10_cpu", "quick_settings.csv"
+KL = "kl_weight/kl_weight.csv"
 MODELS = ("simclr", "bern", "gauss")
 FLOAT32 = 4  # bytes
 OF_BITS = {
@@ -77,6 +78,8 @@ def parts(results: Path, labels: dict[str, str]) -> dict[str, str]:
         runs = [whole_run(results / QUICK), run_in_parts(results / CPU / "run")]
         with (results / SETTINGS).open(newline="") as file:
             settings = list(csv.DictReader(file))
+        with (results / KL).open(newline="") as file:
+            weighted = list(csv.DictReader(file))
         return {
             "kind": kinds(runs, labels) + "\n" + conditions(runs, labels),
             "forest": forests(runs, labels),
@@ -84,11 +87,12 @@ def parts(results: Path, labels: dict[str, str]) -> dict[str, str]:
             "settings": held_the_same(runs),
             "location": location(settings, labels, runs[0].config["location_std"]),
             "temperature": temperatures(settings),
+            "kl": kl_weights(weighted, labels),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExtensionError(
-            f"the page on choosing needs {QUICK}/results.json, {CPU}/run and {SETTINGS} in {results}, as "
-            f"cifar10_full.py and compare_settings.py write them; they cannot be read ({error!r})"
+            f"the page on choosing needs {QUICK}/results.json, {CPU}/run, {SETTINGS} and {KL} in {results}, as "
+            f"cifar10_full.py, compare_settings.py and kl_weight.py write them; they cannot be read ({error!r})"
         ) from error
 
 
@@ -238,6 +242,24 @@ def temperatures(settings: list[dict[str, str]]) -> str:
             ".. note::\n\n   Not measured yet: no run with another Concrete temperature, with annealing or with "
             "straight-through bits is committed.\n"
         )
+    return list_table(rows)
+
+
+# ---- a weight on the KL ----------------------------------------------------------------------------------------
+
+
+def kl_weights(measured: list[dict[str, str]], labels: dict[str, str]) -> str:
+    """The latent under each scale and weight, means over the seeds."""
+    columns = {"kl": "KL, nats", "kurtosis_in_a_dimension": "kurtosis", "std": "standard deviation"}
+    shares = {"decided": "decided bits %", "knn_z": "z, kNN %", "knn_h": "h, kNN %"}
+    rows = [["model", "scale", "weight", *columns.values(), *shares.values(), "seeds"]]
+    settings = dict.fromkeys((row["kind"], row["scale"], float(row["kl_weight"])) for row in measured)
+    for kind, scale, weight in sorted(settings, key=lambda setting: setting[0]):
+        seeds = [r for r in measured if (r["kind"], r["scale"], float(r["kl_weight"])) == (kind, scale, weight)]
+        means = {name: sum(float(r[name] or "nan") for r in seeds) / len(seeds) for name in (*columns, *shares)}
+        numbers = [f"{means[name]:.1f}" for name in columns]
+        percents = [percent(None if math.isnan(means[name]) else means[name]) for name in shares]
+        rows.append([labels[kind], scale, f"{weight:g}", *numbers, *percents, str(len(seeds))])
     return list_table(rows)
 
 

@@ -211,7 +211,10 @@ def add_latent(parser: argparse.ArgumentParser) -> None:
         "--location-std", type=float, help="scale that logits and means are normalised to; 0 for none"
     )
     latent.add_argument(
-        "--kl-weight", type=float, help="of the KL divergence from the prior, in nats an image"
+        "--kl-weight",
+        type=float,
+        help="of the KL divergence from the prior, in nats an image; give --location-std 0 with it: under a fixed "
+        "scale the KL cannot make logits smaller, and makes outliers of them",
     )
     latent.add_argument(
         "--hard", action=argparse.BooleanOptionalAction, help="bern: straight-through bits in training"

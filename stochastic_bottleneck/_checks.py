@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MIN_TEMPERATURE = 0.01
 """The lowest InfoNCE temperature for which finite results are promised."""
@@ -154,6 +155,58 @@ def check_floating(x: Tensor, name: str) -> None:
         raise TypeError(
             f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()"
         )
+
+
+def check_images(x: Tensor, name: str) -> None:
+    """Refuse what is no batch of images in floating point."""
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        raise TypeError(
+            f"{name} must hold images in floating point, got torch.uint8; scale them first, as in {name}.float() / 255"
+        )
+    check_floating(x, name)
+    if x.ndim < 2:
+        raise ValueError(f"{name} must hold a batch of images, (N, C, H, W), got shape {tuple(x.shape)}")
+    if 0 in x.shape:
+        raise ValueError(f"{name} is empty, shape {tuple(x.shape)}; skip empty batches")
+
+
+def check_image_pair(x: Tensor, x_prime: Tensor) -> None:
+    """Refuse what are no two views of the same images; their sizes may differ."""
+    check_images(x, "x")
+    check_images(x_prime, "x_prime")
+    if x.shape[0] != x_prime.shape[0]:
+        raise ValueError(
+            f"x and x_prime must hold one view each of the same images, got {x.shape[0]} and {x_prime.shape[0]}"
+        )
+    if x.dtype != x_prime.dtype:
+        raise TypeError(
+            f"x and x_prime must have one dtype, got {x.dtype} and {x_prime.dtype}; convert one with .to()"
+        )
+    if x.device != x_prime.device:
+        raise ValueError(
+            f"x and x_prime must be on one device, got {x.device} and {x_prime.device}; move one with .to()"
+        )
+
+
+def explain_mismatch(name: str, x: Tensor, module: nn.Module, error: RuntimeError) -> None:
+    """Say in words what torch means, where a module failed on an input of another dtype or device than its weights.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another device.
+    """
+    weight = next((p for p in module.parameters() if p.dtype.is_floating_point), None)
+    if weight is None or not re.search("type|device", str(error)):
+        return
+    if x.device != weight.device:
+        raise ValueError(
+            f"{name} must be on the module's device, {weight.device}, got {x.device}; move one with .to()"
+        ) from error
+    if x.dtype != weight.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of the module's weights, {weight.dtype}, got {x.dtype}; convert it with "
+            f"{name}.to({weight.dtype})"
+        ) from error
 
 
 def check_noise(parameter: Tensor, noise: Tensor, name: str) -> None:

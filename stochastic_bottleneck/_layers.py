@@ -1,9 +1,10 @@
-"""The linear map and the MLP of projector, upsampler and head, whose widths may be learned late; evaluation mode."""
+"""Layers whose widths may be learned late; evaluation mode, statistics and shards of any module."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -96,3 +97,29 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in flags.items():
             m.training = training
+
+
+class KeptStatistics(AbstractContextManager[None]):
+    """Batch norms leave their running statistics alone inside; the first pass has counted the batch.
+
+    Entered anew by every backward pass over the same graph.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+
+    def __enter__(self) -> None:
+        self.kept = [(m.momentum, m.num_batches_tracked) for m in self.norms]
+        for m, (_, count) in zip(self.norms, self.kept, strict=True):
+            m.momentum = 0.0
+            m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm insists on one
+
+    def __exit__(self, *_: object) -> None:
+        for m, (momentum, count) in zip(self.norms, self.kept, strict=True):
+            m.momentum, m.num_batches_tracked = momentum, count
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard` holds the module's parameters, which are whole in its own forward only."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever has sharded a module
+    return isinstance(module, getattr(fsdp, "FSDPModule", ()))

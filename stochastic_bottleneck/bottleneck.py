@@ -108,12 +108,11 @@ class StochasticBottleneck(nn.Module):
         _checks.choice("variance", variance, ("diagonal", "isotropic"))
         _checks.flag("hard", hard)
         _checks.flag("learnable_scale", learnable_scale)
-        _checks.check_width("dim", dim)
-        for name, width in (("in_features", in_features), ("out_features", out_features)):
-            if width is not None:
-                _checks.check_width(name, width)
-        temperature = float(temperature)  # a tensor's value would go unchecked
-        _checks.check_temperature(temperature)
+        dim = _checks.integer("dim", dim)
+        if in_features is not None:
+            in_features = _checks.integer("in_features", in_features)
+        if out_features is not None:
+            out_features = _checks.integer("out_features", out_features)
         if location_std is not None:
             location_std = _checks.real(
                 "location_std", location_std, above=0, hint="None leaves logits as they are"
@@ -136,7 +135,7 @@ class StochasticBottleneck(nn.Module):
         self.register_parameter("log_scale", None if start is None else nn.Parameter(start))
         self.upsampler = _build("upsampler", upsampler, dim, self.out_features, self.out_features)
         # A buffer follows the module's device, is saved with it, and can change without recompiling.
-        self.register_buffer("temperature", torch.tensor(temperature))
+        self.register_buffer("temperature", torch.tensor(_temperature(temperature)))
         self._check_identity_widths(self.in_features, self.out_features)
 
     @property
@@ -150,14 +149,13 @@ class StochasticBottleneck(nn.Module):
         """Change the Concrete temperature, in place.
 
         Args:
-            temperature: new temperature, above 0.
+            temperature: new temperature, at least 1e-6.
 
         Raises:
-            ValueError: for a temperature that is not positive and finite.
+            ValueError: for a temperature below that, or that is not finite.
+            TypeError: for anything that is no number.
         """
-        temperature = float(temperature)
-        _checks.check_temperature(temperature)
-        self.temperature.fill_(temperature)
+        self.temperature.fill_(_temperature(temperature))
 
     def posterior(self, features: Tensor, opposing: Tensor | None = None) -> Posterior:
         """Latent distribution of each image.
@@ -170,6 +168,15 @@ class StochasticBottleneck(nn.Module):
         Returns:
             `BernoulliPosterior` or `GaussianPosterior`, the parameters in the features' precision.
         """
+        if torch.compiler.is_compiling():
+            return self._posterior(features, opposing)
+        try:
+            return self._posterior(features, opposing)
+        except RuntimeError as error:
+            _checks.explain_mismatch("features", features, self, error)
+            raise
+
+    def _posterior(self, features: Tensor, opposing: Tensor | None) -> Posterior:
         self._check_features(features, "features")
         parameters = self._project(features)
         location = self.location_norm(parameters[:, : self.dim])
@@ -210,6 +217,10 @@ class StochasticBottleneck(nn.Module):
         Returns:
             Upsampled features, latent and posterior.
         """
+        if sample is not None:
+            _checks.flag("sample", sample)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
         posterior = self.posterior(features, opposing)
         if not (self.training if sample is None else sample):
             z = posterior.mode()
@@ -246,7 +257,7 @@ class StochasticBottleneck(nn.Module):
                 f"{name} must be on the module's device, {self.temperature.device}, got {features.device}; "
                 "move one with .to()"
             )
-        if features.shape[0] == 0:
+        if 0 in features.shape:
             raise ValueError(f"{name} is empty, shape {tuple(features.shape)}; skip empty batches")
         if self.in_features is None:
             self._adopt_width(features)
@@ -295,6 +306,12 @@ class StochasticBottleneck(nn.Module):
         """Options that differ between bottlenecks."""
         options = f"kind={self.kind!r}, dim={self.dim}, in_features={self.in_features}"
         return options + (f", hard={self.hard}" if self.kind == "bern" else f", variance={self.variance!r}")
+
+
+def _temperature(value: object) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()  # a tensor's value would go unchecked
+    return _checks.real("temperature", value, least=_checks.MIN_CONCRETE, hint="0.5 to 1 is usual")
 
 
 def _build(

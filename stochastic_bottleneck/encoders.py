@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from stochastic_bottleneck import _strip
+from stochastic_bottleneck import _checks, _strip
 
 __all__ = ["Encoder", "as_encoder", "simclr_parts"]
 
@@ -48,8 +49,10 @@ class Encoder(nn.Module):
         feature_dim: width F of the features; None leaves it unchecked, with channels first.
 
     Raises:
-        ValueError: for a width that is not a positive int, or a backbone's output of another width.
-        TypeError: for a backbone that is not a module, or that does not return a single tensor.
+        ValueError: for a width that is not a positive int, a backbone's output of another width, or images that are
+            empty or on another device.
+        TypeError: for a backbone that is not a module, or that does not return a single tensor, and for images that are
+            not in floating point, or of another dtype than the weights where the backbone cannot take it.
 
     Example:
         >>> import torch
@@ -64,9 +67,8 @@ class Encoder(nn.Module):
     def __init__(self, backbone: nn.Module, feature_dim: int | None = None) -> None:
         super().__init__()
         _check_module("backbone", backbone)
-        _check_width(feature_dim)
         self.backbone = backbone
-        self.feature_dim = feature_dim
+        self.feature_dim = _width(feature_dim)
         self.training = backbone.training
         self._prefix_tokens = _strip.prefix_tokens(backbone)
         self._channels_last = _strip.is_channels_last(backbone)
@@ -80,7 +82,15 @@ class Encoder(nn.Module):
         Returns:
             Shape: (N, F)
         """
-        output = self.backbone(x)
+        _checks.check_images(x, "x")
+        if torch.compiler.is_compiling():
+            output = self.backbone(x)
+        else:
+            try:
+                output = self.backbone(x)
+            except RuntimeError as error:
+                _checks.explain_mismatch("x", x, self.backbone, error)
+                raise
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"backbone must return one tensor, got {type(output).__name__}; wrap it in a module that "
@@ -148,7 +158,7 @@ def as_encoder(model: nn.Module, feature_dim: int | None = None, strip: bool | N
         (10, 16)
     """
     _check_module("model", model)
-    _check_width(feature_dim)
+    feature_dim = _width(feature_dim)
     if strip is not None and not isinstance(strip, bool):
         raise TypeError(f"strip must be True, False or None, got {strip!r}")
     model = unwrap(model)
@@ -167,7 +177,12 @@ def as_encoder(model: nn.Module, feature_dim: int | None = None, strip: bool | N
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Model inside a compiled, DataParallel or DistributedDataParallel module; any other model as it is."""
+    """Model inside a compiled, DataParallel or DistributedDataParallel module; any other model as it is.
+
+    Args:
+        model: any module.
+    """
+    _check_module("model", model)
     return _strip.unwrap(model)
 
 
@@ -282,6 +297,7 @@ def _check_module(name: str, module: object) -> None:
         raise TypeError(f"{name} must be a module, got {type(module).__name__}")
 
 
-def _check_width(width: object) -> None:
-    if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
-        raise ValueError(f"feature_dim must be a positive int or None, got {width!r}")
+def _width(feature_dim: object) -> int | None:
+    if feature_dim is None:
+        return None
+    return _checks.integer("feature_dim", feature_dim, hint="None reads it from the model")

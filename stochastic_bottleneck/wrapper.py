@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._layers import evaluation_mode, mlp
-from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
-from stochastic_bottleneck.codes import pack_bits
+from stochastic_bottleneck._extractor import Encoding, FeatureExtractor, Representation
+from stochastic_bottleneck._layers import KeptStatistics, evaluation_mode, is_sharded, mlp
+from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.encoders import Encoder, as_encoder, simclr_parts, unwrap
 from stochastic_bottleneck.posteriors import Posterior
 
 __all__ = ["Representation", "StochConOutput", "StochConWrapper"]
-
-Representation = Literal["h", "z", "upsampled", "bits"]
 
 
 class StochConOutput(NamedTuple):
@@ -70,8 +68,10 @@ class StochConWrapper(nn.Module):
             by torch 2.7 or older, BatchNorm's running statistics then count each batch twice.
 
     Raises:
-        ValueError: for a value outside its range, or views of different shapes.
-        TypeError: for an encoder, bottleneck or head that is not a module.
+        ValueError: for a value outside its range, or views that are empty or
+            of different numbers or devices.
+        TypeError: for an encoder, bottleneck or head that is not a module, and for views that are not in floating
+            point, or of different dtypes.
 
     Example:
         >>> import torch
@@ -113,7 +113,7 @@ class StochConWrapper(nn.Module):
         _checks.choice("variance_from", variance_from, ("opposing", "own"))
         _checks.flag("symmetric", symmetric)
         _checks.flag("checkpoint_encoder", checkpoint_encoder)
-        _checks.check_width("projection_dim", projection_dim)
+        projection_dim = _checks.integer("projection_dim", projection_dim)
         self.encoder = encoder if isinstance(encoder, Encoder) else as_encoder(encoder, feature_dim)
         width = self.encoder.feature_dim
         if bottleneck is None:
@@ -184,11 +184,7 @@ class StochConWrapper(nn.Module):
         Returns:
             Outputs of both branches, features, latent and posterior.
         """
-        if x.shape[0] != x_prime.shape[0]:
-            raise ValueError(
-                "x and x_prime must hold one view each of the same images, "
-                f"got {x.shape[0]} and {x_prime.shape[0]}"
-            )
+        _checks.check_image_pair(x, x_prime)
         h, h_prime = self._features(x), self._features(x_prime)
         second = self._stochastic_branch(h_prime, h, sample, generator)
         if not self.symmetric:
@@ -200,7 +196,7 @@ class StochConWrapper(nn.Module):
         posterior = _stack(second[2], first[2])
         return StochConOutput(v, v_prime, h, h_prime, z, posterior)
 
-    def encode(self, x: Tensor, representation: Representation = "h") -> Tensor:
+    def encode(self, x: Tensor, representation: Representation = "h", *, validate: bool = True) -> Tensor:
         """Representation of images, deterministic and without a gradient, whatever the training flag says.
 
         For a part of the model that can be trained on, compiled or exported, see `feature_extractor`.
@@ -209,17 +205,22 @@ class StochConWrapper(nn.Module):
             x: images. Shape: (N, C, H, W)
             representation: "h" for the encoder's features, "z" for the latent's mode, "upsampled" for rho(z),
                 "bits" for z packed eight to a byte (bern only).
+            validate: refuse images whose features or latent are not finite; False skips that (no host sync on an
+                accelerator).
 
         Returns:
             Shape: (N, F) for "h" and "upsampled"; (N, D) for "z"; (N, ceil(D / 8)) uint8 for "bits"
 
         Raises:
-            ValueError: for an unknown representation, or bits of a Gaussian.
+            ValueError: for an unknown representation, bits of a Gaussian, or features that are not finite.
+            TypeError: for images that are not in floating point.
         """
-        extractor = self.feature_extractor(representation)
+        _checks.flag("validate", validate)
         with evaluation_mode(self), torch.no_grad():
-            features: Tensor = extractor(x)
-        return features
+            encoding = self._encode(x, representation)
+        if validate:
+            encoding.refuse_not_finite()
+        return encoding.features
 
     def feature_extractor(self, representation: Representation = "h") -> nn.Module:
         """The path from images to a representation as a module that shares this model's weights.
@@ -231,15 +232,22 @@ class StochConWrapper(nn.Module):
             Module that maps images to the representation; the latent is always its mode. `torch.export` takes
             it in evaluation mode.
         """
-        if representation not in get_args(Representation):
-            choices = ", ".join(map(repr, get_args(Representation)))
-            raise ValueError(f"representation must be one of {choices}, got {representation!r}")
-        if representation == "bits" and self.bottleneck.kind != "bern":
-            raise ValueError(
-                'representation "bits" needs a bottleneck of kind "bern", got "gauss"; use "z", or pack the '
-                "signs with codes.pack_bits(z > 0)"
-            )
-        return _FeatureExtractor(self, representation)
+        extractor = FeatureExtractor(self.encoder, self.bottleneck, representation)
+        extractor.training = self.training
+        return extractor
+
+    def _encode(self, x: Tensor, representation: Representation, *, posterior: bool = False) -> Encoding:
+        """Representation, features and, where asked for or needed, posterior; modes and gradients as they are set."""
+        _checks.check_images(x, "x")
+        extractor = FeatureExtractor(self.encoder, self.bottleneck, representation, posterior=posterior)
+        if is_sharded(self) and "_read" not in vars(self):
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            register_fsdp_forward_method(self, "_read")  # gathers the parameters, as forward does
+        return self._read(extractor, x)
+
+    def _read(self, extractor: FeatureExtractor, x: Tensor) -> Encoding:
+        return extractor.read(x)
 
     def _features(self, x: Tensor) -> Tensor:
         if self.checkpoint_encoder and self.training and torch.is_grad_enabled():
@@ -253,7 +261,7 @@ class StochConWrapper(nn.Module):
         return features
 
     def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _KeptStatistics(self.encoder)
+        return nullcontext(), KeptStatistics(self.encoder)
 
     def _stochastic_branch(
         self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None
@@ -270,6 +278,9 @@ class StochConWrapper(nn.Module):
 def as_wrapper(model: nn.Module) -> StochConWrapper:
     """The `StochConWrapper` inside a compiled, DataParallel or DistributedDataParallel module, or `model` itself.
 
+    Args:
+        model: a wrapper, or a module around one.
+
     Raises:
         TypeError: for any other model.
     """
@@ -280,50 +291,6 @@ def as_wrapper(model: nn.Module) -> StochConWrapper:
             "with StochConWrapper.from_simclr"
         )
     return inner
-
-
-class _FeatureExtractor(nn.Module):
-    """Images to one representation."""
-
-    def __init__(self, model: StochConWrapper, representation: Representation) -> None:
-        super().__init__()
-        self.encoder = model.encoder
-        self.bottleneck = model.bottleneck if representation != "h" else None
-        self.representation = representation
-        self.training = model.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.represent(self.encoder(x))
-
-    def represent(self, h: Tensor) -> Tensor:
-        """The representation of images whose features are known."""
-        if self.bottleneck is None:
-            return h
-        if self.representation == "upsampled":
-            output: BottleneckOutput = self.bottleneck(h, sample=False)
-            return output.features
-        z = self.bottleneck.posterior(h).mode()
-        return pack_bits(z, validate=False) if self.representation == "bits" else z
-
-
-class _KeptStatistics(AbstractContextManager[None]):
-    """Batch norms leave their running statistics alone inside; the first pass has counted the batch.
-
-    Entered anew by every backward pass over the same graph.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-
-    def __enter__(self) -> None:
-        self.kept = [(m.momentum, m.num_batches_tracked) for m in self.norms]
-        for m, (_, count) in zip(self.norms, self.kept, strict=True):
-            m.momentum = 0.0
-            m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm insists on one
-
-    def __exit__(self, *_: object) -> None:
-        for m, (momentum, count) in zip(self.norms, self.kept, strict=True):
-            m.momentum, m.num_batches_tracked = momentum, count
 
 
 def _stack(a: Posterior, b: Posterior) -> Posterior:

@@ -709,6 +709,13 @@ CALLED = [
     ((features().numpy(),), TypeError, "features must be a tensor, got ndarray"),
     ((features().to("meta"),), ValueError, "features must be on the module's device, cpu, got meta"),
     ((torch.ones(0, 6),), ValueError, r"features is empty, shape \(0, 6\); skip empty batches"),
+    (
+        (features().double(),),
+        TypeError,
+        "features must have the dtype of the module's weights, torch.float32, got torch.float64; convert it with "
+        r"features.to\(torch.float32\)",
+    ),
+    ((features().half(),), TypeError, "features must have the dtype of the module's weights"),
     ((torch.ones(2, 5),), ValueError, r"features must be 6 wide \(in_features\), got 5"),
     (
         (torch.ones(1, 6),),
@@ -731,6 +738,20 @@ def test_bad_features_are_refused(args, error, message):
     for call in (module, module.posterior):
         with pytest.raises(error, match=message):
             call(*args)
+
+
+def test_bad_switches_are_refused():
+    with pytest.raises(TypeError, match="sample must be True or False, got 'no'"):
+        bottleneck()(features(), sample="no")
+    with pytest.raises(TypeError, match=r"generator must be a torch.Generator or None, got int"):
+        bottleneck()(features(), generator=1)
+
+
+def test_autocast_takes_features_of_another_precision():
+    module = bottleneck()
+    with torch.autocast("cpu", torch.bfloat16):
+        for x in (features(), features().bfloat16()):
+            assert module(x).features.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("lazily", [False, True])
@@ -777,3 +798,11 @@ def test_temperatures_are_checked_whatever_holds_them(temperature):
     with pytest.raises(ValueError, match="temperature must be a finite number of at least 1e-06"):
         module.set_temperature(temperature)
     assert module.temperature == 1.0
+
+
+@pytest.mark.parametrize("temperature", ["0.5", True, None, torch.ones(2), torch.tensor(True)])
+def test_a_temperature_that_is_no_number_is_refused(temperature):
+    module = StochasticBottleneck("bern", D, in_features=F)
+    for call in (module.set_temperature, lambda t: StochasticBottleneck("bern", D, temperature=t)):
+        with pytest.raises(TypeError, match="temperature must be a finite number of at least 1e-06, got"):
+            call(temperature)

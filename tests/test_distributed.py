@@ -4,6 +4,7 @@ The processes start once for each of the two groups of checks, save what they co
 """
 
 import copy
+import math
 import time
 import warnings
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper, functional
 from stochastic_bottleneck.distributed import gather_rows
+from stochastic_bottleneck.evaluation import encode
 
 pytestmark = pytest.mark.distributed
 
@@ -260,6 +262,68 @@ def test_training_keeps_the_weights_of_all_processes_equal(ranks, kind):
 def test_no_process_warns(ranks):
     told = {message for rank in ranks for message in rank["warnings"]}
     assert told == set()
+
+
+# ---- sharded parameters ------------------------------------------------------------------------------------
+
+SHARDED = {  # names of the modules, in order; "" is the model
+    "whole": [""],
+    "parts": ["encoder", "bottleneck", "head"],
+    "parts and whole": ["encoder", "bottleneck", ""],
+}
+REPRESENTATIONS = ("h", "z", "upsampled", "bits")
+
+
+def shard(rank):
+    """What models sharded by `fully_shard` give, before and after a training step, and what whole ones do."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (WORLD,))
+    x = tensors(WHOLE, 3, 5, 5, seed=1)
+    results = {}
+    for name, paths in SHARDED.items():
+        model = row_model("bern", True)
+        whole = row_model("bern", True)
+        for path in paths:
+            fully_shard(model.get_submodule(path), mesh=mesh)
+        assert all(hasattr(p, "to_local") for p in model.parameters())
+        found = []
+        for _ in range(2):
+            for which in REPRESENTATIONS:
+                found.append((model.encode(x, which), whole.encode(x, which)))
+                there, here = (encode(m, x, which, batch_size=4) for m in (model, whole))
+                found.append((torch.from_numpy(there.features), torch.from_numpy(here.features)))
+                found.append((torch.from_numpy(there.uncertainty), torch.from_numpy(here.uncertainty)))
+            for m in (model, whole):
+                with known_noise(slice(None)):
+                    output = m(x, tensors(WHOLE, 3, 5, 5, seed=2))
+                InfoNCELoss()(*output[:2]).backward()
+                torch.optim.SGD(m.parameters(), lr=0.1).step()
+                m.zero_grad()
+        for bad in (x * math.nan, x.float(), x[:0]):  # refused without leaving anything gathered or half run
+            with pytest.raises((ValueError, TypeError)):
+                model.encode(bad, "bits")
+        found.append((model.encode(x, "bits"), whole.encode(x, "bits")))
+        results[name] = found
+    return {"results": results}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip("torch has no fully_shard before 2.6")
+    return launch(shard, tmp_path_factory.mktemp("shard"))
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_sharded_model_encodes_as_a_whole_one(shards, name):
+    for rank in shards:
+        for sharded, whole in rank["results"][name]:
+            if whole.is_floating_point():
+                assert_close(sharded, whole)
+            else:
+                assert torch.equal(sharded, whole)
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def encoder(width=WIDTH, stride=1):
 
 
 class CountedEncoder(nn.Module):
-    """Counts its passes."""
+    """Counts its passes; its structure does not tell its width."""
 
     def __init__(self):
         super().__init__()
@@ -277,7 +277,7 @@ def test_encode_changes_nothing(which):
     assert torch.equal(torch.get_rng_state(), random)
     for key, value in m.state_dict().items():
         assert torch.equal(value, state[key]), key
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="channels"):
         m.encode(torch.ones(2, 4, 8, 8), which)
     assert {name: module.training for name, module in m.named_modules()} == flags
 
@@ -286,6 +286,27 @@ def test_encode_changes_nothing(which):
 def test_encode_of_a_gaussian(which):
     m = model("gauss")
     assert torch.equal(m.encode(X, which), expected_representation(m, X, which))
+
+
+@pytest.mark.parametrize("which", REPRESENTATIONS)
+def test_encode_refuses_images_whose_features_are_not_finite(which):
+    m = model().eval()
+    x = X.clone()
+    x[1, 0, 0, 0], x[4] = math.nan, math.inf
+    with pytest.raises(
+        ValueError, match=r"^2 of 6 images gave features that are not finite; look for inf or nan"
+    ):
+        m.encode(x, which)
+    good = [0, 2, 3, 5]
+    assert torch.equal(m.encode(x, which, validate=False)[good], m.encode(X, which)[good])
+    m.feature_extractor(which)(x)  # may be compiled, and so reads no values
+    with torch.no_grad():
+        m.bottleneck.projector.bias[0] = math.nan  # as training that has diverged leaves it
+    if which == "h":
+        assert m.encode(X).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="6 of 6 images gave a latent that is not finite"):
+            m.encode(X, which)
 
 
 @pytest.mark.parametrize("which", REPRESENTATIONS)
@@ -362,15 +383,7 @@ def test_the_default_head_is_simclrs():
 
 
 def test_an_encoder_of_unknown_width_is_learned_with_the_first_batch():
-    class Opaque(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = encoder()
-
-        def forward(self, x):
-            return self.inner(x)
-
-    m = StochConWrapper(Opaque(), dim=DIM, projection_dim=4)
+    m = StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4)
     assert m.encoder.feature_dim is None
     optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
     for clone in (copy.deepcopy(m), pickle.loads(pickle.dumps(copy.deepcopy(m.bottleneck)))):
@@ -378,11 +391,11 @@ def test_an_encoder_of_unknown_width_is_learned_with_the_first_batch():
     held = list(m.parameters())
     InfoNCELoss()(*m(X, X_PRIME)[:2]).backward()
     optimizer.step()
-    known = StochConWrapper(Opaque(), dim=DIM, projection_dim=4, feature_dim=WIDTH)
+    known = StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4, feature_dim=WIDTH)
     assert all(a is b for a, b in zip(held, m.parameters(), strict=True))
     shapes = {k: v.shape for k, v in known.state_dict().items()}
     assert {k: v.shape for k, v in m.state_dict().items()} == shapes
-    fresh = StochConWrapper(Opaque(), dim=DIM, projection_dim=4)
+    fresh = StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4)
     fresh.load_state_dict(m.state_dict())
     assert torch.equal(fresh.encode(X, "upsampled"), m.encode(X, "upsampled"))
     assert torch.equal(fresh.eval()(X, X_PRIME).v_prime, m.eval()(X, X_PRIME).v_prime)
@@ -436,13 +449,79 @@ def test_bad_calls_are_refused():
         m(X, X_PRIME[:4])
     for call in (m.encode, lambda _, r: m.feature_extractor(r)):
         with pytest.raises(
-            ValueError, match="representation must be one of 'h', 'z', 'upsampled', 'bits', got 'y'"
+            ValueError, match=r'representation must be "h", "z", "upsampled" or "bits", got .y.'
         ):
             call(X, "y")
+    with pytest.raises(TypeError, match="validate must be True or False, got 'no'"):
+        m.encode(X, validate="no")
     with pytest.raises(
         ValueError, match='representation "bits" needs a bottleneck of kind "bern", got "gauss"'
     ):
         gauss.encode(X, "bits")
+
+
+IMAGES = [
+    (
+        X.mul(255).byte(),
+        TypeError,
+        r"{} must hold images in floating point, got torch.uint8; scale .* {}.float\(\) / 255",
+    ),
+    (X.long(), TypeError, "{} must be a floating point tensor, got torch.int64"),
+    (X.cfloat(), TypeError, "{} must be a floating point tensor, got torch.complex64"),
+    (
+        X.to_sparse(),
+        TypeError,
+        r"{} must be a dense tensor, got a sparse_coo one; convert it with {}.to_dense\(\)",
+    ),
+    (torch.tensor(1.0), ValueError, r"{} must hold a batch of images, \(N, C, H, W\), got shape \(\)"),
+    (X[:0], ValueError, r"{} is empty, shape \(0, 3, 8, 8\); skip empty batches"),
+    (None, TypeError, "{} must be a tensor, got NoneType"),
+    ([X], TypeError, "{} must be a tensor, got list"),
+    (X.numpy(), TypeError, "{} must be a tensor, got ndarray"),
+]
+
+
+@pytest.mark.parametrize(("images", "error", "message"), IMAGES)
+def test_bad_images_are_refused(images, error, message):
+    m = model()
+    calls = {
+        "x": [m.encode, m.encoder, m.feature_extractor("bits"), lambda x: m(x, X)],
+        "x_prime": [lambda x: m(X, x)],
+    }
+    for name in calls:
+        for call in calls[name]:
+            with pytest.raises(error, match=message.replace("{}", name)):
+                call(images)
+
+
+def test_images_of_another_dtype_or_device_than_the_model_are_refused():
+    m = model()
+    for call in (m.encode, lambda x: m(x, x)):
+        with pytest.raises(
+            TypeError,
+            match=r"x must have the dtype of the module's weights, torch.float32, got torch.float64; convert it with "
+            r"x.to\(torch.float32\)",
+        ):
+            call(X.double())
+        with pytest.raises(ValueError, match="x must be on the module's device, cpu, got meta"):
+            call(X.to("meta"))
+    with pytest.raises(
+        TypeError, match=r"x and x_prime must have one dtype, got torch.float32 and torch.float64"
+    ):
+        m(X, X.double())
+    with pytest.raises(ValueError, match="x and x_prime must be on one device, got cpu and meta"):
+        m(X, X.to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        m(X.bfloat16(), X_PRIME.bfloat16())
+        with pytest.raises(TypeError, match="x must have the dtype of the module's weights"):
+            m.encode(X.double())
+
+    class Casting(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x.to(self.weight.dtype))
+
+    assert model(encoder=Casting(3, WIDTH, 3)).encode(X.double()).dtype == torch.float32
+    m(X, images(1)[..., :6])  # views may differ in size
 
 
 # ---- what a model must survive -----------------------------------------------------------------------------

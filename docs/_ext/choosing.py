@@ -255,8 +255,12 @@ def kl_weights(measured: list[dict[str, str]], labels: dict[str, str]) -> str:
     rows = [["model", "scale", "weight", *columns.values(), *shares.values(), "seeds"]]
     settings = dict.fromkeys((row["kind"], row["scale"], float(row["kl_weight"])) for row in measured)
     for kind, scale, weight in sorted(settings, key=lambda setting: setting[0]):
-        seeds = [r for r in measured if (r["kind"], r["scale"], float(r["kl_weight"])) == (kind, scale, weight)]
-        means = {name: sum(float(r[name] or "nan") for r in seeds) / len(seeds) for name in (*columns, *shares)}
+        seeds = [
+            r for r in measured if (r["kind"], r["scale"], float(r["kl_weight"])) == (kind, scale, weight)
+        ]
+        means = {
+            name: sum(float(r[name] or "nan") for r in seeds) / len(seeds) for name in (*columns, *shares)
+        }
         numbers = [f"{means[name]:.1f}" for name in columns]
         percents = [percent(None if math.isnan(means[name]) else means[name]) for name in shares]
         rows.append([labels[kind], scale, f"{weight:g}", *numbers, *percents, str(len(seeds))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -125,22 +126,28 @@ def check_images(x: object, name: str) -> None:
         raise ValueError(f"{name} must hold images of shape (N, C, H, W), got {tuple(x.shape)}")
 
 
-def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
-    """One row of features an image."""
+@contextmanager
+def naming_images(encoder: nn.Module, x: Tensor, name: str) -> Iterator[None]:
+    """What an encoder says of images that it does not take, in words that name them."""
     try:
-        h = encoder(x)
-    except (RuntimeError, ValueError) as error:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
         if x.ndim != 4:
             raise ValueError(
                 f"{name} must hold images that the model takes, usually of shape (N, C, H, W), got {tuple(x.shape)}"
             ) from error
-        weights = (p.dtype for p in encoder.parameters() if p.is_floating_point())
-        dtype = next(weights, x.dtype)
+        dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), x.dtype)
         if x.dtype == dtype:
             raise
         raise TypeError(
             f"{name} must hold images of the weights' dtype, {dtype}, got {x.dtype}; convert them with .to({dtype})"
         ) from error
+
+
+def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
+    """One row of features an image."""
+    with naming_images(encoder, x, name):
+        h = encoder(x)
     if not isinstance(h, Tensor) or h.ndim != 2 or len(h) != len(x):
         kind = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
         raise ValueError(

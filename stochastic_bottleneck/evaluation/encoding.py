@@ -18,8 +18,8 @@ from stochastic_bottleneck.evaluation._inputs import (
     check_finite_rows,
     check_images,
     device_of,
-    features_of,
     images_and_labels,
+    naming_images,
 )
 from stochastic_bottleneck.wrapper import Representation, StochConWrapper, as_wrapper
 
@@ -86,7 +86,7 @@ def encode(
     batch_size = integer("batch_size", batch_size)
     flag("progress", progress)
     # Refuses what cannot be had, before anything is loaded.
-    extractor: Any = model.feature_extractor(representation)
+    model.feature_extractor(representation)
     place = device_of(device, model.bottleneck.temperature.device)
     batches: Any = images
     if isinstance(images, Tensor):
@@ -98,8 +98,10 @@ def encode(
     labels: list[NDArray[Any]] = []
     with evaluation_mode(model), torch.no_grad():
         for x, y in images_and_labels(batches, "images"):
-            h = features_of(model.encoder, x.to(place, non_blocking=True), "images")
-            features, uncertainty = extractor.represent(h), model.bottleneck.posterior(h).entropy()
+            x = x.to(place, non_blocking=True)
+            with naming_images(model.encoder, x, "images"):
+                encoding: Any = model._encode(x, representation, posterior=True)
+            features, h, uncertainty = encoding.features, encoding.h, encoding.posterior.entropy()
             # Bits of a feature that is nan are zeros, so that the features themselves are looked at.
             finite = h.isfinite().all(1) & features.isfinite().all(1) & uncertainty.isfinite()
             found.append(

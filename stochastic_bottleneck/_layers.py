@@ -38,7 +38,8 @@ class LazyLinear(LazyModuleMixin, nn.Linear):
     def initialize_parameters(self, input: Tensor) -> None:
         """Take the widths that are still open: inputs from the batch, outputs equal to them."""
         if is_lazy(self.weight):
-            with torch.no_grad():
+            # A tensor made in inference mode could never be trained.
+            with torch.inference_mode(False), torch.no_grad():
                 self.in_features = input.shape[-1]
                 self.out_features = self.out_features or self.in_features
                 self.weight.materialize((self.out_features, self.in_features))
@@ -68,7 +69,8 @@ class LazyBatchNorm(nn.LazyBatchNorm1d):
 
     def initialize_parameters(self, input: Tensor) -> None:
         """Take the width from the batch, or from a state_dict that was loaded before it."""
-        super().initialize_parameters(input)
+        with torch.inference_mode(False):
+            super().initialize_parameters(input)
         self.num_features = self.weight.shape[0]
 
 
@@ -82,9 +84,25 @@ def linear(in_features: int | None, out_features: int | None, bias: bool = True)
 def mlp(in_features: int | None, hidden: int | None, out_features: int | None) -> nn.Sequential:
     """Linear, BatchNorm, ReLU, linear: SimCLR's head (arXiv 2002.05709, section 4.2), widths as `linear`."""
     norm: Any = nn.BatchNorm1d(hidden) if hidden else LazyBatchNorm()
-    return nn.Sequential(
+    layers: Any = nn.Sequential(
         linear(in_features, hidden, bias=False), norm, nn.ReLU(inplace=True), linear(hidden, out_features)
     )
+    if not hidden:
+        layers._norm_hook = layers.register_forward_pre_hook(_initialize_norm)
+    return layers  # type: ignore[no-any-return]
+
+
+def _initialize_norm(layers: Any, args: tuple[Tensor]) -> None:
+    """Shape the SyncBatchNorm that `convert_sync_batchnorm` has made of a LazyBatchNorm; it does not do so itself."""
+    norm = layers[1]
+    if is_lazy(norm.weight) and not isinstance(norm, LazyModuleMixin):
+        norm.num_features = layers[0].out_features or args[0].shape[-1]
+        with torch.inference_mode(False):
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                tensor.materialize((norm.num_features,))
+            norm.reset_parameters()
+    layers._norm_hook.remove()
+    del layers._norm_hook
 
 
 @contextmanager

@@ -287,7 +287,8 @@ class StochasticBottleneck(nn.Module):
         # A row of zeros in evaluation mode shapes the placeholders and leaves statistics and noise alone.
         for module, width in ((self.projector, self.in_features), (self.upsampler, self.dim)):
             if any(is_lazy(p) for p in module.parameters()):
-                with evaluation_mode(module), torch.no_grad():
+                # A parameter made in inference mode could never be trained.
+                with evaluation_mode(module), torch.inference_mode(False), torch.no_grad():
                     module(features.new_zeros(1, width))
 
     def _check_identity_widths(self, width: int | None, out: int | None) -> None:

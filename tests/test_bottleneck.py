@@ -492,6 +492,16 @@ def test_copies_after_the_first_batch_are_equal(options, copier, lazily):
     assert not {id(p) for p in module.parameters()} & {id(p) for p in other.parameters()}
 
 
+@pytest.mark.parametrize("projector", ["linear", "mlp", nn.LazyLinear(D)], ids=str)
+def test_a_first_batch_in_inference_mode_is_followed_by_training(projector):
+    module = bottleneck(in_features=None, projector=copy.deepcopy(projector), upsampler="mlp")
+    with torch.inference_mode():
+        module.eval()(features())
+    module.train()(features()).features.square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert not any(t.is_inference() for t in (*module.parameters(), *module.buffers()))
+
+
 def test_double_before_the_first_batch():
     module = lazy("mlp").double()
     assert module(features(dtype=torch.float64)).features.dtype == torch.float64

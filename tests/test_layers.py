@@ -64,3 +64,35 @@ def test_an_mlp_is_simclrs_head():
     assert layers[0].bias is None
     assert layers[0].weight.shape == (7, 6)
     assert layers[3].weight.shape == (5, 7)
+
+
+@pytest.mark.parametrize("build", [lambda: LazyLinear(None, 5), lambda: mlp(None, None, 5)])
+def test_a_first_batch_in_inference_mode_leaves_layers_that_train(build):
+    layer = build()
+    held = list(layer.parameters())
+    with torch.inference_mode():
+        layer.eval()(torch.randn(4, 3))
+    layer.train()(torch.randn(4, 3)).square().sum().backward()
+    assert all(a is b for a, b in zip(held, layer.parameters(), strict=True))
+    assert all(p.grad is not None and not p.is_inference() for p in held)
+    assert not any(b.is_inference() for b in layer.buffers())
+
+
+@pytest.mark.parametrize("copier", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("widths", [(None, None, 5), (3, None, None)])
+def test_an_open_mlp_can_be_converted_to_sync_batch_norm(copier, widths):
+    open_mlp = copier(nn.SyncBatchNorm.convert_sync_batchnorm(mlp(*widths)))
+    held = list(open_mlp.parameters())
+    x = torch.randn(4, 3)
+    with torch.inference_mode():
+        first = open_mlp.eval()(x)
+    assert [type(m) for m in open_mlp] == [nn.Linear, nn.SyncBatchNorm, nn.ReLU, nn.Linear]
+    norm = open_mlp[1]
+    assert norm.num_features == 3 == len(norm.weight) == len(norm.running_var)
+    assert all(a is b for a, b in zip(held, open_mlp.parameters(), strict=True))
+    assert not open_mlp._forward_pre_hooks
+    plain = mlp(3, 3, first.shape[1]).eval()
+    plain.load_state_dict(open_mlp.state_dict())
+    assert torch.equal(plain(x), first)
+    open_mlp.train()(x).square().sum().backward()
+    assert all(p.grad is not None for p in held)

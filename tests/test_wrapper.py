@@ -401,6 +401,23 @@ def test_an_encoder_of_unknown_width_is_learned_with_the_first_batch():
     assert torch.equal(fresh.eval()(X, X_PRIME).v_prime, m.eval()(X, X_PRIME).v_prime)
 
 
+@pytest.mark.parametrize("convert", [lambda m: m, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_a_first_batch_in_inference_mode_is_followed_by_training(convert):
+    m = convert(StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4))
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    held = list(m.parameters())
+    with torch.inference_mode():
+        m.eval()(X, X_PRIME)
+    before = copy.deepcopy(m.state_dict())
+    InfoNCELoss()(*m.train()(X, X_PRIME)[:2]).backward()
+    optimizer.step()
+    assert all(a is b for a, b in zip(held, m.parameters(), strict=True))
+    assert not any(torch.equal(p, before[name]) for name, p in m.named_parameters() if "bias" not in name)
+    fresh = StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4)
+    fresh.load_state_dict(m.state_dict())
+    assert torch.equal(fresh.eval()(X, X_PRIME).v_prime, m.eval()(X, X_PRIME).v_prime)
+
+
 def test_an_encoder_given_as_such_is_used_as_it_is():
     given = as_encoder(encoder(), WIDTH)
     assert StochConWrapper(given, dim=DIM).encoder is given

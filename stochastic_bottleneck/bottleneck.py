@@ -157,6 +157,23 @@ class StochasticBottleneck(nn.Module):
         """
         self.temperature.fill_(_temperature(temperature))
 
+    def materialize(self, in_features: int) -> None:
+        """Give a bottleneck that was built with in_features=None its width, as its first batch would.
+
+        Args:
+            in_features: width F of the features.
+
+        Raises:
+            ValueError: for another width than the one it has, or than its projector and upsampler fit.
+        """
+        in_features = _checks.integer("in_features", in_features)
+        if self.in_features is None:
+            self._adopt_width(self.temperature.new_zeros(1, in_features))
+        if self.in_features != in_features:
+            raise ValueError(
+                f"bottleneck takes {self.in_features} features (in_features), but the encoder gives {in_features}"
+            )
+
     def posterior(self, features: Tensor, opposing: Tensor | None = None) -> Posterior:
         """Latent distribution of each image.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extractor import Encoding, FeatureExtractor, Representation
 from stochastic_bottleneck._layers import KeptStatistics, evaluation_mode, is_sharded, mlp
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
-from stochastic_bottleneck.encoders import Encoder, as_encoder, simclr_parts, unwrap
+from stochastic_bottleneck.encoders import as_encoder, simclr_parts, unwrap
 from stochastic_bottleneck.posteriors import Posterior
 
 __all__ = ["Representation", "StochConOutput", "StochConWrapper"]
@@ -54,9 +55,10 @@ class StochConWrapper(nn.Module):
 
     Args:
         encoder: torchvision classification model, timm model, or any module that maps images to features.
-        kind: "bern" or "gauss"; ignored when `bottleneck` is given.
-        dim: latent dimensions; ignored when `bottleneck` is given.
-        bottleneck: a `StochasticBottleneck` with options of your own.
+        kind: "bern" or "gauss".
+        dim: latent dimensions.
+        bottleneck: a `StochasticBottleneck` with options of your own, instead of `kind`, `dim`, `temperature`, `hard`
+            and `location_std`. One built without a width takes the encoder's.
         head: head g, mapping features to (N, P); None for SimCLR's MLP.
         projection_dim: output width P of the default head.
         variance_from: gauss: take the variance from the "opposing" view, which keeps it from collapsing, or
@@ -66,9 +68,12 @@ class StochConWrapper(nn.Module):
             the first batch.
         checkpoint_encoder: recompute the encoder's activations in the backward pass to save memory. Compiled
             by torch 2.7 or older, BatchNorm's running statistics then count each batch twice.
+        temperature: as for `StochasticBottleneck`.
+        hard: as for `StochasticBottleneck`.
+        location_std: as for `StochasticBottleneck`.
 
     Raises:
-        ValueError: for a value outside its range, or views that are empty or
+        ValueError: for a value outside its range, an option that contradicts `bottleneck`, or views that are empty or
             of different numbers or devices.
         TypeError: for an encoder, bottleneck or head that is not a module, and for views that are not in floating
             point, or of different dtypes.
@@ -102,6 +107,9 @@ class StochConWrapper(nn.Module):
         symmetric: bool = False,
         feature_dim: int | None = None,
         checkpoint_encoder: bool = False,
+        temperature: float = 1.0,
+        hard: bool = False,
+        location_std: float | None = 2.0,
     ) -> None:
         super().__init__()
         if not isinstance(encoder, nn.Module):
@@ -114,20 +122,28 @@ class StochConWrapper(nn.Module):
         _checks.flag("symmetric", symmetric)
         _checks.flag("checkpoint_encoder", checkpoint_encoder)
         projection_dim = _checks.integer("projection_dim", projection_dim)
-        self.encoder = encoder if isinstance(encoder, Encoder) else as_encoder(encoder, feature_dim)
+        options: dict[str, Any] = {
+            "kind": kind,
+            "dim": dim,
+            "temperature": temperature,
+            "hard": hard,
+            "location_std": location_std,
+        }
+        if bottleneck is None:
+            StochasticBottleneck(**options)  # refuses bad options before the encoder is changed
+        else:
+            _refuse_contradictions(bottleneck, options)
+        self.encoder = as_encoder(encoder, feature_dim)
         width = self.encoder.feature_dim
         if bottleneck is None:
-            bottleneck = StochasticBottleneck(kind, dim, in_features=width)
-        elif width is not None and bottleneck.in_features not in (None, width):
-            raise ValueError(
-                f"bottleneck takes {bottleneck.in_features} features (in_features), "
-                f"but the encoder gives {width}"
-            )
-        elif width is not None and bottleneck.out_features not in (None, width):
-            raise ValueError(
-                f"bottleneck gives {bottleneck.out_features} features (out_features), "
-                f"but the head takes the encoder's {width}"
-            )
+            bottleneck = StochasticBottleneck(in_features=width, **options)
+        elif width := width or bottleneck.in_features:
+            if bottleneck.out_features not in (None, width) and bottleneck.in_features in (None, width):
+                raise ValueError(
+                    f"bottleneck gives {bottleneck.out_features} features (out_features), "
+                    f"but the head takes the encoder's {width}"
+                )
+            bottleneck.materialize(width)
         self.bottleneck = bottleneck
         self.head = mlp(width, width, projection_dim) if head is None else head
         self.variance_from = variance_from
@@ -291,6 +307,17 @@ def as_wrapper(model: nn.Module) -> StochConWrapper:
             "with StochConWrapper.from_simclr"
         )
     return inner
+
+
+def _refuse_contradictions(bottleneck: StochasticBottleneck, options: dict[str, Any]) -> None:
+    """Refuse options beside a bottleneck, unless they are the defaults or its own."""
+    defaults = inspect.signature(StochasticBottleneck).parameters
+    for name, value in options.items():
+        if value != defaults[name].default and value != getattr(bottleneck, name):
+            raise ValueError(
+                f"{name} must be left out beside bottleneck, or be the bottleneck's own, got {value!r}; build it "
+                f"with StochasticBottleneck(..., {name}={value!r})"
+            )
 
 
 def _stack(a: Posterior, b: Posterior) -> Posterior:

@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from tolerances import assert_close
@@ -490,6 +491,26 @@ def test_copies_after_the_first_batch_are_equal(options, copier, lazily):
     results = [m(features(seed=2), generator=generator()) for m in (module, other)]
     assert torch.equal(results[0].features, results[1].features)
     assert not {id(p) for p in module.parameters()} & {id(p) for p in other.parameters()}
+
+
+@MAPS
+def test_a_width_given_late_is_the_width_given_early(maps):
+    torch.manual_seed(1)
+    early = bottleneck(projector=maps, upsampler=maps)
+    torch.manual_seed(1)
+    late = lazy(maps)
+    held = list(late.parameters())
+    late.materialize(np.int64(F))
+    assert all(a is b for a, b in zip(held, late.parameters(), strict=True))
+    assert (late.in_features, late.out_features) == (F, F)
+    assert repr(late) == repr(early)
+    for (name, a), b in zip(late.state_dict().items(), early.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    late.materialize(F)
+    with pytest.raises(
+        ValueError, match=rf"bottleneck takes {F} features \(in_features\), but the encoder gives 9"
+    ):
+        late.materialize(9)
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp", nn.LazyLinear(D)], ids=str)

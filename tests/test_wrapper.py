@@ -1,6 +1,7 @@
 """`StochConWrapper`: Algorithm 1, its wiring, and the paths out of it."""
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -8,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -15,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stochastic_bottleneck import (
+    Encoder,
     InfoNCELoss,
     StochasticBottleneck,
     StochConOutput,
@@ -421,6 +424,57 @@ def test_a_first_batch_in_inference_mode_is_followed_by_training(convert):
 def test_an_encoder_given_as_such_is_used_as_it_is():
     given = as_encoder(encoder(), WIDTH)
     assert StochConWrapper(given, dim=DIM).encoder is given
+    assert StochConWrapper(Encoder(CountedEncoder()), feature_dim=WIDTH).encoder.feature_dim == WIDTH
+    with pytest.raises(ValueError, match="feature_dim must be the Encoder's own, 5, or None, got 6"):
+        StochConWrapper(given, feature_dim=WIDTH + 1)
+
+
+@pytest.mark.parametrize("maps", ["linear", "mlp", nn.LazyLinear(DIM)], ids=str)
+def test_a_bottleneck_of_unknown_width_takes_the_encoders(maps):
+    bottleneck = StochasticBottleneck("bern", DIM, projector=copy.deepcopy(maps), temperature=0.3)
+    m = model(bottleneck=bottleneck)
+    assert (bottleneck.in_features, bottleneck.out_features) == (WIDTH, WIDTH)
+    assert sum(p.numel() for p in m.parameters()) > 0
+    torch.compile(m, fullgraph=True, backend="eager")(X, X_PRIME)
+
+
+def test_a_head_takes_the_width_of_a_bottleneck_that_knows_it():
+    m = StochConWrapper(CountedEncoder(), bottleneck=StochasticBottleneck(in_features=WIDTH))
+    assert m.head[0].weight.shape == (WIDTH, WIDTH)
+    assert m(X, X_PRIME).v.shape == (N, 128)
+    with pytest.raises(
+        ValueError, match=r"bottleneck gives 7 features \(out_features\), but the head takes .* 5"
+    ):
+        StochConWrapper(CountedEncoder(), bottleneck=StochasticBottleneck(in_features=WIDTH, out_features=7))
+
+
+def test_options_of_the_bottleneck_are_passed_on():
+    options = {"temperature": 0.25, "hard": True, "location_std": None}
+    for m in (model(**options), StochConWrapper.from_simclr(SimCLR(), dim=DIM, **options)):
+        assert m.bottleneck.temperature == 0.25
+        assert m.bottleneck.hard
+        assert m.bottleneck.location_std is None
+    own, ours = (inspect.signature(c).parameters for c in (StochasticBottleneck, StochConWrapper))
+    assert all(own[name].default == ours[name].default for name in ("kind", "dim", *options))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("kind", "gauss"), ("dim", 3), ("temperature", 0.5), ("hard", True), ("location_std", None)],
+)
+def test_options_that_contradict_a_bottleneck_are_refused_before_the_encoder_is_changed(option, value):
+    resnet = torchvision.models.resnet18()
+    bottleneck = StochasticBottleneck("bern", 128, temperature=0.3)
+    with pytest.raises(
+        ValueError, match=f"{option} must be left out beside bottleneck, or be the bottleneck's own"
+    ):
+        StochConWrapper(resnet, bottleneck=bottleneck, **{option: value})
+    assert bottleneck.in_features is None
+    with pytest.raises(ValueError, match="dim must be a positive int"):
+        StochConWrapper(resnet, dim=0)
+    assert isinstance(resnet.fc, nn.Linear)
+    own = StochasticBottleneck(**{option: value})
+    assert StochConWrapper(encoder(), bottleneck=own, **{option: value}).bottleneck is own
 
 
 def test_describes_itself():

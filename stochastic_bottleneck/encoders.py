@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from stochastic_bottleneck import _checks, _strip
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["Encoder", "as_encoder", "simclr_parts"]
 
@@ -42,7 +47,7 @@ class Encoder(nn.Module):
 
     Feature maps are averaged over space and token sequences over their tokens, class and register tokens
     (timm's `num_prefix_tokens`) left out; either is flattened instead where `feature_dim` says so; rows pass
-    unchanged. Training and evaluation mode differ only in the backbone.
+    unchanged. Training and evaluation mode differ only in the backbone; see also `freeze`.
 
     Args:
         backbone: maps images to feature maps (N, F, H, W) or (N, H, W, F), tokens (N, T, F) or rows (N, F).
@@ -64,6 +69,9 @@ class Encoder(nn.Module):
         torch.Size([4, 576])
     """
 
+    _frozen: tuple[str, ...] | None = None
+    """Names of the parameters that `freeze` has frozen; None while not frozen."""
+
     def __init__(self, backbone: nn.Module, feature_dim: int | None = None) -> None:
         super().__init__()
         _check_module("backbone", backbone)
@@ -84,10 +92,10 @@ class Encoder(nn.Module):
         """
         _checks.check_images(x, "x")
         if torch.compiler.is_compiling():
-            output = self.backbone(x)
+            output = self._run(x)
         else:
             try:
-                output = self.backbone(x)
+                output = self._run(x)
             except RuntimeError as error:
                 _checks.explain_mismatch("x", x, self.backbone, error)
                 raise
@@ -107,6 +115,42 @@ class Encoder(nn.Module):
                 f"output of shape {tuple(output.shape)}; pass the feature_dim that fits"
             )
         return features
+
+    @property
+    def frozen(self) -> bool:
+        """Whether `freeze` holds the encoder."""
+        return self._frozen is not None
+
+    def freeze(self, frozen: bool = True) -> Self:
+        """Hold weights and statistics: no gradient, no stored activations, evaluation mode whatever `train()` says.
+
+        Args:
+            frozen: False undoes it, evaluation mode with the next `train()`; parameters that needed no gradient
+                before need none then.
+
+        Returns:
+            The encoder itself.
+        """
+        _checks.flag("frozen", frozen)
+        before = self._frozen or ()
+        if frozen:
+            self._frozen = (*before, *(name for name, p in self.named_parameters() if p.requires_grad))
+            self.requires_grad_(False)
+            return self.eval()
+        for name, p in self.named_parameters():
+            p.requires_grad_(p.requires_grad or name in before)
+        self._frozen = None
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, unless the encoder is frozen."""
+        return super().train(mode and self._frozen is None)
+
+    def _run(self, x: Tensor) -> object:
+        if self._frozen is None:
+            return self.backbone(x)
+        with torch.no_grad():
+            return self.backbone(x)
 
     def _pool(self, output: Tensor) -> Tensor:
         if output.ndim < 3:

@@ -252,6 +252,22 @@ class StochConWrapper(nn.Module):
         extractor.training = self.training
         return extractor
 
+    def freeze_encoder(self, frozen: bool = True) -> StochConWrapper:
+        """Train the bottleneck and the head alone, on an encoder whose weights and statistics stay as they are.
+
+        The encoder runs in evaluation mode, whatever `train()` says, without gradients and stored activations. Call
+        it before `DistributedDataParallel` takes the model.
+
+        Args:
+            frozen: False undoes it; parameters that needed no gradient before need none then.
+
+        Returns:
+            The model itself.
+        """
+        self.encoder.freeze(frozen)
+        self.encoder.train(self.training)
+        return self
+
     def _encode(self, x: Tensor, representation: Representation, *, posterior: bool = False) -> Encoding:
         """Representation, features and, where asked for or needed, posterior; modes and gradients as they are set."""
         _checks.check_images(x, "x")
@@ -266,7 +282,7 @@ class StochConWrapper(nn.Module):
         return extractor.read(x)
 
     def _features(self, x: Tensor) -> Tensor:
-        if self.checkpoint_encoder and self.training and torch.is_grad_enabled():
+        if self.checkpoint_encoder and not self.encoder.frozen and self.training and torch.is_grad_enabled():
             # Compiled code mutates each statistic once by itself, and takes no context.
             contexts: dict[str, Any] = (
                 {} if torch.compiler.is_compiling() else {"context_fn": self._checkpoint_contexts}

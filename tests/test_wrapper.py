@@ -595,6 +595,142 @@ def test_images_of_another_dtype_or_device_than_the_model_are_refused():
     m(X, images(1)[..., :6])  # views may differ in size
 
 
+# ---- a frozen encoder --------------------------------------------------------------------------------------
+
+
+def frozen_model(**options):
+    """With dropout, an affine-free statistic and a parameter that never needs a gradient."""
+    backbone = nn.Sequential(*encoder(), nn.Dropout(0.5), nn.BatchNorm1d(WIDTH))
+    backbone[0].bias.requires_grad_(False)
+    return model(encoder=backbone, **options).freeze_encoder()
+
+
+def train_steps(m, steps=3):
+    optimizer = torch.optim.AdamW(m.parameters(), lr=0.1, weight_decay=0.1)
+    for step in range(steps):
+        m.train()
+        optimizer.zero_grad()
+        InfoNCELoss()(*m(images(step), images(step + 9))[:2]).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("survived", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("checkpoint_encoder", [False, True])
+def test_a_frozen_encoder_stays_as_it_is(survived, checkpoint_encoder):
+    m = frozen_model(checkpoint_encoder=checkpoint_encoder)
+    before = copy.deepcopy(m.state_dict())
+    m.load_state_dict(copy.deepcopy(before))
+    m = survived(m)
+    features = m.encode(X)
+    train_steps(m)
+    m.feature_extractor("z").train()
+    assert m.training
+    assert torch.equal(
+        m.train()(X, X_PRIME).h, features
+    )  # in evaluation mode: neither dropout nor the batch's statistics
+    for name, value in m.state_dict().items():
+        moves = not name.startswith("encoder.") and "temperature" not in name
+        assert torch.equal(value, before[name]) != moves, name
+    assert all(p.grad is None for p in m.encoder.parameters())
+    assert all(p.grad is not None for p in (*m.bottleneck.parameters(), *m.head.parameters()))
+
+
+def test_a_frozen_encoder_stores_no_activations_and_runs_once():
+    m = StochConWrapper(
+        CountedEncoder(), dim=DIM, feature_dim=WIDTH, checkpoint_encoder=True
+    ).freeze_encoder()
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.ndim) or t, lambda t: t):
+        output = m(X, X_PRIME)
+    assert not output.h.requires_grad
+    assert 4 not in sizes
+    InfoNCELoss()(*output[:2]).backward()
+    assert m.encoder.backbone.passes == 2
+
+
+def test_an_encoder_is_thawed():
+    m = frozen_model().freeze_encoder()  # twice is once
+    assert not any(p.requires_grad for p in m.encoder.parameters())
+    assert m.freeze_encoder(False) is m
+    assert m.encoder.backbone[1].training
+    assert {name for name, p in m.encoder.named_parameters() if not p.requires_grad} == {"backbone.0.bias"}
+    before = copy.deepcopy(m.encoder.state_dict())
+    train_steps(m)
+    moved = {name for name, value in m.encoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == before.keys() - {"backbone.0.bias"}
+    with pytest.raises(TypeError, match="frozen must be True or False, got 'no'"):
+        m.freeze_encoder("no")
+
+
+def test_a_frozen_encoder_compiles_whole():
+    m = frozen_model()
+    compiled = torch.compile(Step(m), fullgraph=True, backend="aot_eager")
+    compiled(X, X_PRIME)[0].backward()
+    assert all(p.grad is None for p in m.encoder.parameters())
+    assert m.bottleneck.projector.weight.grad.any()
+
+
+def test_fine_tuning_thaws_a_copy_of_a_frozen_encoder():
+    from stochastic_bottleneck.evaluation import fine_tune
+
+    m = frozen_model()
+    batches = [(X, torch.arange(N) % 2)]
+    tuned = fine_tune(m, batches, batches, classes=2, epochs=2).classifier
+    assert not torch.equal(tuned[0].backbone[0].weight, m.encoder.backbone[0].weight)
+    assert m.encoder.frozen
+
+
+# ---- Lightning ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:Found .* in eval mode at the start"
+)
+def test_lightning_trains_after_its_sanity_check(frozen, tmp_path):
+    import lightning.pytorch as lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            # Its width is learned with the first batch: that of the sanity check, in inference mode.
+            self.model = StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4).freeze_encoder(frozen)
+
+        def training_step(self, batch, _):
+            return InfoNCELoss()(*self.model(*batch[0])[:2])
+
+        def on_after_backward(self):
+            assert all(
+                p.grad is not None
+                for p in (*self.model.bottleneck.parameters(), *self.model.head.parameters())
+            )
+
+        def validation_step(self, batch, _):
+            self.model(*batch[0])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Module()
+    held, before = list(module.parameters()), copy.deepcopy(module.model.encoder.state_dict())
+    loader = torch.utils.data.DataLoader([torch.stack((X, X_PRIME))] * 2)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, loader, loader)
+    trainer.validate(module, loader, verbose=False)
+    assert trainer.global_step == 4
+    assert all(a is b for a, b in zip(held, module.parameters(), strict=True))
+    for name, value in module.model.encoder.state_dict().items():
+        assert torch.equal(value, before[name]) == frozen, name
+
+
 # ---- what a model must survive -----------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from stochastic_bottleneck._arrays import class_labels
 from stochastic_bottleneck._checks import flag, integer, real
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
-from stochastic_bottleneck.encoders import unwrap
+from stochastic_bottleneck.encoders import Encoder, unwrap
 from stochastic_bottleneck.evaluation._inputs import (
     device_of,
     features_of,
@@ -127,7 +127,10 @@ def fine_tune(
         )
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
-        encoder = copy.deepcopy(source).to(place).requires_grad_()
+        encoder: Any = copy.deepcopy(source).to(place)
+        if isinstance(encoder, Encoder):
+            encoder.freeze(False)
+        encoder.requires_grad_()
         # What does not fit is refused now rather than after training.
         asked = next(_labelled(test, "test", classes))[0]
         given = next(_labelled(train, "train", classes))[0]

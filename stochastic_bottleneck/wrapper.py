@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extractor import Encoding, FeatureExtractor, Representation
 from stochastic_bottleneck._layers import KeptStatistics, evaluation_mode, is_sharded, mlp
+from stochastic_bottleneck._timm import TimmMethods
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.encoders import as_encoder, simclr_parts, unwrap
 from stochastic_bottleneck.posteriors import Posterior
@@ -43,7 +44,7 @@ class StochConOutput(NamedTuple):
     posterior: Posterior
 
 
-class StochConWrapper(nn.Module):
+class StochConWrapper(TimmMethods):
     r"""Stochastic contrastive learning around any image encoder.
 
     .. math::

@@ -43,8 +43,9 @@ ROOMS = {
     "callbacks": {"schedules", "bottleneck", "posteriors", "codes", "_extras", "_checks"},
     "plots": {"evaluation", "codes", "_arrays", "_extras", "_checks"},
     "evaluation": {"wrapper", "encoders", "codes", "functional", "_arrays", "_layers", "_extras", "_checks"},
-    "wrapper": {"_extractor", "_checks", "bottleneck", "encoders", "posteriors", "_layers"},
+    "wrapper": {"_extractor", "_timm", "_checks", "bottleneck", "encoders", "posteriors", "_layers"},
     "_extractor": {"bottleneck", "encoders", "posteriors", "codes", "_checks", "_layers"},  # of wrapper
+    "_timm": {"encoders", "_checks"},  # of wrapper
     "schedules": {"bottleneck", "encoders", "_checks"},
     "bottleneck": {"posteriors", "_checks", "_layers"},
     "posteriors": {"functional", "_checks"},

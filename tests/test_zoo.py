@@ -3,6 +3,7 @@
 Models have random weights and see images as small as they take, so that the sweep fits the fast run.
 """
 
+import logging
 from collections import Counter
 from contextlib import contextmanager
 
@@ -257,3 +258,93 @@ def test_dropout_before_the_classifier_acts_in_training(name):
     for layer in model.classifier.modules():
         layer.training = True
     assert (encoder(x) != encoder(x)).any()
+
+
+# ---- timm's optimizers and scripts ---------------------------------------------------------------------------
+
+
+def vit(**options):
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, num_classes=7, **options)
+
+
+GROUPED = {
+    "vit": vit,
+    "average": lambda: vit(global_pool="avg"),
+    "resnet": lambda: timm.create_model("resnet10t", num_classes=7),
+    "swin": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=56,
+        depths=(1, 1),
+        num_heads=(2, 4),
+        embed_dim=16,
+        num_classes=7,
+    ),
+    "a function": lambda: timm.create_model("cait_xxs24_224", img_size=32, depth=3, num_classes=7),
+}
+
+
+def timm_options(m, **options):
+    """Learning rate scale and weight decay of each parameter."""
+    create_optimizer_v2 = pytest.importorskip("timm.optim").create_optimizer_v2
+    groups = create_optimizer_v2(m, "adamw", lr=1.0, weight_decay=0.05, **options).param_groups
+    found = {
+        id(p): (group.get("lr_scale"), group["weight_decay"]) for group in groups for p in group["params"]
+    }
+    return {name: found[id(p)] for name, p in m.named_parameters()}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("layer_decay", [0.75, None])
+def test_timm_groups_the_encoder_as_it_does_the_bare_model(name, layer_decay):
+    bare = timm_options(GROUPED[name](), layer_decay=layer_decay)
+    wrapped = timm_options(StochConWrapper(GROUPED[name](), dim=8), layer_decay=layer_decay)
+    prefix = "encoder.backbone."
+    ours = {key.removeprefix(prefix): value for key, value in wrapped.items() if key.startswith(prefix)}
+    assert ours == {key: bare[key] for key in ours}
+    assert bare.keys() - ours.keys() <= {key for key in bare if key.startswith(("head", "fc"))}
+    rest = {key: value for key, value in wrapped.items() if not key.startswith(prefix)}
+    assert {scale for scale, _ in rest.values()} == {layer_decay and 1.0}
+    assert {decay for key, (_, decay) in rest.items() if key.endswith("bias") or ".1." in key} == {0.0}
+    if layer_decay:
+        assert min(ours.values())[0] < 1
+    if name == "vit":
+        assert ours["pos_embed"][1] == 0
+
+
+def test_timms_coarse_groups():
+    m = StochConWrapper(timm.create_model("resnet10t"), dim=8)
+    for coarse in (False, True):
+        theirs = timm.models.group_parameters(m.encoder.backbone, m.encoder.backbone.group_matcher(coarse))
+        ours = timm.models.group_parameters(m, m.group_matcher(coarse=coarse))
+        assert len(ours) == len(theirs) + 1
+        assert all("encoder" not in name for name in ours[len(theirs)])
+
+
+def test_an_encoder_without_timms_methods_is_treated_as_a_plain_model(caplog):
+    transformer = zoo.VisionTransformer(32, 16, 2, 2, 32, 64)
+    m = StochConWrapper(transformer, dim=8)
+    assert not hasattr(m, "group_matcher")
+    with caplog.at_level(logging.WARNING):
+        options = timm_options(m, layer_decay=0.75)
+    assert "no effect" in caplog.text
+    assert {scale for scale, _ in options.values()} == {1.0}
+    assert m.no_weight_decay() == set()
+    with pytest.raises(
+        TypeError, match=r"got VisionTransformer; use StochConWrapper\(..., checkpoint_encoder=True\)"
+    ):
+        m.set_grad_checkpointing()
+
+
+def test_timms_checkpointing_is_the_backbones():
+    m = StochConWrapper(vit(), dim=8)
+    m.set_grad_checkpointing()
+    assert m.encoder.backbone.grad_checkpointing
+    m.set_grad_checkpointing(False)
+    assert not m.encoder.backbone.grad_checkpointing
+    with pytest.raises(TypeError, match="enable must be True or False, got 'no'"):
+        m.set_grad_checkpointing("no")
+    without = StochConWrapper(
+        timm.create_model("vgg11", num_classes=7), dim=8
+    )  # has the method, which asserts
+    with pytest.raises(TypeError, match="checkpoint_encoder=True"):
+        without.set_grad_checkpointing()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -44,16 +45,16 @@ class TimmMethods(nn.Module):
         Raises:
             TypeError: for an encoder that cannot do so by itself.
         """
+        _checks.flag("enable", enable)
         own: Any = getattr(self.encoder.backbone, "set_grad_checkpointing", None)
-        try:
-            if own is None:
-                raise AssertionError  # as timm does, of models that cannot
-            own(enable=_checks.flag("enable", enable))
-        except AssertionError as error:
-            raise TypeError(
-                f"set_grad_checkpointing needs an encoder that recomputes its blocks, got "
-                f"{type(self.encoder.backbone).__name__}; use StochConWrapper(..., checkpoint_encoder=True)"
-            ) from error
+        with suppress(AssertionError):  # timm's word of models that cannot
+            if own is not None:
+                own(enable=enable)
+                return
+        raise TypeError(
+            f"set_grad_checkpointing needs an encoder that recomputes its blocks, got "
+            f"{type(self.encoder.backbone).__name__}; use StochConWrapper(..., checkpoint_encoder=True)"
+        )
 
 
 def _inside(matcher: Any) -> Any:

@@ -7,27 +7,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._ops import info_nce_gathered
 from stochastic_bottleneck._ops.gather import all_gather, resolve
 from stochastic_bottleneck._ops.gather import check_alike as check_alike
+from stochastic_bottleneck._ops.gather import group_name as group_name
+from stochastic_bottleneck._ops.gather import several_processes as several_processes
+from stochastic_bottleneck._ops.info_nce_gathered import info_nce as info_nce
 
 __all__ = ["gather_rows"]
-
-
-def group_name(group: dist.ProcessGroup | None) -> str:
-    """Name of a process group, "" for None, by which the functions here know it.
-
-    Raises:
-        TypeError: for anything but a process group that this process belongs to.
-    """
-    if group is None:
-        return ""
-    if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-        raise TypeError(
-            f"group must be a process group that this process belongs to, or None for all processes, got {group!r}; "
-            "pass what torch.distributed.new_group returned, or mesh.get_group() of a device mesh"
-        )
-    return group.group_name
 
 
 def gather_rows(*tensors: Tensor, group: dist.ProcessGroup | None = None) -> tuple[tuple[Tensor, ...], int]:
@@ -79,32 +65,3 @@ def _check_rows(tensors: tuple[Tensor, ...]) -> None:
                 f"tensors[{i}] must have the shape, dtype and device of tensors[0], {tuple(first.shape)}, "
                 f"{first.dtype} and {first.device}, got {tuple(x.shape)}, {x.dtype} and {x.device}"
             )
-
-
-def info_nce(
-    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None = None, group: str = ""
-) -> Tensor:
-    """NT-Xent of this process's rows against the rows of all processes; see `functional.info_nce`.
-
-    The backward pass gives the gradient of the sum of all processes' losses. Every process has to call both passes,
-    with rows of one shape and dtype at one temperature, which is checked before the rows travel.
-
-    Args:
-        v: first views of this process. Shape: (N, D) or (K, N, D)
-        v_prime: second views. Shape: as `v`
-        temperature: tau, at least 0.01.
-        block_size: rows and columns handled at a time; None to fit the processor's cache.
-        group: name of the group of processes, see `group_name`; "" for all.
-
-    Returns:
-        Losses in nats, float32 or float64, the rows of `v` first. Shape: (2N,) or (K, 2N)
-
-    Raises:
-        ValueError: on every process, when they differ in shape, dtype, device, temperature or need of a gradient.
-    """
-    return info_nce_gathered.info_nce(v, v_prime, temperature, block_size, group)
-
-
-def several_processes(group: str = "") -> bool:
-    """Whether there is a process group of more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(resolve(group)) > 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stochastic_bottleneck import _checks, _strip
+from stochastic_bottleneck._strip import unwrap as unwrap
 
 if TYPE_CHECKING:
     from typing import Self
@@ -105,9 +106,11 @@ class Encoder(nn.Module):
                 "picks the features (such as output[0] or output.pooler_output), or remove auxiliary heads"
             )
         features = self._pool(output)
-        if features.ndim != 2:
+        # A convolution takes a single image too, and gives maps whose first dimension is the channels.
+        if features.ndim != 2 or features.shape[0] != x.shape[0]:
             raise ValueError(
-                f"backbone must give a batch of features or maps, got an output shaped {tuple(output.shape)}"
+                f"backbone must give features or maps of each image of x, {tuple(x.shape)}, got an output shaped "
+                f"{tuple(output.shape)}; pass images of shape (N, C, H, W)"
             )
         if self.feature_dim is not None and features.shape[1] != self.feature_dim:
             raise ValueError(
@@ -218,16 +221,6 @@ def as_encoder(model: nn.Module, feature_dim: int | None = None, strip: bool | N
         raise ValueError(f"feature_dim must be the Encoder's own, {width}, or None, got {feature_dim}")
     model.feature_dim = width
     return model
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Model inside a compiled, DataParallel or DistributedDataParallel module; any other model as it is.
-
-    Args:
-        model: any module.
-    """
-    _check_module("model", model)
-    return _strip.unwrap(model)
 
 
 def simclr_parts(

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
+from stochastic_bottleneck._unwrap import as_wrapper
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.codes import unpack_bits
 from stochastic_bottleneck.posteriors import BernoulliPosterior
-from stochastic_bottleneck.wrapper import Representation, StochConWrapper, as_wrapper
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper
 
 __all__ = ["OnnxComparison", "export_onnx", "export_program", "verify_onnx"]
 
@@ -274,7 +275,7 @@ def _metadata(model: StochConWrapper, representation: str) -> dict[str, str]:
 def _encode(model: StochConWrapper, images: Tensor, representation: Representation, name: str) -> Tensor:
     try:
         return model.encode(images, representation)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be images that the model takes, got {tuple(images.shape)} of {images.dtype} on "
             f"{images.device}, of which the model says: {error}"
@@ -284,8 +285,10 @@ def _encode(model: StochConWrapper, images: Tensor, representation: Representati
 def _checked_path(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a string or a pathlib.Path, got {path!r}")
-    if not os.fspath(path):
-        raise ValueError("path must name a file, got an empty string")
+    if not os.fspath(path) or Path(path).is_dir():
+        raise ValueError(
+            f"path must name a file, got {os.fspath(path)!r}, which is a folder or no name at all"
+        )
     return Path(path)
 
 

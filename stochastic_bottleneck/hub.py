@@ -20,10 +20,11 @@ from torch.nn.parameter import is_lazy
 from stochastic_bottleneck import _checks, _hub_encoders
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import linear, mlp
+from stochastic_bottleneck._unwrap import as_wrapper
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.encoders import Encoder, as_encoder
-from stochastic_bottleneck.wrapper import StochConWrapper, as_wrapper
+from stochastic_bottleneck.wrapper import StochConWrapper
 
 for _package in ("huggingface_hub", "safetensors"):  # ahead of the imports, to name the extra
     require(_package, "stochastic_bottleneck.hub", "hub")

@@ -15,7 +15,7 @@ from stochastic_bottleneck._extractor import Encoding, FeatureExtractor, Represe
 from stochastic_bottleneck._layers import KeptStatistics, evaluation_mode, is_sharded, mlp
 from stochastic_bottleneck._timm import TimmMethods
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
-from stochastic_bottleneck.encoders import as_encoder, simclr_parts, unwrap
+from stochastic_bottleneck.encoders import as_encoder, simclr_parts
 from stochastic_bottleneck.posteriors import Posterior
 
 __all__ = ["Representation", "StochConOutput", "StochConWrapper"]
@@ -58,8 +58,8 @@ class StochConWrapper(TimmMethods):
         encoder: torchvision classification model, timm model, or any module that maps images to features.
         kind: "bern" or "gauss".
         dim: latent dimensions.
-        bottleneck: a `StochasticBottleneck` with options of your own, instead of `kind`, `dim`, `temperature`, `hard`
-            and `location_std`. One built without a width takes the encoder's.
+        bottleneck: a `StochasticBottleneck` with options of your own, instead of `kind`, `dim`, `temperature`, `hard`,
+            `location_std` and `learnable_scale`. One built without a width takes the encoder's.
         head: head g, mapping features to (N, P); None for SimCLR's MLP.
         projection_dim: output width P of the default head.
         variance_from: gauss: take the variance from the "opposing" view, which keeps it from collapsing, or
@@ -72,6 +72,7 @@ class StochConWrapper(TimmMethods):
         temperature: as for `StochasticBottleneck`.
         hard: as for `StochasticBottleneck`.
         location_std: as for `StochasticBottleneck`.
+        learnable_scale: as for `StochasticBottleneck`.
 
     Raises:
         ValueError: for a value outside its range, an option that contradicts `bottleneck`, or views that are empty or
@@ -111,6 +112,7 @@ class StochConWrapper(TimmMethods):
         temperature: float = 1.0,
         hard: bool = False,
         location_std: float | None = 2.0,
+        learnable_scale: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(encoder, nn.Module):
@@ -129,6 +131,7 @@ class StochConWrapper(TimmMethods):
             "temperature": temperature,
             "hard": hard,
             "location_std": location_std,
+            "learnable_scale": learnable_scale,
         }
         if bottleneck is None:
             StochasticBottleneck(**options)  # refuses bad options before the encoder is changed
@@ -306,24 +309,6 @@ class StochConWrapper(TimmMethods):
     def extra_repr(self) -> str:
         """Options of the wiring."""
         return f"variance_from={self.variance_from!r}, symmetric={self.symmetric}"
-
-
-def as_wrapper(model: nn.Module) -> StochConWrapper:
-    """The `StochConWrapper` inside a compiled, DataParallel or DistributedDataParallel module, or `model` itself.
-
-    Args:
-        model: a wrapper, or a module around one.
-
-    Raises:
-        TypeError: for any other model.
-    """
-    inner = unwrap(model) if isinstance(model, nn.Module) else model
-    if not isinstance(inner, StochConWrapper):
-        raise TypeError(
-            f"model must be a StochConWrapper, got {type(inner).__name__}; wrap the encoder, or an existing model "
-            "with StochConWrapper.from_simclr"
-        )
-    return inner
 
 
 def _refuse_contradictions(bottleneck: StochasticBottleneck, options: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ SIGNATURES = {
     StochasticBottleneck.posterior: ({"self": REQUIRED, "features": REQUIRED, "opposing": None}, {}),
     InfoNCELoss: (
         {"temperature": 0.5},
-        {"gather_distributed": False, "reduction": "mean", "block_size": None},
+        {"gather_distributed": False, "group": None, "reduction": "mean", "block_size": None},
     ),
     InfoNCELoss.forward: ({"self": REQUIRED, "v": REQUIRED, "v_prime": REQUIRED}, {}),
     StochConWrapper: (

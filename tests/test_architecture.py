@@ -31,6 +31,7 @@ ROOMS = {
     "hub": {
         "_hub_files",
         "_hub_encoders",
+        "_unwrap",
         "wrapper",
         "bottleneck",
         "encoders",
@@ -39,10 +40,21 @@ ROOMS = {
         "_extras",
         "_version",
     },
-    "export": {"wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
+    "export": {"_unwrap", "wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
     "callbacks": {"schedules", "bottleneck", "posteriors", "codes", "_extras", "_checks"},
     "plots": {"evaluation", "codes", "_arrays", "_extras", "_checks"},
-    "evaluation": {"wrapper", "encoders", "codes", "functional", "_arrays", "_layers", "_extras", "_checks"},
+    "evaluation": {
+        "_unwrap",
+        "wrapper",
+        "encoders",
+        "codes",
+        "functional",
+        "_arrays",
+        "_layers",
+        "_extras",
+        "_checks",
+    },
+    "_unwrap": {"wrapper", "encoders"},  # of hub, export and evaluation
     "wrapper": {"_extractor", "_timm", "_checks", "bottleneck", "encoders", "posteriors", "_layers"},
     "_extractor": {"bottleneck", "encoders", "posteriors", "codes", "_checks", "_layers"},  # of wrapper
     "_timm": {"encoders", "_checks"},  # of wrapper

@@ -116,7 +116,9 @@ def test_output_that_is_no_tensor(output):
 
 
 def test_output_without_features():
-    with pytest.raises(ValueError, match=r"batch of features or maps, got an output shaped \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"features or maps of each image of x, .*got an output shaped \(2,\)"
+    ):
         Encoder(Returns(MAPS[:, 0, 0, 0]))(IMAGES)
 
 

@@ -283,7 +283,7 @@ def test_a_file_that_onnxruntime_cannot_run_is_refused(tmp_path):
 
 BAD_CALLS = [
     ("path", None, TypeError, "path must be a string or a pathlib.Path, got None"),
-    ("path", "", ValueError, "path must name a file, got an empty string"),
+    ("path", "", ValueError, "path must name a file, got "),
     ("example_images", "x", TypeError, "example_images must be a tensor, got str"),
     (
         "example_images",

@@ -30,6 +30,27 @@ def resolve(group: str) -> dist.ProcessGroup | None:
     return found
 
 
+def several_processes(group: str = "") -> bool:
+    """Whether there is a process group of more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(resolve(group)) > 1
+
+
+def group_name(group: dist.ProcessGroup | None) -> str:
+    """Name of a process group, "" for None, by which the functions here know it.
+
+    Raises:
+        TypeError: for anything but a process group that this process belongs to.
+    """
+    if group is None:
+        return ""
+    if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+        raise TypeError(
+            f"group must be a process group that this process belongs to, or None for all processes, got {group!r}; "
+            "pass what torch.distributed.new_group returned, or mesh.get_group() of a device mesh"
+        )
+    return group.group_name
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: str) -> Tensor:

@@ -43,7 +43,24 @@ from stochastic_bottleneck._ops.tiles import kept_bytes
 
 
 def info_nce(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, group: str) -> Tensor:
-    """Per-row losses of this process, v's rows first, exact to `info_nce.plain` with everyone's rows as columns."""
+    """NT-Xent of this process's rows against the rows of all processes, exact to `info_nce.plain` over all rows.
+
+    The backward pass gives the gradient of the sum of all processes' losses. Every process has to call both passes,
+    with rows of one shape and dtype at one temperature, which is checked before the rows travel.
+
+    Args:
+        v: first views of this process. Shape: (N, D) or (K, N, D)
+        v_prime: second views. Shape: as `v`
+        temperature: tau, at least 0.01.
+        block_size: rows and columns handled at a time; None to fit the processor's cache.
+        group: name of the group of processes; "" for all.
+
+    Returns:
+        Losses in nats, float32 or float64, the rows of `v` first. Shape: (2N,) or (K, 2N)
+
+    Raises:
+        ValueError: on every process, when they differ in shape, dtype, device, temperature or need of a gradient.
+    """
     needs_grad = torch.is_grad_enabled() and (v.requires_grad or v_prime.requires_grad)
     losses: Tensor = _GatheredInfoNCE.apply(v, v_prime, temperature, block_size, needs_grad, group)[0]
     return losses

@@ -14,6 +14,7 @@ from stochastic_bottleneck._arrays import array, as_array
 from stochastic_bottleneck._checks import flag, integer
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
+from stochastic_bottleneck._unwrap import as_wrapper
 from stochastic_bottleneck.evaluation._inputs import (
     check_finite_rows,
     check_images,
@@ -21,7 +22,7 @@ from stochastic_bottleneck.evaluation._inputs import (
     images_and_labels,
     naming_images,
 )
-from stochastic_bottleneck.wrapper import Representation, StochConWrapper, as_wrapper
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper
 
 __all__ = ["Encoded", "encode"]
 

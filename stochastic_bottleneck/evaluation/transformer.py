@@ -11,10 +11,11 @@ from torch import Tensor
 
 from stochastic_bottleneck._arrays import array
 from stochastic_bottleneck._checks import integer
+from stochastic_bottleneck._unwrap import as_wrapper
 from stochastic_bottleneck.codes import unpack_bits
 from stochastic_bottleneck.evaluation._inputs import sklearn
 from stochastic_bottleneck.evaluation.encoding import encode
-from stochastic_bottleneck.wrapper import Representation, StochConWrapper, as_wrapper
+from stochastic_bottleneck.wrapper import Representation, StochConWrapper
 
 __all__ = ["StochConTransformer"]
 

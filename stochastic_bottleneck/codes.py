@@ -62,7 +62,7 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
         raise ValueError("z must hold values to be read, got a meta tensor; pass validate=False")
     if validate and bool((other := (z != 0) & (z != 1)).any()):
         raise ValueError(
-            f"z must hold only 0 and 1, got {z[other][0].item():.3g}; take the mode, or threshold it first, as in "
+            f"z must hold only 0 and 1, got {z[other][0].item()}; take the mode, or threshold it first, as in "
             "z > 0.5"
         )
     if isinstance(z, np.ndarray):
@@ -279,7 +279,7 @@ def _bit_matrix(bits: Tensor | Array) -> Array:
     other = x[~np.isin(x, (0.0, 1.0))]
     if len(other):
         raise ValueError(
-            f"bits must hold only 0 and 1, got {other[0]:.3g}; unpack codes with unpack_bits, or threshold first"
+            f"bits must hold only 0 and 1, got {other[0]}; unpack codes with unpack_bits, or threshold first"
         )
     return x
 

@@ -318,7 +318,7 @@ ERRORS = [
         codes.distinct_codes,
         (np.full((2, 2), 7),),
         ValueError,
-        "bits must hold only 0 and 1, got 7; unpack codes",
+        "bits must hold only 0 and 1, got 7.0; unpack codes",
     ),
     (codes.bit_correlation, ("10",), TypeError, "bits must be a numpy array or a tensor, got str"),
     (

@@ -3,7 +3,8 @@
 `encode` turns images, in a tensor or a loader, into arrays; `fine_tune` trains on loaders; `StochConTransformer` is a
 model as a step of a scikit-learn pipeline. Everything else works on arrays or tensors: a frozen linear probe, nearest
 neighbours, a forest against bits kept, the use of the bits, and rejection, detection and calibration for uncertainty.
-scikit-learn is imported where it is used.
+Lists and data frames of numbers do as well, but for bits. Labels are integers; none may be missing. scikit-learn is
+imported where it is used.
 """
 
 from typing import TYPE_CHECKING, Any

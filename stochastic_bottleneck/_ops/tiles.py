@@ -53,8 +53,9 @@ class Scratch:
     """Memory of one tile after the other, with one view of it for each shape."""
 
     def __init__(self, like: Tensor, size: int, dtype: torch.dtype) -> None:
-        # A processor's matrix unit may read a tile's padding, times zero: NaN left there by others would stay NaN.
-        self.memory = like.new_zeros(size, dtype=dtype)
+        # A matrix unit for half precision may read a tile's padding, times zero: NaN left there by others stays NaN.
+        new = like.new_zeros if dtype.itemsize == 2 else like.new_empty
+        self.memory = new(size, dtype=dtype)
         self.views: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, shape: tuple[int, int], stride: int) -> Tensor:

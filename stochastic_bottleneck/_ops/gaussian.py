@@ -81,9 +81,9 @@ def _evaluate(mean: Tensor, log_std: Tensor, noise: Tensor | None, with_kl: bool
     """The sample if there is noise, then the divergence if `with_kl`."""
     outputs = []
     if noise is not None:
-        outputs.append(mean + log_std.exp() * noise)
+        outputs.append(torch.addcmul(mean, log_std.exp(), noise))
     if with_kl:
-        outputs.append(mean * mean / 2 + _kl_of_scale(log_std))
+        outputs.append(torch.addcmul(_kl_of_scale(log_std), mean, mean, value=0.5))
     return tuple(outputs)
 
 
@@ -96,12 +96,11 @@ def _kl_of_scale(log_std: Tensor) -> Tensor:
     q = square * series[-1]
     for coefficient in series[-2::-1]:
         q = q.add_(coefficient).mul_(square)
-    d = near - q
+    d = q.neg_().add_(near)
     growth = (2 * beyond).exp_()
     result = (near * d).div_(1 - d).mul_(growth).add_((growth - 1).mul_(near + 0.5))
-    return result.sub_(
-        beyond.clamp_max(100.0)
-    )  # far below a half of exp(200), and never infinity less infinity
+    # 100 is lost beside exp(200) / 2; infinity less infinity would be NaN.
+    return result.sub_(beyond.clamp_max_(100.0))
 
 
 def _apply(mean: Tensor, log_std: Tensor, noise: Tensor | None, with_kl: bool) -> tuple[Tensor, ...]:

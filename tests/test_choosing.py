@@ -232,7 +232,8 @@ def test_a_weight_makes_outliers_under_a_fixed_scale_and_not_under_a_learned_one
         assert fixed["kurtosis_in_a_dimension"] > 50
         assert max(x["kurtosis_in_a_dimension"] for x in (learned, none)) < 6
         assert none["kl"] < learned["kl"] < fixed["kl"]
-        assert learned["knn_z"] > fixed["knn_z"]
+        assert learned["knn_z"] >= fixed["knn_z"]
+        assert none["kurtosis"] > 10 * none["kurtosis_in_a_dimension"]
     for scale in ("fixed", "learned", "none"):
         without = of_bits(weighted, scale, 0.0)
         assert all(a["kl"] < b["kl"] for a, b in zip(of_bits(weighted, scale, 0.1), without, strict=True))
@@ -243,6 +244,13 @@ def test_one_scale_for_each_dimension_does_no_better(weighted):
     assert one["kl"] < each["kl"]
     assert one["kurtosis_in_a_dimension"] < each["kurtosis_in_a_dimension"]
     assert one["knn_z"] >= each["knn_z"]
+
+
+def test_the_kl_of_gaussians_under_a_fixed_scale_is_that_of_their_means(weighted):
+    fixed, learned = (weighted["gauss", scale, 0.1, "0"] for scale in ("fixed", "learned"))
+    assert fixed["kl"] == pytest.approx(64 * 2.0**2 / 2, rel=0.1)
+    assert fixed["kurtosis_in_a_dimension"] < 4
+    assert learned["kl"] < 0.1 * fixed["kl"]
 
 
 def test_without_a_weight_a_learned_scale_grows_and_h_is_no_better(weighted):

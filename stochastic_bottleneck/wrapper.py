@@ -134,7 +134,8 @@ class StochConWrapper(TimmMethods):
             "learnable_scale": learnable_scale,
         }
         if bottleneck is None:
-            StochasticBottleneck(**options)  # refuses bad options before the encoder is changed
+            # Refuses bad options before the encoder is changed; without maps, it draws no weights.
+            StochasticBottleneck(projector="identity", upsampler="identity", **options)
         else:
             _refuse_contradictions(bottleneck, options)
         self.encoder = as_encoder(encoder, feature_dim)

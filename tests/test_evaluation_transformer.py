@@ -256,7 +256,7 @@ def test_a_model_in_training_stays_so():
             lambda: StochConTransformer(small_model(), "y"),
             IMAGES,
             ValueError,
-            "representation must be one of",
+            "representation must be",
         ),
     ],
 )

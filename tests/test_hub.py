@@ -267,7 +267,7 @@ def test_an_encoder_that_its_name_does_not_build_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"encoder": "resnet18"}, ValueError, "or \"timm:resnet18\", got 'resnet18'"),
+        ({"encoder": "resnet18"}, ValueError, "or a module as encoder, got 'resnet18'"),
         ({"encoder": "keras:resnet18"}, ValueError, "got 'keras:resnet18'"),
         ({"encoder": "timm:hf-hub:a/b"}, ValueError, "got 'timm:hf-hub:a/b'"),
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -42,8 +42,9 @@ def class_labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
     if y.ndim == 0 and not hasattr(labels, "shape"):
         raise TypeError(f"{name} must be {count} integers, one an image, got {labels!r}")
     if y.shape != (count,):
-        hint = "; of one-hot rows take argmax(1)" if y.ndim == 2 else ""
-        raise ValueError(f"{name} must have shape ({count},), one an image, got {y.shape}{hint}")
+        raise ValueError(
+            f"{name} must have shape ({count},), one an image, got {y.shape}{label_hint(y.shape)}"
+        )
     values = y.tolist() if y.dtype.kind in "fO" else []  # what can hold a missing one
     missing = sum(map(_is_missing, values))
     if missing:
@@ -61,6 +62,13 @@ def class_labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
             f"{y.dtype}; give each class a number, the same in every set"
         )
     return y.astype(np.int64)
+
+
+def label_hint(shape: Sequence[int]) -> str:
+    """How labels of two dimensions become one an image."""
+    if len(shape) != 2:
+        return ""
+    return "; flatten them" if shape[1] == 1 else "; of one-hot rows take argmax(1)"
 
 
 def sequence(

@@ -36,7 +36,10 @@ def real(
     # Tuples of types, here as everywhere: torch 2.4 cannot compile a union.
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(_must_be(name, _finite(above, least, most, below), value, hint))
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of an int beyond all floats
+        number = math.inf
     inside = (
         (above is None or number > above)
         and (least is None or number >= least)
@@ -149,7 +152,11 @@ def check_floating(x: Tensor, name: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
     if x.layout != torch.strided or x.is_nested:
-        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        if x.is_nested:
+            raise TypeError(
+                f"{name} must be a dense tensor, got a nested one; convert it with torch.nested.to_padded_tensor"
+            )
+        kind = str(x.layout).removeprefix("torch.")
         raise TypeError(f"{name} must be a dense tensor, got a {kind} one; convert it with {name}.to_dense()")
     if not x.is_floating_point():
         raise TypeError(
@@ -189,7 +196,7 @@ def check_image_pair(x: Tensor, x_prime: Tensor) -> None:
 
 
 def explain_mismatch(name: str, x: Tensor, module: nn.Module, error: RuntimeError) -> None:
-    """Say in words what torch means, where a module failed on an input of another dtype or device than its weights.
+    """Explain torch's error, where a module failed on an input of another dtype or device than its weights.
 
     Raises:
         TypeError: for another dtype.

@@ -31,7 +31,8 @@ class Encoding(NamedTuple):
 
     def refuse_not_finite(self) -> None:
         """Refuse images whose features or latent are not finite; reading the values waits for the device."""
-        for what, fields in (("features that are", (self.h,)), ("a latent that is", self.posterior or ())):
+        features = (self.h, self.features) if self.features.is_floating_point() else (self.h,)
+        for what, fields in (("features that are", features), ("a latent that is", self.posterior or ())):
             for field in fields:
                 if isinstance(field, Tensor) and field.ndim:  # a 0-d temperature is shared
                     finite = field.isfinite().flatten(1).all(1)

@@ -44,7 +44,7 @@ _rate = partial(_checks.real, least=0, most=1)
 _factor = partial(_checks.real, least=0, most=100)
 
 OPTIONS: dict[str, Check] = {
-    **_table(partial(_checks.integer, least=0, most=10**6), "num_classes"),
+    **_table(partial(_checks.integer, least=0, most=2**15), "num_classes"),
     **_table(_width, "in_chans groups width_per_group base_width cardinality stem_width growth_rate bn_size"),
     **_table(_width, "representation_size head_hidden_size"),
     **_table(_side, "image_size"),
@@ -132,8 +132,22 @@ def build(name: object, options: object, argument: str = "encoder") -> nn.Module
     return built
 
 
+def check_memory(model: nn.Module, most: int) -> None:
+    """Refuse a model that takes more memory than its weights account for: layers that are taken off, or tables.
+
+    Raises:
+        ValueError: for parameters and buffers of more than `most` bytes.
+    """
+    size = sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
+    if size > most:
+        raise ValueError(
+            f"encoder_options must not ask for more memory than the weights account for, {most:,} bytes with some "
+            f"room, got a model of {size:,}; build the encoder yourself and pass it as encoder="
+        )
+
+
 def shapes(make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` builds, without values or memory for them, so that it can be compared before it is built."""
+    """What `make` builds, where it can be without values or memory for them, to be compared before it is built."""
     try:
         with torch.device("meta"):
             return make()

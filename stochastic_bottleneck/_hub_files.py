@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ MAX_WIDTH = 2**24
 
 def find(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
     """The folder of that name, or else the downloaded repository, with a config."""
+    name = name if isinstance(name, Path) else os.fspath(name)
     folder = Path(name)
     if not folder.is_dir():
         if isinstance(name, Path) or not re.fullmatch(REPOSITORY, name):

@@ -95,7 +95,7 @@ def mlp(in_features: int | None, hidden: int | None, out_features: int | None) -
 def _initialize_norm(layers: Any, args: tuple[Tensor]) -> None:
     """Shape the SyncBatchNorm that `convert_sync_batchnorm` has made of a LazyBatchNorm; it does not do so itself."""
     norm = layers[1]
-    if is_lazy(norm.weight) and not isinstance(norm, LazyModuleMixin):
+    if isinstance(norm, nn.SyncBatchNorm) and is_lazy(norm.weight):
         norm.num_features = layers[0].out_features or args[0].shape[-1]
         with torch.inference_mode(False):
             for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):

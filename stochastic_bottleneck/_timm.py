@@ -26,7 +26,7 @@ class TimmMethods(nn.Module):
     def group_matcher(self) -> Callable[..., Any]:
         """Layers for timm's layer-wise learning rates: the encoder's, then one of the bottleneck and the head.
 
-        There where the encoder, a timm model, has it: `timm.optim.create_optimizer_v2(model, layer_decay=0.75)`.
+        Present only where the encoder, a timm model, has it: `timm.optim.create_optimizer_v2(model, layer_decay=0.75)`.
         """
         own: Any = self.encoder.backbone.group_matcher  # AttributeError: hasattr is False of this model too
         return lambda coarse=False: _inside(own(coarse=coarse))
@@ -47,7 +47,7 @@ class TimmMethods(nn.Module):
         """
         _checks.flag("enable", enable)
         own: Any = getattr(self.encoder.backbone, "set_grad_checkpointing", None)
-        with suppress(AssertionError):  # timm's word of models that cannot
+        with suppress(AssertionError):  # timm asserts on models without it
             if own is not None:
                 own(enable=enable)
                 return

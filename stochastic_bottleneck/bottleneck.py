@@ -206,10 +206,10 @@ class StochasticBottleneck(nn.Module):
             return BernoulliPosterior(location, self.temperature.clone())
         if opposing is not None:
             self._check_features(opposing, "opposing")
-            if opposing.shape != features.shape:
+            if opposing.shape != features.shape or opposing.dtype != features.dtype:
                 raise ValueError(
-                    f"opposing must have the shape of features, {tuple(features.shape)}, "
-                    f"got {tuple(opposing.shape)}"
+                    f"opposing must have the shape and dtype of features, {tuple(features.shape)} and "
+                    f"{features.dtype}, got {tuple(opposing.shape)} and {opposing.dtype}"
                 )
             parameters = self._project(opposing)
         raw = parameters[:, self.dim :]

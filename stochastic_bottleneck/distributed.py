@@ -36,15 +36,16 @@ def gather_rows(*tensors: Tensor, group: dist.ProcessGroup | None = None) -> tup
     """
     name = group_name(group)
     gathers = several_processes(name)
+    needs_grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
     try:
         _check_rows(tensors)
     except (TypeError, ValueError):
         if gathers:  # a process that stops alone leaves the others waiting
-            check_alike(*tensors, group=name)
+            check_alike(*tensors, group=name, failed=True, needed_by="gather_rows")
         raise
     if not gathers:
         return tensors, 0
-    check_alike(*tensors, group=name)
+    check_alike(*tensors, group=name, needs_grad=needs_grad, needed_by="gather_rows")
     # One collective for all tensors: latency, not bytes, is what a small gather costs.
     gathered = all_gather(torch.stack(tensors), dim=-2, group=name)
     return tuple(gathered.unbind(0)), dist.get_rank(resolve(name)) * tensors[0].shape[-2]

@@ -137,11 +137,13 @@ class Encoder(nn.Module):
         _checks.flag("frozen", frozen)
         before = self._frozen or ()
         if frozen:
-            self._frozen = (*before, *(name for name, p in self.named_parameters() if p.requires_grad))
+            names = (name.replace("_orig_mod.", "") for name, p in self.named_parameters() if p.requires_grad)
+            self._frozen = (*before, *names)
             self.requires_grad_(False)
             return self.eval()
         for name, p in self.named_parameters():
-            p.requires_grad_(p.requires_grad or name in before)
+            # A part may have been compiled since.
+            p.requires_grad_(p.requires_grad or name.replace("_orig_mod.", "") in before)
         self._frozen = None
         return self
 

@@ -275,6 +275,8 @@ def _metadata(model: StochConWrapper, representation: str) -> dict[str, str]:
 def _encode(model: StochConWrapper, images: Tensor, representation: Representation, name: str) -> Tensor:
     try:
         return model.encode(images, representation)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be images that the model takes, got {tuple(images.shape)} of {images.dtype} on "

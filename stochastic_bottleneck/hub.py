@@ -209,12 +209,14 @@ class HubModel(
         named = config["encoder"]
         if encoder is not None and not isinstance(encoder, Encoder):
             parts["encoder"] = _as_saved(encoder, named["feature_dim"])
-        for name, build in _builds(config).items():
+        # Twice, for weights in half precision; and room for a classifier, which was taken off before they were saved.
+        most = 2 * weights_path.stat().st_size + 2**28
+        for name, build in _builds(config, most).items():
             part = parts[name]
             if part is None:
                 if build is None:
                     raise ValueError(
-                        f"{name} must be passed: {path} cannot tell how to build {config['classes'][name]}; "
+                        f"{name} must be passed: {path} cannot tell how to build {config['classes'][name]!r}; "
                         f"use from_pretrained(..., {name}=...) with one built as it was"
                     )
                 # Shapes come first: a config may ask for more than there is memory.
@@ -224,7 +226,7 @@ class HubModel(
             if differing := _hub_files.differences(part.state_dict(), own):
                 raise ValueError(
                     f"{name} does not fit the weights in {folder}: {differing}; pass {name}= as it was when the "
-                    f"model was saved: {config['classes'][name]}"
+                    f"model was saved: {config['classes'][name]!r}"
                 )
             if parts[name] is None and build is not None:
                 with _hub_files.naming(path):
@@ -235,7 +237,9 @@ class HubModel(
             model.encoder_name = named["name"]
             model.encoder_options = _hub_encoders.check_options(named["options"])
         with _hub_files.naming(weights_path):
-            _checks.real("bottleneck.temperature", state["bottleneck.temperature"].item(), above=0)
+            _checks.real(
+                "bottleneck.temperature", state["bottleneck.temperature"].item(), least=_checks.MIN_CONCRETE
+            )
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in state and not is_lazy(tensor):  # a model in half or double precision stays so
                 tensor.data = tensor.data.to(state[name].dtype)
@@ -293,12 +297,14 @@ def _as_saved(model: nn.Module, feature_dim: int | None) -> Encoder:
     return encoder
 
 
-def _builds(config: dict[str, Any]) -> dict[str, Callable[[], nn.Module] | None]:
+def _builds(config: dict[str, Any], most_bytes: int) -> dict[str, Callable[[], nn.Module] | None]:
     """What builds each part; None for one that a config cannot tell."""
     named, bottleneck, head = config["encoder"], config["bottleneck"], config["head"]
 
     def build_encoder() -> Encoder:
-        return _as_saved(_hub_encoders.build(named["name"], named["options"]), named["feature_dim"])
+        model = _hub_encoders.build(named["name"], named["options"])
+        _hub_encoders.check_memory(model, most_bytes)
+        return _as_saved(model, named["feature_dim"])
 
     return {
         "encoder": None if named["name"] is None else build_encoder,

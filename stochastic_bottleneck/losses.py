@@ -76,12 +76,12 @@ class InfoNCELoss(nn.Module):
         Returns:
             Loss in nats. Shape: () for "mean"; (2N,) or (K, 2N) for "none"
         """
-        gathers = distributed.several_processes() if self._group_gathers is None else self._group_gathers
-        if not (self.gather_distributed and gathers):
+        if not (self.gather_distributed and self._gathers()):
             return functional.info_nce(
                 v, v_prime, self.temperature, reduction=self.reduction, block_size=self.block_size
             )
         try:
+            _checks.check_info_nce_options(self.temperature, self.reduction, self.block_size)
             _checks.check_views(v, v_prime)
             if v.is_meta:
                 raise ValueError(
@@ -89,10 +89,15 @@ class InfoNCELoss(nn.Module):
                 )
         except (TypeError, ValueError):
             # The others are asking the same: a process that stops alone leaves them waiting.
-            distributed.check_alike(v, v_prime, group=self._group, temperature=self.temperature)
+            distributed.check_alike(v, v_prime, group=self._group, failed=True)
             raise
         losses = distributed.info_nce(v, v_prime, self.temperature, self.block_size, self._group)
         return losses.mean() if self.reduction == "mean" else losses
+
+    def _gathers(self) -> bool:
+        """Whether there are other processes to gather from."""
+        anyone = distributed.several_processes()
+        return anyone if self._group_gathers is None else anyone and self._group_gathers
 
     def extra_repr(self) -> str:
         """Options that differ between losses."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from stochastic_bottleneck import _checks
@@ -87,13 +88,14 @@ class TemperatureSchedule:
 
         Raises:
             RuntimeError: at the first step, if the temperature is no longer `start`, as after a resumed run has
-                loaded the module but not the schedule.
+                loaded the module but not the schedule. A temperature that was on a GPU when the schedule was made is
+                not looked at, since that would wait for the device.
         """
         temperature = self.bottleneck.temperature
         # Reading a device's memory waits for the device: only done where the module has moved there since.
         is_read = temperature.device.type == "cpu" or temperature.device != self._device
-        # bfloat16 rounds by 0.004.
-        if self.last_step == 0 and is_read and not math.isclose(temperature, self.start, rel_tol=0.01):
+        rounding = 4 * torch.finfo(temperature.dtype).eps
+        if self.last_step == 0 and is_read and not math.isclose(temperature, self.start, rel_tol=rounding):
             raise RuntimeError(
                 f"the bottleneck's temperature must be start, {self.start:g}, before the first step, got "
                 f"{float(temperature):g}; load the schedule's state_dict() too (in Lightning, use "

@@ -251,7 +251,7 @@ class StochConWrapper(TimmMethods):
 
         Returns:
             Module that maps images to the representation; the latent is always its mode. `torch.export` takes
-            it in evaluation mode.
+            it in evaluation mode. It does not gather the parameters of a model under `fully_shard`; `encode` does.
         """
         extractor = FeatureExtractor(self.encoder, self.bottleneck, representation)
         extractor.training = self.training

@@ -366,7 +366,7 @@ OTHER = {  # views and options on each process, and the message
     ),
     "gradient": (
         lambda rank: ((torch.ones(3, 4, requires_grad=not rank),) * 2, {}),
-        "one need of a gradient on every process, got rank 0: True, rank 1: False; run every process with or",
+        "one requires_grad on every process, got rank 0: True, rank 1: False; run every process with or",
     ),
 }
 UNLIKE = {  # dtype on each process, and the part of the message that names them
@@ -391,6 +391,16 @@ def refuse(rank):
             InfoNCELoss(gather_distributed=True, **options)(*views)
         except ValueError as error:
             messages[name] = str(error)
+    broken = InfoNCELoss(gather_distributed=True)
+    broken.temperature = 1e-5 if rank else 0.5
+    try:
+        broken(torch.ones(3, 4), torch.ones(3, 4))
+    except ValueError as error:
+        messages["options"] = str(error)
+    try:
+        gather_rows(torch.ones(3, 4, requires_grad=not rank))
+    except ValueError as error:
+        messages["gathered gradients"] = str(error)
     try:
         gather_rows(torch.ones(3, 4 + rank))
     except ValueError as error:
@@ -430,8 +440,19 @@ def test_whatever_one_process_is_handed_every_process_says_so(refusals, name):
 def test_uneven_rows_are_not_gathered(refusals):
     for rank in refusals:
         assert (
-            "one batch shape on every process, got rank 0: (3, 4), rank 1: (3, 5)"
+            "gather_rows needs one batch shape on every process, got rank 0: (3, 4), rank 1: (3, 5)"
             in rank["messages"]["gathered rows"]
+        )
+
+
+def test_options_changed_on_one_process_and_gradients_of_one_are_refused_on_all(refusals):
+    for rank in refusals:
+        assert (
+            "one usable input on every process, got rank 0: True, rank 1: False"
+            in rank["messages"]["options"]
+        )
+        assert (
+            "gather_rows needs one requires_grad on every process" in rank["messages"]["gathered gradients"]
         )
 
 
@@ -519,11 +540,12 @@ def test_what_is_no_group_is_refused(group):
 
 
 def second_step(rows=slice(None)):
-    """Gradient of a function of the gradient, as a gradient penalty has it."""
-    v, v_prime = (tensors(WHOLE, 4, seed=seed)[rows].requires_grad_() for seed in (3, 4))
+    """Gradient of a function of the gradient, as a gradient penalty has it; one view is made from the other."""
+    v, w = (tensors(WHOLE, 4, seed=seed)[rows].requires_grad_() for seed in (3, 4))
+    v_prime = w + 0.5 * v
     losses = InfoNCELoss(0.3, gather_distributed=True, reduction="none")(v, v_prime)
     (first,) = torch.autograd.grad(losses.sum(), v, create_graph=True)
-    return [x.detach() for x in torch.autograd.grad(first.square().sum(), (v, v_prime))]
+    return [x.detach() for x in torch.autograd.grad(first.square().sum(), (v, w))]
 
 
 def second(rank):

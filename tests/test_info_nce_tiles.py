@@ -346,21 +346,39 @@ def test_forward_mode_derivatives(both, leading, monkeypatch):
         assert_close(a, b)
 
 
-def test_derivatives_of_both_modes_together():
-    v, v_prime = (x.detach() for x in views(300, 3, dtype=F64))
-    along = torch.ones_like(v)
+SECOND = {
+    "forward over reverse": lambda f, x, t: torch.func.jvp(torch.func.grad(f), (x,), (t,))[1],
+    "reverse over forward": lambda f, x, t: torch.func.grad(lambda y: torch.func.jvp(f, (y,), (t,))[1])(x),
+    "reverse over reverse": lambda f, x, t: torch.func.vjp(torch.func.grad(f), x)[1](t)[0],
+    "create_graph": lambda f, x, t: gradient_penalty(f, x.clone().requires_grad_(), t),
+}
 
-    def products(loss):
-        gradient = torch.func.grad(lambda x: loss(x, v_prime).mean())
-        forward_over_reverse = torch.func.jvp(gradient, (v,), (along,))[1]
-        x = v.clone().requires_grad_()
-        (first,) = torch.autograd.grad(loss(x, v_prime).mean(), x, create_graph=True)
-        (reverse_over_reverse,) = torch.autograd.grad((first * along).sum(), x)
-        return forward_over_reverse, reverse_over_reverse
 
-    expected = products(lambda x, y: exact(x, y, 0.3))
-    for a, b in zip(products(lambda x, y: in_tiles(x, y, 0.3)), expected, strict=True):
-        assert_close(a, b)
+def gradient_penalty(f, x, t):
+    (first,) = torch.autograd.grad(f(x), x, create_graph=True)
+    return torch.autograd.grad((first * t).sum(), x)[0]
+
+
+@pytest.mark.parametrize("way", SECOND)
+def test_second_derivatives(way):
+    """One view is made from the other, as by a head that sees both."""
+    x, w = (x.detach() for x in views(300, 3, dtype=F64))
+    t = torch.linspace(-1, 1, 900, dtype=F64).view(300, 3)
+    found, expected = (
+        SECOND[way](lambda v: loss(v, w + 0.5 * v.roll(1, 0), 0.3).mean(), x, t)  # noqa: B023
+        for loss in (in_tiles, exact)
+    )
+    assert expected.abs().max() > 1e-6
+    assert_close(found, expected)
+
+
+def test_a_first_gradient_to_be_differentiated_again_of_views_that_share_a_history():
+    x = views(300, 3, dtype=F64)[0]
+    found, expected = (
+        torch.autograd.grad(loss(x, x * 2 + x.roll(1, 0), 0.3).mean(), x, create_graph=True)[0]
+        for loss in (in_tiles, exact)
+    )
+    assert_close(found, expected)
 
 
 def test_functional_gradients():

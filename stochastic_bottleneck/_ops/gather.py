@@ -115,14 +115,20 @@ FIXES = {
     "batch shape": "use drop_last=True with a DistributedSampler, or the same batch_size everywhere",
     "dtype": "convert them alike, or run every process under the same autocast",
     "device": "move every process's rows to a device of the same type",
-    "need of a gradient": "run every process with or without torch.no_grad() alike",
+    "requires_grad": "run every process with or without torch.no_grad() alike",
     "temperature": "set it alike on every process",
+    "usable input": "see the error of the process that refused its own",
 }
 """What has to be alike on all processes, and what helps where it is not."""
 
 
 def check_alike(
-    *tensors: object, group: str = "", temperature: float | None = None, needs_grad: bool | None = None
+    *tensors: object,
+    group: str = "",
+    temperature: float | None = None,
+    needs_grad: bool | None = None,
+    failed: bool = False,
+    needed_by: str = "gather_distributed",
 ) -> None:
     """Compare what each process is about to send: an uneven collective hangs, corrupts or aborts.
 
@@ -134,6 +140,8 @@ def check_alike(
         group: name of the group.
         temperature: of the loss.
         needs_grad: whether a backward pass, which gathers too, will follow.
+        failed: whether this process has refused its own input; its other options are not compared then.
+        needed_by: what the error names.
 
     Raises:
         ValueError: on every process, when they differ.
@@ -143,8 +151,9 @@ def check_alike(
         "batch shape": _words(tensors, dense, lambda x: tuple(x.shape)),
         "dtype": _words(tensors, dense, lambda x: x.dtype if x.is_floating_point() else "not floating point"),
         "device": _words(tensors, dense, lambda x: x.device.type),
-        "need of a gradient": str(needs_grad),
+        "requires_grad": str(needs_grad),
         "temperature": str(temperature),
+        "usable input": str(not failed),
     }
     # One number a process says whether all is well; who differs, and in what, is asked only if it is not.
     digest = int.from_bytes(hashlib.blake2b(repr(own).encode(), digest_size=8).digest(), "big", signed=True)
@@ -155,9 +164,10 @@ def check_alike(
     dist.all_gather_object(everyone, own, group=resolve(group))
     for what, fix in FIXES.items():
         values = [one[what] for one in everyone]
-        if any(value != values[0] for value in values):
+        compared = [value for value in values if value != "None"]
+        if any(value != compared[0] for value in compared):
             by_rank = ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(values))
-            raise ValueError(f"gather_distributed needs one {what} on every process, got {by_rank}; {fix}")
+            raise ValueError(f"{needed_by} needs one {what} on every process, got {by_rank}; {fix}")
 
 
 def _words(tensors: tuple[object, ...], dense: list[Tensor], of: Any) -> str:

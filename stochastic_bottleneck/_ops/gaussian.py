@@ -72,7 +72,7 @@ def log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
     mean, log_std = at_least_float32(mean), at_least_float32(log_std)
     distance = z.to(mean.dtype) - mean
     # A point mass has an infinite density where it lies and none elsewhere; no infinity may meet a zero.
-    on_it = (distance == 0) & (log_std < -math.log(torch.finfo(mean.dtype).max))
+    on_it = (distance == 0) & (log_std <= -math.log(torch.finfo(mean.dtype).max))
     squared = (distance * (-log_std.masked_fill(on_it, 0.0)).exp()).square()
     return -squared / 2 - log_std.masked_fill(squared.isinf(), 0.0) - 0.5 * math.log(2 * math.pi)
 

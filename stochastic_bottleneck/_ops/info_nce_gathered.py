@@ -11,7 +11,6 @@ The pairs among local rows are symmetric, and are computed while the others' row
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from stochastic_bottleneck._ops.gather import Gathering, all_gather, check_alike
 from stochastic_bottleneck._ops.info_nce import plain
 from stochastic_bottleneck._ops.info_nce_op import (
     Options,
-    again,
     among,
     cosine,
     fake_rows,
@@ -85,8 +83,12 @@ class _GatheredInfoNCE(torch.autograd.Function):
         if grads[0] is None:
             return (None,) * 6
         if torch.is_grad_enabled():  # to be differentiated again
-            formula = partial(_plain, temperature=ctx.temperature, group=ctx.group)
-            return *again(formula, [v, v_prime], grads[0]), *(None,) * 4
+            # Views, since one of the two may have been made from the other.
+            views = [v.view_as(v), v_prime.view_as(v_prime)]
+            wanted = [x for x in views if x.requires_grad]
+            losses = _plain(views[0], views[1], ctx.temperature, ctx.group)
+            found = iter(torch.autograd.grad(losses, wanted, grads[0], create_graph=True))
+            return *(next(found) if x.requires_grad else None for x in views), *(None,) * 4
         grad = _backward(grads[0], *saved, ctx.temperature, ctx.block_size, v.dtype, ctx.group)
         return *unstack(grad, v), *(None,) * 4
 

@@ -21,7 +21,7 @@ At temperatures below `COLDEST_IN_BFLOAT16` that bound says little, and float32 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,7 @@ class _InfoNCE(torch.autograd.Function):
             return (None,) * 5
         if torch.is_grad_enabled():  # to be differentiated again
             formula = partial(plain, temperature=ctx.temperature)
-            return *again(formula, (v, v_prime), grads[0]), None, None, None
+            return *torch.func.vjp(formula, v, v_prime)[1](grads[0]), None, None, None
         grad = _backward(grads[0], *saved, ctx.temperature, ctx.block_size, v.dtype)
         return *unstack(grad, v), None, None, None
 
@@ -85,14 +85,16 @@ class _BothModes(_InfoNCE):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _InfoNCE.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*output[3:5])  # unit rows and their lengths
+        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        u, length = ctx.saved_tensors
+        v, v_prime = ctx.saved_tensors
+        # From the inputs, so that a derivative of this one reaches them.
+        u, length = unit_rows.with_lengths(stack(v, v_prime))
         given = next(t for t in tangents if t is not None)
-        tangent = torch.stack([torch.zeros_like(given) if t is None else t for t in tangents[:2]], dim=-3)
-        along = unit_rows.backward(tangent.to(u.dtype, copy=True).view(u.shape), u, length)
+        tangent = stack(*(torch.zeros_like(given) if t is None else t for t in tangents[:2])).to(u.dtype)
+        along = (tangent - u * (u * tangent).sum(dim=-1, keepdim=True)) / length
         losses = torch.stack([_jvp(*each, ctx.temperature) for each in zip(u, along, strict=True)])
         return losses.view(*given.shape[:-2], -1), *(None,) * 5
 
@@ -267,13 +269,6 @@ def pull_together(grad: Tensor, q: Tensor, u: Tensor) -> None:
 def stack_of(tensors: list[Tensor]) -> Tensor:
     """`torch.stack`, without a copy of the only one."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
-
-
-def again(formula: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
-    """The gradient of `formula`, differentiable itself."""
-    wanted = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))
-    return [next(found) if x.requires_grad else None for x in inputs]
 
 
 def among(u: Tensor, options: Options, kept: Tensor) -> list[AnyPairs]:

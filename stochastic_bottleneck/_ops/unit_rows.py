@@ -7,7 +7,8 @@ y = x / s and length l = s max(|y|, 1/2),
 
 for dL/du = g; the scale is a constant to the gradient, which is exact because x / |x| does not depend on it. The
 largest entry of y is 1, so |y| >= 1, and the maximum, where it has no gradient, is only met by rows whose entries all
-lie below the floor of s. Those shrink to zero with their size instead of being normalised.
+lie below the floor of s. Those shrink to zero with their size instead of being normalised, and `backward`, which
+projects their gradient too, is an approximation for them.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ from torch import Tensor
 
 from stochastic_bottleneck._ops.precision import at_least_float32
 
-_LEAST = (
-    0.5  # norm of y: clear of 1, where rounding (or one entry that is all of its row) could meet the maximum
-)
+# Below 1, the smallest norm of a scaled row: only rows under the floor meet the clamp, which has no gradient there.
+_LEAST = 0.5
 
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of `x` scaled to norm 1, in float32 or better; zero rows stay zero with a finite gradient."""
+    return with_lengths(x)[0]
+
+
+def with_lengths(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`unit_rows`, and what rows were divided by. Shapes: (..., D) and (..., 1)."""
     x = at_least_float32(x)
-    x = x / _scale(x.detach())
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.clamp_min(_LEAST)
+    scale = _scale(x.detach())
+    x = x / scale
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_LEAST)
+    return x / norm, norm * scale
 
 
 def forward(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ class TemperatureAnnealing(Callback):
                 f'bottleneck must be a name, such as "model.bottleneck", or None, got {bottleneck!r}'
             )
         self.bottleneck = bottleneck
+        self._found_start: float | None = None
         self._schedule: TemperatureSchedule | None = None
 
     @property
@@ -63,29 +64,44 @@ class TemperatureAnnealing(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the arguments and the Trainer do not know: the temperature at which training started."""
-        return {"start": self.start}
+        return {"start": self._found_start if self.start is None else self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict()`; a `start` that was given stays.
 
         Raises:
             TypeError: for a state that is not of a `TemperatureAnnealing`.
-            ValueError: for a temperature that is none.
+            ValueError: for a temperature out of range.
         """
         if not isinstance(state_dict, dict) or "start" not in state_dict:
             raise TypeError(
                 f"state_dict must be what TemperatureAnnealing.state_dict() gave, got {state_dict!r}"
             )
         start = state_dict["start"]
-        if self.start is None and start is not None:
-            self.start = _checks.real('state_dict["start"]', start, least=_checks.MIN_CONCRETE)
+        if start is not None:
+            self._found_start = _checks.real('state_dict["start"]', start, least=_checks.MIN_CONCRETE)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget where an earlier run started; a checkpoint's state is loaded after this."""
+        if stage == "fit":
+            self._found_start = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find the bottleneck and set its temperature; by now everything is restored."""
+        """Find the bottleneck and set its temperature; by now everything is restored.
+
+        Raises:
+            ValueError: for a resumed run whose checkpoint does not know where the temperature started.
+        """
+        start = self._found_start if self.start is None else self.start
+        if start is None and trainer.global_step > 0:
+            raise ValueError(
+                f"start must be given: the run resumes at step {trainer.global_step}, got a checkpoint without the "
+                f"state of {self.state_key}; pass the temperature at which training started"
+            )
         self._schedule = TemperatureSchedule(
-            self._find(pl_module), self.end, self.total_steps, start=self.start, shape=self.shape
+            self._find(pl_module), self.end, self.total_steps, start=start, shape=self.shape
         )
-        self.start = self._schedule.start
+        self._found_start = self._schedule.start
         self._anneal(trainer.global_step)
 
     def on_train_batch_end(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stochastic_bottleneck._arrays import array, as_array, class_labels
-from stochastic_bottleneck._checks import check_floating, integer
+from stochastic_bottleneck._arrays import array, as_array, class_labels, label_hint
+from stochastic_bottleneck._checks import check_floating, explain_mismatch, integer
 from stochastic_bottleneck._extras import require
 
 Features = Tensor | NDArray[Any]
@@ -102,7 +101,7 @@ def images_and_labels(batches: Iterable[Any], name: str) -> Iterator[tuple[Tenso
             if tuple(y.shape) != (len(x),):
                 raise ValueError(
                     f"{name} must give one label an image, got labels of shape {tuple(y.shape)} for {len(x)} images; "
-                    "give (images, labels), or images alone; of one-hot rows take argmax(1)"
+                    f"give (images, labels), or images alone{label_hint(y.shape)}"
                 )
         if len(x):
             yield x, y
@@ -126,28 +125,20 @@ def check_images(x: object, name: str) -> None:
         raise ValueError(f"{name} must hold images of shape (N, C, H, W), got {tuple(x.shape)}")
 
 
-@contextmanager
-def naming_images(encoder: nn.Module, x: Tensor, name: str) -> Iterator[None]:
-    """What an encoder says of images that it does not take, in words that name them."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError) as error:
-        if x.ndim != 4:
-            raise ValueError(
-                f"{name} must hold images that the model takes, usually of shape (N, C, H, W), got {tuple(x.shape)}"
-            ) from error
-        dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), x.dtype)
-        if x.dtype == dtype:
-            raise
-        raise TypeError(
-            f"{name} must hold images of the weights' dtype, {dtype}, got {x.dtype}; convert them with .to({dtype})"
-        ) from error
-
-
 def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
     """One row of features an image."""
-    with naming_images(encoder, x, name):
+    try:
         h = encoder(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        explain_mismatch(name, x, encoder, error)
+        if x.ndim == 4:
+            raise
+        raise ValueError(
+            f"{name} must hold images that the model takes, usually of shape (N, C, H, W), got {tuple(x.shape)}, of "
+            f"which the model says: {error}"
+        ) from error
     if not isinstance(h, Tensor) or h.ndim != 2 or len(h) != len(x):
         kind = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
         raise ValueError(

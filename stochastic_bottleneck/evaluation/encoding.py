@@ -20,7 +20,6 @@ from stochastic_bottleneck.evaluation._inputs import (
     check_images,
     device_of,
     images_and_labels,
-    naming_images,
 )
 from stochastic_bottleneck.wrapper import Representation, StochConWrapper
 
@@ -100,8 +99,7 @@ def encode(
     with evaluation_mode(model), torch.no_grad():
         for x, y in images_and_labels(batches, "images"):
             x = x.to(place, non_blocking=True)
-            with naming_images(model.encoder, x, "images"):
-                encoding: Any = model._encode(x, representation, posterior=True)
+            encoding: Any = model._encode(x, representation, posterior=True)
             features, h, uncertainty = encoding.features, encoding.h, encoding.posterior.entropy()
             # Bits of a feature that is nan are zeros, so that the features themselves are looked at.
             finite = h.isfinite().all(1) & features.isfinite().all(1) & uncertainty.isfinite()
@@ -113,6 +111,6 @@ def encode(
                 raise ValueError("images must give labels with every batch or with none, got both")
     if not found:
         raise ValueError("images is empty; give at least one image")
-    encoded, doubt, sound = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    check_finite_rows(sound, "features of images")
-    return Encoded(encoded, np.concatenate(labels) if labels else None, doubt.astype(np.float64))
+    features, uncertainty, finite = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    check_finite_rows(finite, "features of images")
+    return Encoded(features, np.concatenate(labels) if labels else None, uncertainty.astype(np.float64))

@@ -128,8 +128,9 @@ def fine_tune(
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         encoder: Any = copy.deepcopy(source).to(place)
-        if isinstance(encoder, Encoder):
-            encoder.freeze(False)
+        for module in encoder.modules():
+            if isinstance(module, Encoder):
+                module.freeze(False)
         encoder.requires_grad_()
         # What does not fit is refused now rather than after training.
         asked = next(_labelled(test, "test", classes))[0]
@@ -142,21 +143,24 @@ def fine_tune(
             )
         head = nn.Linear(h.shape[1], classes, device=place, dtype=h.dtype)
         classifier = nn.Sequential(encoder, head).train()
-        rule = (optimizer or functools.partial(torch.optim.SGD, momentum=0.9))(classifier.parameters(), lr=lr)
-        if not isinstance(rule, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must give an optimizer, got {type(rule).__name__}")
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps)
+        chosen = (optimizer or functools.partial(torch.optim.SGD, momentum=0.9))(
+            classifier.parameters(), lr=lr
+        )
+        if not isinstance(chosen, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must give an optimizer, got {type(chosen).__name__}")
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(chosen, steps)
         losses = []
         for epoch in rounds:
             # Summed on the device: one wait an epoch. A sum that holds inf or nan is not finite either.
             total, batches = torch.zeros((), device=place), 0
-            for x, y in _joined(_labelled(train, "train", classes)):
+            for x, y, count in _joined(_labelled(train, "train", classes)):
                 logits = _logits(classifier, x.to(place, non_blocking=True))
                 loss = nn.functional.cross_entropy(logits, y.to(place, non_blocking=True))
-                rule.zero_grad()
+                chosen.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                rule.step()
-                schedule.step()
+                chosen.step()
+                for _ in range(count):
+                    schedule.step()
                 total, batches = total + loss.detach(), batches + 1
             losses.append(float(total) / batches)
             if not math.isfinite(losses[-1]):
@@ -206,17 +210,17 @@ def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple
         raise ValueError(f"{name} is empty; give at least one labelled image")
 
 
-def _joined(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches to train on; one of a single image joins a larger one before it."""
-    images, labels = torch.empty(0), torch.empty(0)
+def _joined(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Batches to train on, and of how many each is made: one of a single image joins a larger one before it."""
+    images, labels, count = torch.empty(0), torch.empty(0), 0
     for x, y in batches:
-        if len(x) == 1 < len(images):
-            images, labels = torch.cat([images, x]), torch.cat([labels, y])
+        if len(x) == 1 < len(images) and x.shape[1:] == images.shape[1:]:
+            images, labels, count = torch.cat([images, x]), torch.cat([labels, y]), count + 1
             continue
         if len(images):
-            yield images, labels
-        images, labels = x, y
-    yield images, labels
+            yield images, labels, count
+        images, labels, count = x, y, 1
+    yield images, labels, count
 
 
 def _logits(classifier: nn.Module, x: Tensor) -> Tensor:

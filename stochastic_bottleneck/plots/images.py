@@ -52,7 +52,7 @@ def bit_images(
         12
     """
     pictures = _pictures(images)
-    p = array(probs, "probs")
+    p = array(probs, "probs").astype(np.float64)  # bits too: bytes and booleans have no negative
     if p.ndim != 2 or len(p) != len(pictures):
         raise ValueError(
             f"probs must have shape ({len(pictures)}, D), a row for each image, got {p.shape}; unpack codes first"

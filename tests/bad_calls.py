@@ -654,7 +654,12 @@ EXEMPT = {
                 "LatentMonitor.on_train_batch_start",
                 "LatentMonitor.on_train_batch_end",
             ),
-            *("LatentMonitor.on_exception", "LatentMonitor.teardown", "TemperatureAnnealing.on_train_start"),
+            *(
+                "LatentMonitor.on_exception",
+                "LatentMonitor.teardown",
+                "TemperatureAnnealing.setup",
+                "TemperatureAnnealing.on_train_start",
+            ),
             *("TemperatureAnnealing.on_train_batch_end", "TemperatureAnnealing.teardown"),
         )
     },

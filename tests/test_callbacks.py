@@ -611,7 +611,7 @@ def test_an_annealing_finds_its_bottleneck():
         (module_of(a=torch.compile(bits())), None),
     ):
         other = dict(module.named_children()).get("b")
-        TemperatureAnnealing(0.25, 2, bottleneck=name).on_train_start(trainer, module)
+        TemperatureAnnealing(0.25, 2, start=1.0, bottleneck=name).on_train_start(trainer, module)
         assert module["a"].temperature == 0.5
         assert other is None or other.temperature == 1
     for module, name, message in (
@@ -629,7 +629,7 @@ def test_an_annealing_finds_its_bottleneck():
         (module_of(a=gauss), None, 'must be of kind "bern", got "gauss", which has no temperature'),
     ):
         with pytest.raises(ValueError, match=message):
-            TemperatureAnnealing(0.25, 2, bottleneck=name).on_train_start(trainer, module)
+            TemperatureAnnealing(0.25, 2, start=1.0, bottleneck=name).on_train_start(trainer, module)
 
 
 def test_the_state_of_an_annealing_is_where_it_began():
@@ -641,7 +641,14 @@ def test_the_state_of_an_annealing_is_where_it_began():
     for start, expected in ((None, 4.0), (2.0, 2.0)):  # a start that was given stays
         other = TemperatureAnnealing(0.25, 2, start=start)
         other.load_state_dict(state)
-        assert other.start == expected
+        assert other.state_dict() == {"start": expected}
+    annealing.setup(trainer, None, "fit")  # of another training, which starts where its own bottleneck is
+    annealing.on_train_start(trainer, module_of(a=bits(temperature=2.0)))
+    assert annealing.state_dict() == {"start": 2.0}
+    with pytest.raises(
+        ValueError, match="start must be given: the run resumes at step 3, got a checkpoint without"
+    ):
+        TemperatureAnnealing(0.25, 2).on_train_start(SimpleNamespace(global_step=3), module_of(a=bits()))
     for bad, error in (
         ({}, TypeError),
         (None, TypeError),

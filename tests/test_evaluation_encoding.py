@@ -147,7 +147,7 @@ def test_a_bar_changes_no_number(capsys):
         (
             lambda: encode(small_model(), IMAGES.double()),
             TypeError,
-            "dtype, torch.float32, got torch.float64",
+            "weights, torch.float32, got torch.float64",
         ),
         (lambda: encode(small_model(), IMAGES + 0j), TypeError, "images must be .* got torch.complex64"),
         (lambda: encode(small_model(), IMAGES.to("meta")), ValueError, "images must .* got a meta tensor"),

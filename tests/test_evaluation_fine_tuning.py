@@ -98,6 +98,25 @@ def test_a_last_image_alone_is_trained_on_with_the_batch_before():
     )
     assert alone[:3] == expected[:3]
     assert np.isfinite(alone.losses).all()
+    made = []
+    fine_tune(
+        small_encoder(),
+        nine,
+        BATCHES,
+        CLASSES,
+        epochs=3,
+        optimizer=lambda p, lr: made.append(torch.optim.SGD(p, lr)) or made[-1],
+    )
+    assert made[0].param_groups[0]["lr"] < 1e-12  # the cosine comes to its end
+
+
+def test_a_frozen_encoder_is_trained_wherever_it_is():
+    model = StochConWrapper(small_encoder(), dim=4, feature_dim=8).freeze_encoder()
+    inside = nn.Sequential(model.encoder, nn.Identity())
+    trained = fine_tune(inside, BATCHES, BATCHES, CLASSES, epochs=1).classifier[0]
+    before = inside.state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    assert model.encoder.frozen
 
 
 def test_batches_of_one_image_each_train_what_they_can():

@@ -125,20 +125,31 @@ def check_images(x: object, name: str) -> None:
         raise ValueError(f"{name} must hold images of shape (N, C, H, W), got {tuple(x.shape)}")
 
 
-def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
-    """One row of features an image."""
-    try:
-        h = encoder(x)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
+def explain_failure(name: str, x: Tensor, encoder: nn.Module, error: RuntimeError | ValueError) -> None:
+    """Explain an encoder's error, where images are of another dtype, device or number of dimensions than it takes.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another device or number of dimensions.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return
+    if isinstance(error, RuntimeError):
         explain_mismatch(name, x, encoder, error)
-        if x.ndim == 4:
-            raise
+    if x.ndim != 4:
         raise ValueError(
             f"{name} must hold images that the model takes, usually of shape (N, C, H, W), got {tuple(x.shape)}, of "
             f"which the model says: {error}"
         ) from error
+
+
+def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
+    """One row of features an image."""
+    try:
+        h = encoder(x)
+    except (RuntimeError, ValueError) as error:
+        explain_failure(name, x, encoder, error)
+        raise
     if not isinstance(h, Tensor) or h.ndim != 2 or len(h) != len(x):
         kind = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
         raise ValueError(

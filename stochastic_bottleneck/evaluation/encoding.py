@@ -19,6 +19,7 @@ from stochastic_bottleneck.evaluation._inputs import (
     check_finite_rows,
     check_images,
     device_of,
+    explain_failure,
     images_and_labels,
 )
 from stochastic_bottleneck.wrapper import Representation, StochConWrapper
@@ -99,7 +100,11 @@ def encode(
     with evaluation_mode(model), torch.no_grad():
         for x, y in images_and_labels(batches, "images"):
             x = x.to(place, non_blocking=True)
-            encoding: Any = model._encode(x, representation, posterior=True)
+            try:
+                encoding: Any = model._encode(x, representation, posterior=True)
+            except (RuntimeError, ValueError) as error:
+                explain_failure("images", x, model.encoder, error)
+                raise
             features, h, uncertainty = encoding.features, encoding.h, encoding.posterior.entropy()
             # Bits of a feature that is nan are zeros, so that the features themselves are looked at.
             finite = h.isfinite().all(1) & features.isfinite().all(1) & uncertainty.isfinite()

@@ -108,13 +108,13 @@ def _whole(least: int, most: int | None) -> str:
 
 
 def check_temperature(temperature: Tensor | float) -> None:
-    """Refuse a Concrete temperature that is not positive; a tensor's value is not read (no host sync)."""
+    """Refuse a Concrete temperature below `MIN_CONCRETE`; a tensor's value is not read (no host sync)."""
     if not isinstance(temperature, Tensor):
         real("temperature", temperature, least=MIN_CONCRETE, hint="0.5 to 1 is usual")
 
 
 def check_concrete(temperature: Tensor | float, logits: Tensor) -> None:
-    """Refuse a Concrete temperature that is not positive, or a tensor of them that does not fit the logits."""
+    """Refuse a Concrete temperature below `MIN_CONCRETE`, or a tensor of them that does not fit the logits."""
     check_temperature(temperature)
     if isinstance(temperature, Tensor):
         check_floating(temperature, "temperature")

@@ -13,7 +13,7 @@ HOST_CHUNK, DEVICE_CHUNK = 2**16, 2**22
 
 
 def distances(a: Any, b: Any) -> Any:
-    """Hamming distances in chunks of the result, so that what leads to it is small beside it."""
+    """Hamming distances in chunks of the result, so that temporaries are small next to it."""
     on_host = isinstance(a, np.ndarray)
     lib: Any = np if on_host else torch
     shape: tuple[int, ...] = lib.broadcast_shapes(a.shape[:-1], b.shape[:-1])

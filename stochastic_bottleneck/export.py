@@ -86,7 +86,9 @@ def export_program(
     _check_images(example_images, "example_images")
     _checks.flag("dynamic_batch", dynamic_batch)
     path = model.feature_extractor(representation)
-    _encode(model, example_images, representation, "example_images")  # the exporter would need more words
+    _encode(
+        model, example_images, representation, "example_images"
+    )  # torch's exporter reports the same mistakes less clearly
     with evaluation_mode(model), torch.no_grad():
         path.eval()
         if not dynamic_batch:

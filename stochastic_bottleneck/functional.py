@@ -100,7 +100,7 @@ def relaxed_bernoulli_rsample(
 
     Args:
         logits: log odds of a one. Shape: (...)
-        temperature: Concrete temperature, above 0. Lower is closer to bits, with a noisier gradient.
+        temperature: Concrete temperature, at least 1e-6. Lower is closer to bits, with a noisier gradient.
         hard: return exact bits in the forward pass and use the relaxed gradient (straight-through).
         noise: standard logistic noise; drawn here when None. Shape: (...)
 
@@ -108,7 +108,7 @@ def relaxed_bernoulli_rsample(
         Samples in [0, 1], in the dtype of `logits`. Shape: (...)
 
     Raises:
-        ValueError: for a temperature that is not positive, or noise of another shape.
+        ValueError: for a temperature below that, or noise of another shape.
         TypeError: for logits that are not floating point.
 
     Example:
@@ -133,7 +133,7 @@ def relaxed_bernoulli_rsample_kl(
 
     Args:
         logits: log odds of a one. Shape: (...)
-        temperature: Concrete temperature, above 0.
+        temperature: Concrete temperature, at least 1e-6.
         hard: return exact bits in the forward pass and use the relaxed gradient (straight-through).
         noise: standard logistic noise; drawn here when None. Shape: (...)
 
@@ -142,7 +142,7 @@ def relaxed_bernoulli_rsample_kl(
         float64. Two tensors of Shape: (...)
 
     Raises:
-        ValueError: for a temperature that is not positive, or noise of another shape.
+        ValueError: for a temperature below that, or noise of another shape.
         TypeError: for logits that are not floating point.
 
     Example:
@@ -159,7 +159,7 @@ def relaxed_bernoulli_log_prob(logits: Tensor, temperature: Tensor | float, z: T
 
     Args:
         logits: log odds of a one. Shape: (...)
-        temperature: Concrete temperature, above 0.
+        temperature: Concrete temperature, at least 1e-6.
         z: relaxed samples. One that rounded to 0 or 1, or lies outside, is taken as the smallest normal number of
             its dtype, or as 1 - eps, as torch.distributions does. Shape: (...)
 

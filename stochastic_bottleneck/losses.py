@@ -31,7 +31,7 @@ class InfoNCELoss(nn.Module):
 
     Raises:
         ValueError: for a value outside its range, when built or when called; on every process, when their
-            batches differ in shape, dtype or device, or their temperatures differ.
+            batches differ in shape, dtype, device or need of a gradient, or their temperatures differ.
         TypeError: for views that differ in dtype or are not floating point, or a group that is none.
 
     Example:

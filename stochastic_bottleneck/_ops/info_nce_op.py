@@ -8,7 +8,6 @@ so that with a_i = g_i sigmoid(x_i) / (n_i tau) and q_i = -g_i sigmoid(x_i) / ta
 
     dL/du_i = sum_k exp(s_ik) (a_i + a_k) u_k  +  (q_i + q_p(i)) u_p(i)
 
-
 Unit rows bound every logit by 1 / tau, so the exponentials need no running maximum: down to a temperature of
 `COLDEST_IN_FLOAT32`, float32 holds them and their sums with room for any number of rows and any sensible g. Below
 it the exponentials are float64. Half precision inputs are normalised and summed in float32. From

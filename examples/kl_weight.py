@@ -1,6 +1,6 @@
 """What a weight on the KL does while the scale of logits and means is fixed, learned, or left to the projector.
 
-    python examples/kl_weight.py                             # a quarter of an hour on one thread of a CPU
+    python examples/kl_weight.py                             # 72 trainings of half a minute to a minute each
     python examples/kl_weight.py --kinds bern --seeds 0
 
 Trains a small encoder on the 5,000 CIFAR-10 images that ship with the examples (JPEG copy), and describes its latent on
@@ -140,7 +140,7 @@ def main() -> None:
     table = args.out / "kl_weight.csv"
     rows: list[dict[str, Any]] = [*csv.DictReader(table.read_text().splitlines())] if table.exists() else []
     commands = json.loads(table.with_suffix(".json").read_text())["commands"] if rows else []
-    done = {(row["kind"], row["scale"], float(row["kl_weight"]), int(row["seed"])) for row in rows}
+    done = {(r["kind"], r["scale"], float(r["kl_weight"]), int(r["seed"]), int(r["epochs"])) for r in rows}
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     cpu = subprocess.run(
         "grep -m1 'model name' /proc/cpuinfo", shell=True, capture_output=True, text=True
@@ -160,10 +160,11 @@ def main() -> None:
     torch.manual_seed(0)
     views = torch.stack([torch.stack([AUGMENT(image) for _ in range(VIEWS)]) for image in train_set[0]])
     for kind, seed, scale, kl_weight in product(args.kinds, args.seeds, args.scales, args.kl_weights):
-        if (kind, scale, kl_weight, seed) in done:
+        if (kind, scale, kl_weight, seed, args.epochs) in done:
             continue
         found = measure(train(kind, scale, kl_weight, seed, views, args.epochs), train_set, test_set)
-        rows.append({"kind": kind, "scale": scale, "kl_weight": kl_weight, "seed": seed, **found})
+        setting = {"kind": kind, "scale": scale, "kl_weight": kl_weight, "seed": seed, "epochs": args.epochs}
+        rows.append({**setting, **found})
         text = io.StringIO()
         writer = csv.DictWriter(text, rows[0], lineterminator="\n")
         writer.writeheader()

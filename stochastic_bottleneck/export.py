@@ -195,6 +195,8 @@ def verify_onnx(
     onnxruntime = require("onnxruntime", "verify_onnx", "export")
     model, path = as_wrapper(model), _checked_path(path)
     _check_images(images, "images")
+    if images.is_meta:
+        raise ValueError("images must hold values, got a meta tensor; load them first")
     tolerance = _checks.real("tolerance", tolerance, least=0)
     if not path.is_file():
         raise FileNotFoundError(f"path must name an ONNX file, got {str(path)!r}; write one with export_onnx")

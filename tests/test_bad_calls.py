@@ -16,6 +16,24 @@ import stochastic_bottleneck
 PACKAGE = Path(stochastic_bottleneck.__file__).parent
 LEAST = 0.98
 """Share of the rows that have to end in a clear error."""
+KNOWN = {
+    *(
+        "evaluation.encode(images=float64)",
+        "evaluation.encode(images=float64 images)",
+    ),  # the model's words, of its "x"
+    *("evaluation.fine_tune(train=float64 images)", "evaluation.fine_tune(test=float64 images)"),
+    *(
+        "evaluation.encode(images=strings as labels)",
+        "evaluation.encode(images=nan as labels)",
+    ),  # given back as they are
+    "evaluation.forest_curve(counts=())",  # of all features alone
+    *(
+        "wrapper.StochConWrapper.forward(x=fewer dimensions)",
+        "wrapper.StochConWrapper.forward(x_prime=fewer dimensions)",
+    ),
+    "wrapper.StochConWrapper.encode(x=meta)",
+}
+"""Rows that do not end in a clear error."""
 RULE = re.compile(
     r"\b(must|needs?|takes|gives|has no|lacks|is (empty|missing|damaged)|does not|there is no|not found)\b"
 )
@@ -94,7 +112,7 @@ def test_the_call_without_the_bad_value_is_valid(name):
 
 
 def test_bad_calls_end_in_a_clear_error():
-    outcomes = [(row, outcome(row)) for row in bad_calls.table()]
-    failing = [f"{row}: {' '.join(said.split())[:160]}" for row, said in outcomes if said]
-    share = 1 - len(failing) / len(outcomes)
-    assert share >= LEAST, "\n".join([f"{share:.1%} of {len(outcomes)} end in a clear error; not:", *failing])
+    table = bad_calls.table()
+    failing = {str(row): " ".join(said.split())[:160] for row in table if (said := outcome(row))}
+    assert not {row: said for row, said in failing.items() if row not in KNOWN}
+    assert 1 - len(failing) / len(table) >= LEAST

@@ -758,7 +758,7 @@ CALLED = [
     (
         (features(), features(4)),
         ValueError,
-        r"opposing must have the shape of features, \(8, 6\), got \(4, 6\)",
+        r"opposing must have the shape and dtype of features, \(8, 6\) and torch.float32, got \(4, 6\)",
     ),
 ]
 

@@ -141,7 +141,7 @@ def test_a_run_leaves_a_model_that_loads(finished, name, tmp_path):
         ValueError, match=r"encoder must be passed: .*recipes\.models\.make_encoder\("
     ) as raised:
         HubModel.from_pretrained(finished / name)
-    made = re.search(r"recipes\.models\.(make_encoder\(.*?\));", str(raised.value))[1]
+    made = re.search(r"recipes\.models\.(make_encoder\(.*?\)).;", str(raised.value))[1]
     loaded = HubModel.from_pretrained(finished / name, encoder=eval(made, {"make_encoder": make_encoder}))
     weights = load_file(finished / name / "pretrain" / "weights.safetensors")
     assert loaded.state_dict().keys() == weights.keys()

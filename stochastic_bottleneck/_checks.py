@@ -107,18 +107,21 @@ def _whole(least: int, most: int | None) -> str:
     return words if most is None else f"{words} and at most {most}"
 
 
-def check_temperature(temperature: Tensor | float) -> None:
-    """Refuse a Concrete temperature below `MIN_CONCRETE`; a tensor's value is not read (no host sync)."""
-    if not isinstance(temperature, Tensor):
-        real("temperature", temperature, least=MIN_CONCRETE, hint="0.5 to 1 is usual")
+def concrete_temperature(value: object) -> float:
+    """A Concrete temperature as a float, where it is at least `MIN_CONCRETE`."""
+    return real("temperature", value, least=MIN_CONCRETE, hint="0.5 to 1 is usual")
 
 
 def check_concrete(temperature: Tensor | float, logits: Tensor) -> None:
-    """Refuse a Concrete temperature below `MIN_CONCRETE`, or a tensor of them that does not fit the logits."""
-    check_temperature(temperature)
-    if isinstance(temperature, Tensor):
-        check_floating(temperature, "temperature")
-        _check_fit("temperature", temperature, logits, "logits")
+    """Refuse a Concrete temperature below `MIN_CONCRETE`, or a tensor of them that does not fit the logits.
+
+    A tensor's values are not read (no host sync).
+    """
+    if not isinstance(temperature, Tensor):
+        concrete_temperature(temperature)
+        return
+    check_floating(temperature, "temperature")
+    _check_fit("temperature", temperature, logits, "logits")
 
 
 def _check_fit(name: str, x: Tensor, other: Tensor, other_name: str) -> None:
@@ -128,9 +131,25 @@ def _check_fit(name: str, x: Tensor, other: Tensor, other_name: str) -> None:
             raise ValueError(
                 f"{name} must broadcast with {other_name}, {tuple(other.shape)}, got {tuple(x.shape)}"
             )
+    _check_device(name, x, other, other_name)
+
+
+def _check_device(name: str, x: Tensor, other: Tensor, other_name: str) -> None:
     if x.device != other.device:
         raise ValueError(
             f"{name} must be on the device of {other_name}, {other.device}, got {x.device}; move it with .to()"
+        )
+
+
+def _check_pair(x: Tensor, x_prime: Tensor, name: str, name_prime: str) -> None:
+    """Refuse tensors of different dtypes or devices."""
+    if x.dtype != x_prime.dtype:
+        raise TypeError(
+            f"{name} and {name_prime} must have one dtype, got {x.dtype} and {x_prime.dtype}; convert one with .to()"
+        )
+    if x.device != x_prime.device:
+        raise ValueError(
+            f"{name} and {name_prime} must be on one device, got {x.device} and {x_prime.device}; move one with .to()"
         )
 
 
@@ -142,20 +161,15 @@ def check_info_nce_options(temperature: float, reduction: str, block_size: int |
         integer("block_size", block_size, hint="None chooses by size")
 
 
-def check_width(name: str, value: object) -> None:
-    """Refuse a number of dimensions that is not a positive int."""
-    integer(name, value)
-
-
 def check_floating(x: Tensor, name: str) -> None:
     """Refuse what is no dense tensor of real floating point numbers."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
-    if x.layout != torch.strided or x.is_nested:
-        if x.is_nested:
-            raise TypeError(
-                f"{name} must be a dense tensor, got a nested one; convert it with torch.nested.to_padded_tensor"
-            )
+    if x.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one; convert it with torch.nested.to_padded_tensor"
+        )
+    if x.layout != torch.strided:
         kind = str(x.layout).removeprefix("torch.")
         raise TypeError(f"{name} must be a dense tensor, got a {kind} one; convert it with {name}.to_dense()")
     if not x.is_floating_point():
@@ -185,14 +199,7 @@ def check_image_pair(x: Tensor, x_prime: Tensor) -> None:
         raise ValueError(
             f"x and x_prime must hold one view each of the same images, got {x.shape[0]} and {x_prime.shape[0]}"
         )
-    if x.dtype != x_prime.dtype:
-        raise TypeError(
-            f"x and x_prime must have one dtype, got {x.dtype} and {x_prime.dtype}; convert one with .to()"
-        )
-    if x.device != x_prime.device:
-        raise ValueError(
-            f"x and x_prime must be on one device, got {x.device} and {x_prime.device}; move one with .to()"
-        )
+    _check_pair(x, x_prime, "x", "x_prime")
 
 
 def explain_mismatch(name: str, x: Tensor, module: nn.Module, error: RuntimeError) -> None:
@@ -223,10 +230,7 @@ def check_noise(parameter: Tensor, noise: Tensor, name: str) -> None:
         raise ValueError(
             f"noise must have the shape of {name}, {tuple(parameter.shape)}, got {tuple(noise.shape)}"
         )
-    if noise.device != parameter.device:
-        raise ValueError(
-            f"noise must be on the device of {name}, {parameter.device}, got {noise.device}; move it with .to()"
-        )
+    _check_device("noise", noise, parameter, name)
 
 
 def check_value(z: Tensor, parameter: Tensor, name: str) -> None:
@@ -271,10 +275,4 @@ def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "
             f"{name} is empty, shape {tuple(v.shape)}; "
             "skip empty batches (drop_last=True in the data loader does)"
         )
-    if v.dtype != v_prime.dtype:
-        raise TypeError(f"{name} and {name_prime} must have one dtype, got {v.dtype} and {v_prime.dtype}")
-    if v.device != v_prime.device:
-        raise ValueError(
-            f"{name} and {name_prime} must be on one device, got {v.device} and {v_prime.device}; "
-            "move one with .to()"
-        )
+    _check_pair(v, v_prime, name, name_prime)

@@ -329,7 +329,7 @@ class StochasticBottleneck(nn.Module):
 def _temperature(value: object) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()  # a tensor's value would go unchecked
-    return _checks.real("temperature", value, least=_checks.MIN_CONCRETE, hint="0.5 to 1 is usual")
+    return _checks.concrete_temperature(value)
 
 
 def _build(

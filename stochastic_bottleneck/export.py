@@ -86,9 +86,8 @@ def export_program(
     _check_images(example_images, "example_images")
     _checks.flag("dynamic_batch", dynamic_batch)
     path = model.feature_extractor(representation)
-    _encode(
-        model, example_images, representation, "example_images"
-    )  # torch's exporter reports the same mistakes less clearly
+    # torch's exporter reports the same mistakes less clearly.
+    _encode(model, example_images, representation, "example_images")
     with evaluation_mode(model), torch.no_grad():
         path.eval()
         if not dynamic_batch:

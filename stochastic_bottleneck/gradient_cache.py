@@ -285,7 +285,7 @@ def _check_arguments(
         ) from None
     except ValueError:  # written in C, without a signature
         pass
-    _checks.check_width("chunk_size", chunk_size)
+    _checks.integer("chunk_size", chunk_size)
     _checks.flag("check_replay", check_replay)
     if backward is not None and not callable(backward):
         raise TypeError(f"backward must be a function of a scalar, or None, got {backward!r}")

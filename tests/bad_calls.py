@@ -398,7 +398,6 @@ def objective(output: Any) -> torch.Tensor:
     return InfoNCELoss()(output.v, output.v_prime)
 
 
-bits = tensor("narrower", "meta", integers=True)
 relaxed = {"z": tensor("narrower", "meta")}
 own_module = {"model": module}
 losses = values(None, "mean", objective(model()(images(), images())), lambda a, b: a)

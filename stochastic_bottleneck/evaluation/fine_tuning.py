@@ -133,9 +133,12 @@ def fine_tune(
                 module.freeze(False)
         encoder.requires_grad_()
         # What does not fit is refused now rather than after training.
-        asked = next(_labelled(test, "test", classes))[0]
-        given = next(_labelled(train, "train", classes))[0]
-        h, h_test = _features(encoder, given.to(place), "train"), _features(encoder, asked.to(place), "test")
+        test_images = next(_labelled(test, "test", classes))[0]
+        train_images = next(_labelled(train, "train", classes))[0]
+        h, h_test = (
+            _features(encoder, train_images.to(place), "train"),
+            _features(encoder, test_images.to(place), "test"),
+        )
         if h.dtype != h_test.dtype or h.shape[1] != h_test.shape[1]:
             raise ValueError(
                 "test must give features like those of train, "

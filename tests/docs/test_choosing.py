@@ -11,7 +11,7 @@ import pytest
 from recipes.figures import LABELS
 from sphinx.errors import ExtensionError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "examples" / "results"
 sys.path.append(str(ROOT / "docs" / "_ext"))
 choosing = importlib.import_module("choosing")

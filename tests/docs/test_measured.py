@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-RESULTS = Path(__file__).parents[1] / "examples" / "results"
+RESULTS = Path(__file__).parents[2] / "examples" / "results"
 LATENTS = ("bern", "gauss")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-PAGE = (Path(__file__).parents[1] / "docs" / "lightning.rst").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "lightning.rst").read_text()
 PAIRS = torch.utils.data.TensorDataset(
     *torch.rand(2, 64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 )

@@ -14,7 +14,7 @@ import benchmarks
 from benchmarks import __main__ as command
 from benchmarks import files, formulas, harness, tables, targets
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
-GALLERY = Path(__file__).parents[1] / "examples" / "gallery"
+GALLERY = Path(__file__).parents[2] / "examples" / "gallery"
 SCRIPTS = sorted(GALLERY.glob("plot_*.py"))
 QUICK = {"plot_latents.py"}  # the others read and encode thousands of images
 # Okabe and Ito's colours, black and greys.

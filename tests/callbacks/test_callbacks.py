@@ -360,7 +360,7 @@ def test_are_classes_of_every_package_that_is_imported(imported, monkeypatch):
 def test_lightning_cli_takes_them_from_a_file(package, tmp_path, monkeypatch):
     """The file is the one that the page shows."""
     lightning, cli = importlib.import_module(package), importlib.import_module(f"{package}.cli")
-    page = (Path(__file__).parents[1] / "docs" / "lightning.rst").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "lightning.rst").read_text()
     block = re.search(r"\.\. code-block:: yaml\n\n((?:   .*\n)+)", page)[1]
     (tmp_path / "config.yaml").write_text(block)
 

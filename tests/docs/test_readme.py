@@ -9,7 +9,7 @@ import pytest
 import torch
 from publish import TABLE, publish, with_tables
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RESULTS = sorted(path.parent for path in (ROOT / "examples" / "results").glob("*/results.json"))
 

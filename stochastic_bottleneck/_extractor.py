@@ -1,7 +1,8 @@
-"""The path from images to a representation, as a module."""
+"""The path from images to their representations, as a module."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
@@ -17,22 +18,29 @@ Representation = Literal["h", "z", "upsampled", "bits"]
 
 
 class Encoding(NamedTuple):
-    """Images as a model sees them.
+    """What a model computes of a batch of images; None for what was not needed.
 
     Args:
-        features: the representation asked for.
         h: the encoder's features. Shape: (N, F)
-        posterior: of the latent; None where there was no need for it.
+        z: mode of the latent. Shape: (N, D)
+        upsampled: `z` after the upsampler. Shape: (N, F)
+        posterior: distribution of the latent.
     """
 
-    features: Tensor
     h: Tensor
-    posterior: Posterior | None
+    z: Tensor | None = None
+    upsampled: Tensor | None = None
+    posterior: Posterior | None = None
 
-    def refuse_not_finite(self) -> None:
-        """Refuse images whose features or latent are not finite; reading the values waits for the device."""
-        features = (self.h, self.features) if self.features.is_floating_point() else (self.h,)
-        for what, fields in (("features that are", features), ("a latent that is", self.posterior or ())):
+    def representation(self, name: Representation) -> Tensor:
+        """One representation; bits are packed here."""
+        found: Tensor = getattr(self, "z" if name == "bits" else name)
+        return pack_bits(found, validate=False) if name == "bits" else found
+
+    def check_finite(self) -> None:
+        """Raise an error if features or latents are not finite; reading the values waits for the device."""
+        features, latents = (self.h, self.upsampled), (self.z, *(self.posterior or ()))
+        for what, fields in (("features that are", features), ("a latent that is", latents)):
             for field in fields:
                 if isinstance(field, Tensor) and field.ndim:  # a 0-d temperature is shared
                     finite = field.isfinite().flatten(1).all(1)
@@ -44,40 +52,46 @@ class Encoding(NamedTuple):
 
 
 class FeatureExtractor(nn.Module):
-    """Images to one representation; for "h" the bottleneck is left out, unless the posterior is wanted."""
+    """Images to representations; for "h" alone the bottleneck is left out, unless the posterior is wanted.
+
+    Args:
+        encoder: images to features h.
+        bottleneck: features to the latent.
+        representations: names; `forward` returns the first.
+        posterior: compute the posterior even for "h" alone.
+    """
 
     def __init__(
         self,
         encoder: Encoder,
         bottleneck: StochasticBottleneck,
-        representation: Representation,
+        representations: Sequence[Representation],
         *,
         posterior: bool = False,
     ) -> None:
         super().__init__()
-        _checks.choice("representation", representation, get_args(Representation))
-        if representation == "bits" and bottleneck.kind != "bern":
+        for name in representations:
+            _checks.choice("representation", name, get_args(Representation))
+        if "bits" in representations and bottleneck.kind != "bern":
             raise ValueError(
                 'representation "bits" needs a bottleneck of kind "bern", got "gauss"; use "z", or pack the '
                 "signs with codes.pack_bits(z > 0)"
             )
-        self.encoder, self.representation = encoder, representation
-        self.bottleneck = bottleneck if posterior or representation != "h" else None
-        # Otherwise the upsampler is spared. A sharded bottleneck has whole parameters in its forward only.
-        self._whole = representation == "upsampled" or is_sharded(bottleneck)
+        self.encoder, self.representation = encoder, representations[0]
+        self.bottleneck = bottleneck if posterior or set(representations) != {"h"} else None
+        # Otherwise the upsampler is skipped. A sharded bottleneck has its parameters inside its forward only.
+        self._upsamples = "upsampled" in representations or is_sharded(bottleneck)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.read(x).features
+        return self.read(x).representation(self.representation)
 
     def read(self, x: Tensor) -> Encoding:
-        """Representation, features and posterior."""
+        """All that the representations need, from one pass of the encoder."""
         h: Tensor = self.encoder(x)
         if self.bottleneck is None:
-            return Encoding(h, h, None)
-        if self._whole:
+            return Encoding(h)
+        if self._upsamples:
             upsampled, z, posterior = self.bottleneck(h, sample=False)
-        else:
-            posterior = self.bottleneck.posterior(h)
-            upsampled, z = h, posterior.mode()
-        features = {"h": h, "upsampled": upsampled, "z": z}.get(self.representation)
-        return Encoding(pack_bits(z, validate=False) if features is None else features, h, posterior)
+            return Encoding(h, z, upsampled, posterior)
+        posterior = self.bottleneck.posterior(h)
+        return Encoding(h, posterior.mode(), None, posterior)

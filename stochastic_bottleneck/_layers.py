@@ -92,6 +92,22 @@ def mlp(in_features: int | None, hidden: int | None, out_features: int | None) -
     return layers  # type: ignore[no-any-return]
 
 
+def named_map(
+    name: str, choice: object, in_features: int | None, hidden: int | None, out_features: int | None
+) -> nn.Module:
+    """The map that an argument `name` chooses: "linear", "mlp", "identity" or a module."""
+    if isinstance(choice, nn.Module):
+        return choice
+    if choice == "linear":
+        return linear(in_features, out_features)
+    if choice == "mlp":
+        return mlp(in_features, hidden, out_features)
+    if choice == "identity":
+        return nn.Identity()
+    message = f'{name} must be "linear", "mlp", "identity" or a module, got {choice!r}'
+    raise ValueError(message) if isinstance(choice, str) else TypeError(message)
+
+
 def _initialize_norm(layers: Any, args: tuple[Tensor]) -> None:
     """Shape the SyncBatchNorm that `convert_sync_batchnorm` has made of a LazyBatchNorm; it does not do so itself."""
     norm = layers[1]

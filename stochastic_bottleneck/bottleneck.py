@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._layers import LazyLinear, evaluation_mode, linear, mlp
+from stochastic_bottleneck._layers import LazyLinear, evaluation_mode, named_map
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
 
 __all__ = ["BottleneckOutput", "StochasticBottleneck"]
@@ -24,9 +24,9 @@ class BottleneckOutput(NamedTuple):
     """What the bottleneck returns, whatever its kind.
 
     Args:
-        features: features after the upsampler rho. Shape: (N, out_features)
-        z: latent, sampled or the mode. Shape: (N, D)
-        posterior: what `z` was drawn from.
+        features: features after the upsampler rho. Shape: (N, out_features), or (K, N, out_features) for K samples
+        z: latent, sampled or the mode. Shape: (N, D), or (K, N, D)
+        posterior: distribution of `z`.
     """
 
     features: Tensor
@@ -35,7 +35,7 @@ class BottleneckOutput(NamedTuple):
 
 
 class StochasticBottleneck(nn.Module):
-    r"""Stochastic latent between features and whatever follows them.
+    r"""Stochastic latent between an encoder's features and a head.
 
     .. math::
         \phi = \pi(h), \qquad z \sim q(z \mid \phi), \qquad h'' = \rho(z)
@@ -46,30 +46,29 @@ class StochasticBottleneck(nn.Module):
     Args:
         kind: "bern" for bits, "gauss" for Gaussians.
         dim: number of latent dimensions D; for "bern", of bits.
-        in_features: width F of the features; None to learn it from the first batch (run one before compiling).
-        out_features: width of the upsampler's output; None for `in_features`, so that the result fits
-            wherever the features did.
+        in_features: width F of the features; None infers it from the first batch (run one before compiling).
+        out_features: width of the upsampler's output; None for `in_features`.
         temperature: bern: Concrete temperature of the relaxed samples. Change it with `set_temperature`, or
             anneal it with `TemperatureSchedule`; it is part of the `state_dict`.
         hard: bern: exact bits in training too, with the relaxed gradient (straight-through).
-        variance: gauss: "diagonal" for one variance a dimension (what the paper calls Iso-Gauss has a
-            diagonal covariance in the author's public code), "isotropic" for one a sample.
+        variance: gauss: "diagonal" for one variance per dimension (what the paper calls Iso-Gauss has a
+            diagonal covariance in the author's public code), "isotropic" for one per sample.
         projector: pi: "linear", "mlp" (linear, BatchNorm, ReLU, linear), "identity" (the features are the
-            latent's parameters), or a module of your own that maps (N, F) to (N, parameters): D logits for
-            "bern", D means and then D ("diagonal") or 1 ("isotropic") log standard deviations for "gauss".
-        upsampler: rho: the same choices; a module of your own maps (N, D) to (N, out_features).
+            latent's parameters), or a module that maps (N, F) to (N, parameters): D logits for "bern", D means
+            and then D ("diagonal") or 1 ("isotropic") log standard deviations for "gauss".
+        upsampler: rho: the same choices; a module maps (N, D) to (N, out_features).
         location_std: standard deviation over the batch to which logits or means are normalised (BatchNorm
-            without affine parameters, then this factor), so that the noise, of standard deviation 1.8 for a
-            bit and 1 for a Gaussian, does not drown them. None leaves the projector's output as it is, which
-            is the paper's formula to the letter. A weight on the KL needs a scale that it can move: under a
-            fixed one it cannot make logits smaller, and turns them into rare outliers.
+            without affine parameters, then this factor), so that they are not small next to the noise, whose
+            standard deviation is 1.8 for a bit and 1 for a Gaussian. None leaves the projector's output as it
+            is, as in the paper's formula. To weight the KL, use None or `learnable_scale`: under a fixed scale
+            the KL cannot make logits smaller, and turns them into rare outliers.
         learnable_scale: make that factor a parameter, one for all dimensions, which starts at `location_std`.
             For a loss with a weight on the KL; InfoNCE alone makes the scale grow.
 
     Raises:
         ValueError: for a value outside its range, or features of another width.
         TypeError: for a projector or upsampler that is neither a name nor a module.
-        RuntimeError: in compiled code, for a generator, or a first batch to learn `in_features` from.
+        RuntimeError: in compiled code, for a generator, or a first batch that sets `in_features`.
 
     Example:
         >>> import torch
@@ -126,21 +125,20 @@ class StochasticBottleneck(nn.Module):
         self.kind, self.dim, self.hard, self.variance = kind, dim, hard, variance
         self.in_features, self.out_features = in_features, out_features or in_features
         self.location_std, self.learnable_scale = location_std, learnable_scale
-        self.projector = _build("projector", projector, in_features, in_features, self.parameter_width)
+        self.projector = named_map("projector", projector, in_features, in_features, self.parameter_width)
         self.location_norm = nn.BatchNorm1d(dim, affine=False) if location_std is not None else nn.Identity()
-        # The logarithm keeps the scale positive. A vector of one, since fully_shard takes no scalars.
-        start = (
-            torch.tensor([math.log(location_std)]) if location_std is not None and learnable_scale else None
-        )
-        self.register_parameter("log_scale", None if start is None else nn.Parameter(start))
-        self.upsampler = _build("upsampler", upsampler, dim, self.out_features, self.out_features)
+        self.log_scale = None
+        if location_std is not None and learnable_scale:
+            # The logarithm keeps the scale positive. One element, since fully_shard takes no scalars.
+            self.log_scale = nn.Parameter(torch.tensor([math.log(location_std)]))
+        self.upsampler = named_map("upsampler", upsampler, dim, self.out_features, self.out_features)
         # A buffer follows the module's device, is saved with it, and can change without recompiling.
         self.register_buffer("temperature", torch.tensor(_temperature(temperature)))
         self._check_identity_widths(self.in_features, self.out_features)
 
     @property
     def parameter_width(self) -> int:
-        """Number of latent parameters an image, which the projector must give."""
+        """Number of latent parameters per image, the projector's output width."""
         if self.kind == "bern":
             return self.dim
         return 2 * self.dim if self.variance == "diagonal" else self.dim + 1
@@ -153,18 +151,18 @@ class StochasticBottleneck(nn.Module):
 
         Raises:
             ValueError: for a temperature below that, or that is not finite.
-            TypeError: for anything that is no number.
+            TypeError: for anything but a number.
         """
         self.temperature.fill_(_temperature(temperature))
 
     def materialize(self, in_features: int) -> None:
-        """Give a bottleneck that was built with in_features=None its width, as its first batch would.
+        """Set the width of a bottleneck that was built with in_features=None, as its first batch would.
 
         Args:
             in_features: width F of the features.
 
         Raises:
-            ValueError: for another width than the one it has, or than its projector and upsampler fit.
+            ValueError: for a width that differs from its own, or does not fit its projector and upsampler.
         """
         in_features = _checks.integer("in_features", in_features)
         if self.in_features is None:
@@ -179,8 +177,8 @@ class StochasticBottleneck(nn.Module):
 
         Args:
             features: Shape: (N, F)
-            opposing: the other view's features, whose variance is used with this view's mean (gauss; ignored
-                for bern, which has no variance of its own). Shape: (N, F)
+            opposing: the other view's features, whose variance is used with this view's mean (gauss only; bern
+                has no variance parameter). Shape: (N, F)
 
         Returns:
             `BernoulliPosterior` or `GaussianPosterior`, the parameters in the features' precision.
@@ -222,6 +220,7 @@ class StochasticBottleneck(nn.Module):
         *,
         sample: bool | None = None,
         generator: torch.Generator | None = None,
+        samples: int = 1,
     ) -> BottleneckOutput:
         """Pass features through the latent.
 
@@ -230,28 +229,37 @@ class StochasticBottleneck(nn.Module):
             opposing: the other view's features (gauss: gives the variance). Shape: (N, F)
             sample: draw (True) or take the mode (False); None follows `training`.
             generator: source of the noise; None for the global one, which compiled code needs.
+            samples: latents to draw per image; more than 1 give latent and features a leading dimension. 0 takes
+                the mode, for "bern" with the gradient of the relaxed bits (straight-through).
 
         Returns:
             Upsampled features, latent and posterior.
         """
         if sample is not None:
             _checks.flag("sample", sample)
+        samples = _checks.integer("samples", samples, least=0)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
         posterior = self.posterior(features, opposing)
-        if not (self.training if sample is None else sample):
-            z = posterior.mode()
-        elif isinstance(posterior, BernoulliPosterior):
-            z = posterior.rsample(hard=self.hard, generator=generator)
-        else:
-            z = posterior.rsample(generator=generator)
-        upsampled = self.upsampler(z)
+        draw = self.training if sample is None else sample
+        latents = self._draw(posterior, samples, generator) if draw else [posterior.mode()]
+        # One sample at a time: batch normalization takes the statistics of one.
+        several = [self.upsampler(z) for z in latents]
+        upsampled, z = (x[0] if len(x) == 1 else torch.stack(x) for x in (several, latents))
         if upsampled.shape[-1] != self.out_features:
             raise ValueError(
                 f"upsampler must give {self.out_features} features an image (out_features), "
                 f"got {upsampled.shape[-1]}; set out_features to that"
             )
         return BottleneckOutput(upsampled, z, posterior)
+
+    def _draw(self, posterior: Posterior, samples: int, generator: torch.Generator | None) -> list[Tensor]:
+        """Latents of a batch: `samples` of them, or for 0 the mode, with a gradient."""
+        if isinstance(posterior, BernoulliPosterior):
+            if samples == 0:
+                return [posterior.rsample(hard=True, noise=torch.zeros_like(posterior.logits))]
+            return [posterior.rsample(hard=self.hard, generator=generator) for _ in range(samples)]
+        return [posterior.rsample(generator=generator) for _ in range(samples)] or [posterior.mode()]
 
     def _project(self, features: Tensor) -> Tensor:
         parameters: Tensor = self.projector(features)
@@ -287,24 +295,24 @@ class StochasticBottleneck(nn.Module):
             )
 
     def _adopt_width(self, features: Tensor) -> None:
-        """Take the feature width from the first batch and give the open layers their shapes."""
+        """Take the feature width from the first batch and materialize the lazy layers."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
-                "in_features=None is learned from the first batch, which compiled code cannot do; run one "
-                "batch before compiling, or give in_features"
+                "in_features=None is set by the first batch, which compiled code cannot do; run one batch before "
+                "compiling, or give in_features"
             )
-        opened = [m for m in self.projector.modules() if isinstance(m, LazyLinear)]
-        loaded = bool(opened) and not is_lazy(opened[0].weight)  # a state_dict came before the first batch
-        width = opened[0].weight.shape[1] if loaded else features.shape[1]
+        lazy = [m for m in self.projector.modules() if isinstance(m, LazyLinear)]
+        loaded = bool(lazy) and not is_lazy(lazy[0].weight)  # a state_dict was loaded before the first batch
+        width = lazy[0].weight.shape[1] if loaded else features.shape[1]
         self._check_identity_widths(width, self.out_features or width)
         self.in_features, self.out_features = width, self.out_features or width
         for layer in self.upsampler.modules():
             if isinstance(layer, LazyLinear) and not layer.out_features:
                 layer.out_features = self.out_features
-        # A row of zeros in evaluation mode shapes the placeholders and leaves statistics and noise alone.
+        # A row of zeros in evaluation mode materializes them without changing statistics or random numbers.
         for module, width in ((self.projector, self.in_features), (self.upsampler, self.dim)):
             if any(is_lazy(p) for p in module.parameters()):
-                # A parameter made in inference mode could never be trained.
+                # A parameter created in inference mode cannot be trained.
                 with evaluation_mode(module), torch.inference_mode(False), torch.no_grad():
                     module(features.new_zeros(1, width))
 
@@ -321,27 +329,12 @@ class StochasticBottleneck(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """Options that differ between bottlenecks."""
+        """The options that `repr` shows."""
         options = f"kind={self.kind!r}, dim={self.dim}, in_features={self.in_features}"
         return options + (f", hard={self.hard}" if self.kind == "bern" else f", variance={self.variance!r}")
 
 
 def _temperature(value: object) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()  # a tensor's value would go unchecked
+        value = value.item()  # the checks do not read tensors
     return _checks.concrete_temperature(value)
-
-
-def _build(
-    name: str, choice: Map, in_features: int | None, hidden: int | None, out_features: int | None
-) -> nn.Module:
-    if isinstance(choice, nn.Module):
-        return choice
-    if choice == "linear":
-        return linear(in_features, out_features)
-    if choice == "mlp":
-        return mlp(in_features, hidden, out_features)
-    if choice == "identity":
-        return nn.Identity()
-    message = f'{name} must be "linear", "mlp", "identity" or a module, got {choice!r}'
-    raise ValueError(message) if isinstance(choice, str) else TypeError(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -24,16 +25,16 @@ __all__ = ["Representation", "StochConOutput", "StochConWrapper"]
 class StochConOutput(NamedTuple):
     """What the wrapper returns in training; the first two go to `InfoNCELoss`.
 
-    With `symmetric=True` everything but `h` and `h_prime` has a leading dimension of 2, one for each way
-    round.
+    With several samples, `v`, `v_prime` and `z` have a leading dimension of `samples`. With `symmetric=True` it is
+    2 * samples, first those in which the second view is stochastic, and `posterior` has a leading dimension of 2.
 
     Args:
-        v: head's output for the deterministic branch. Shape: (N, P), or (2, N, P)
-        v_prime: head's output for the stochastic branch. Shape: (N, P), or (2, N, P)
+        v: head's output for the deterministic branch. Shape: (N, P), or (K, N, P)
+        v_prime: head's output for the stochastic branch. Shape: (N, P), or (K, N, P)
         h: encoder's features of the first view. Shape: (N, F)
         h_prime: encoder's features of the second view. Shape: (N, F)
-        z: latent of the stochastic branch. Shape: (N, D), or (2, N, D)
-        posterior: distribution of `z`.
+        z: latent of the stochastic branch. Shape: (N, D), or (K, N, D)
+        posterior: distribution of `z`. Shape: (N, D), or (2, N, D)
     """
 
     v: Tensor
@@ -64,7 +65,9 @@ class StochConWrapper(TimmMethods):
         projection_dim: output width P of the default head.
         variance_from: gauss: take the variance from the "opposing" view, which keeps it from collapsing, or
             from the "own" view.
-        symmetric: run the algorithm both ways round on one encoder pass, each view stochastic once.
+        symmetric: run the algorithm in both directions on one encoder pass, each view stochastic once.
+        samples: latents drawn per image in training, on one encoder pass; the loss is then the mean over them. 0
+            trains without noise: the latent is its mode, for "bern" with the gradient of the relaxed bits.
         feature_dim: width F of the encoder's features; None to read it from the encoder's structure, or from
             the first batch.
         checkpoint_encoder: recompute the encoder's activations in the backward pass to save memory. Compiled
@@ -107,6 +110,7 @@ class StochConWrapper(TimmMethods):
         projection_dim: int = 128,
         variance_from: Literal["opposing", "own"] = "opposing",
         symmetric: bool = False,
+        samples: int = 1,
         feature_dim: int | None = None,
         checkpoint_encoder: bool = False,
         temperature: float = 1.0,
@@ -125,6 +129,7 @@ class StochConWrapper(TimmMethods):
         _checks.flag("symmetric", symmetric)
         _checks.flag("checkpoint_encoder", checkpoint_encoder)
         projection_dim = _checks.integer("projection_dim", projection_dim)
+        self.samples = _checks.integer("samples", samples, least=0)
         options: dict[str, Any] = {
             "kind": kind,
             "dim": dim,
@@ -207,14 +212,14 @@ class StochConWrapper(TimmMethods):
         """
         _checks.check_image_pair(x, x_prime)
         h, h_prime = self._features(x), self._features(x_prime)
-        second = self._stochastic_branch(h_prime, h, sample, generator)
-        if not self.symmetric:
-            v_prime, z, posterior = second
-            return StochConOutput(self.head(h), v_prime, h, h_prime, z, posterior)
-        first = self._stochastic_branch(h, h_prime, sample, generator)
-        v = torch.stack((self.head(h), self.head(h_prime)))
-        v_prime, z = torch.stack((second[0], first[0])), torch.stack((second[1], first[1]))
-        posterior = _stack(second[2], first[2])
+        v_prime, z, posterior = self._stochastic_branch(h_prime, h, sample, generator)
+        v = self.head(h).expand_as(v_prime)
+        if self.symmetric:
+            v_first, z_first, posterior_first = self._stochastic_branch(h, h_prime, sample, generator)
+            join = torch.stack if v.ndim == 2 else torch.cat
+            v = join((v, self.head(h_prime).expand_as(v_first)))
+            v_prime, z = join((v_prime, v_first)), join((z, z_first))
+            posterior = _stack(posterior, posterior_first)
         return StochConOutput(v, v_prime, h, h_prime, z, posterior)
 
     def encode(self, x: Tensor, representation: Representation = "h", *, validate: bool = True) -> Tensor:
@@ -238,10 +243,10 @@ class StochConWrapper(TimmMethods):
         """
         _checks.flag("validate", validate)
         with evaluation_mode(self), torch.no_grad():
-            encoding = self._encode(x, representation)
+            encoding = self._encode(x, (representation,))
         if validate:
-            encoding.refuse_not_finite()
-        return encoding.features
+            encoding.check_finite()
+        return encoding.representation(representation)
 
     def feature_extractor(self, representation: Representation = "h") -> nn.Module:
         """The path from images to a representation as a module that shares this model's weights.
@@ -253,7 +258,7 @@ class StochConWrapper(TimmMethods):
             Module that maps images to the representation; the latent is always its mode. `torch.export` takes
             it in evaluation mode. It does not gather the parameters of a model under `fully_shard`; `encode` does.
         """
-        extractor = FeatureExtractor(self.encoder, self.bottleneck, representation)
+        extractor = FeatureExtractor(self.encoder, self.bottleneck, (representation,))
         extractor.training = self.training
         return extractor
 
@@ -273,10 +278,12 @@ class StochConWrapper(TimmMethods):
         self.encoder.train(self.training)
         return self
 
-    def _encode(self, x: Tensor, representation: Representation, *, posterior: bool = False) -> Encoding:
-        """Representation, features and, where asked for or needed, posterior; modes and gradients as they are set."""
+    def _encode(
+        self, x: Tensor, representations: Sequence[Representation], *, posterior: bool = False
+    ) -> Encoding:
+        """All that the representations need from one pass; training flags and gradients as they are set."""
         _checks.check_images(x, "x")
-        extractor = FeatureExtractor(self.encoder, self.bottleneck, representation, posterior=posterior)
+        extractor = FeatureExtractor(self.encoder, self.bottleneck, representations, posterior=posterior)
         if is_sharded(self) and "_read" not in vars(self):
             from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -304,12 +311,16 @@ class StochConWrapper(TimmMethods):
         self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Posterior]:
         other = opposing if self.variance_from == "opposing" else None
-        upsampled, z, posterior = self.bottleneck(own, other, sample=sample, generator=generator)
-        return self.head(upsampled), z, posterior
+        upsampled, z, posterior = self.bottleneck(
+            own, other, sample=sample, samples=self.samples, generator=generator
+        )
+        # One sample at a time: batch normalization takes the statistics of one.
+        v = self.head(upsampled) if upsampled.ndim == 2 else torch.stack([self.head(u) for u in upsampled])
+        return v, z, posterior
 
     def extra_repr(self) -> str:
         """Options of the wiring."""
-        return f"variance_from={self.variance_from!r}, symmetric={self.symmetric}"
+        return f"variance_from={self.variance_from!r}, symmetric={self.symmetric}, samples={self.samples}"
 
 
 def _refuse_contradictions(bottleneck: StochasticBottleneck, options: dict[str, Any]) -> None:

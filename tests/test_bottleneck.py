@@ -660,7 +660,7 @@ def test_neither_batch_size_nor_temperature_recompiles(kind, graphs):
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        ({"in_features": None}, {}, "in_features=None is learned from the first batch"),
+        ({"in_features": None}, {}, "in_features=None is set by the first batch"),
         ({}, {"generator": generator()}, "generator must be None in compiled code"),
     ],
 )

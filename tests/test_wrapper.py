@@ -230,6 +230,74 @@ def test_the_encoder_sees_each_view_once(symmetric):
     assert m.encoder.backbone.passes == 2
 
 
+# ---- several samples and no noise --------------------------------------------------------------------------
+
+
+def fixed_noise(m, monkeypatch, calls):
+    """Make `rsample` take these noises in turn, whatever it is asked for."""
+    kind = type(m.bottleneck.posterior(torch.randn(N, WIDTH, dtype=torch.float64)))
+    rsample, noises = kind.rsample, iter(calls)
+    monkeypatch.setattr(
+        kind,
+        "rsample",
+        lambda self, *, noise=None, generator=None, **o: rsample(self, noise=next(noises), **o),
+    )
+
+
+@each_kind
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_several_samples_are_the_mean_over_single_ones(kind, symmetric, monkeypatch):
+    m = build(kind, symmetric=symmetric, samples=3).double()
+    passes = []
+    m.encoder.register_forward_hook(lambda *_: passes.append(1))
+    twin, x, x_prime, loss = copy.deepcopy(m), X.double(), X_PRIME.double(), InfoNCELoss()
+    twin.samples = 1
+    noises = torch.randn(1 + symmetric, 3, N, DIM, dtype=torch.float64)
+    fixed_noise(m, monkeypatch, noises.flatten(0, 1))
+    output = m(x, x_prime)
+    assert len(passes) == 2
+    assert output.v.shape == output.v_prime.shape == (3 * (1 + symmetric), N, 4)
+    assert output.posterior.kl().shape == ((2, N) if symmetric else (N,))
+    monkeypatch.undo()
+    total = 0
+    for k in range(3):
+        fixed_noise(m, monkeypatch, noises[:, k])
+        single = twin(x, x_prime)
+        monkeypatch.undo()
+        rows = range(k, len(output.z), 3) if symmetric else k
+        for name in ("v", "v_prime", "z"):
+            assert_close(getattr(output, name)[rows], getattr(single, name))
+        total = total + loss(*single[:2]) / 3
+    several = loss(*output[:2])
+    assert_close(several, total)
+    several.backward()
+    total.backward()
+    for (name, a), b in zip(m.named_parameters(), twin.parameters(), strict=True):
+        assert_close(a.grad, b.grad, 10)
+        assert a.grad.any(), name
+
+
+@each_kind
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_no_samples_are_the_mode_with_a_gradient(kind, symmetric):
+    m = build(kind, symmetric=symmetric, samples=0)
+    random = torch.get_rng_state()
+    output, again = m(X, X_PRIME), m(X, X_PRIME, sample=False)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(output.z, again.z)
+    assert torch.equal(output.v_prime, again.v_prime)
+    InfoNCELoss()(*output[:2]).backward()
+    for name, parameter in m.named_parameters():
+        assert parameter.grad.any(), name
+
+
+def test_samples_are_for_training_only():
+    several, one = model(samples=3).eval(), model().eval()
+    one.load_state_dict(several.state_dict())
+    for a, b in zip(several(X, X_PRIME)[:5], one(X, X_PRIME)[:5], strict=True):
+        assert torch.equal(a, b)
+
+
 # ---- encode and feature_extractor --------------------------------------------------------------------------
 
 REPRESENTATIONS = ("h", "z", "upsampled", "bits")
@@ -478,7 +546,8 @@ def test_options_that_contradict_a_bottleneck_are_refused_before_the_encoder_is_
 
 
 def test_describes_itself():
-    assert "variance_from='own', symmetric=True" in repr(model(variance_from="own", symmetric=True))
+    text = "variance_from='own', symmetric=True, samples=3"
+    assert text in repr(model(variance_from="own", symmetric=True, samples=3))
 
 
 BUILT = [
@@ -490,6 +559,8 @@ BUILT = [
     ({"projection_dim": 0}, ValueError, "projection_dim must be a positive int, got 0"),
     ({"projection_dim": 2.5}, ValueError, "projection_dim must be a positive int, got 2.5"),
     ({"feature_dim": 0}, ValueError, "feature_dim must be a positive int"),
+    ({"samples": -1}, ValueError, "samples must be an int of at least 0, got -1"),
+    ({"samples": True}, TypeError, "samples must be an int of at least 0, got True"),
     ({"kind": "bits"}, ValueError, 'kind must be "bern" or "gauss"'),
     ({"dim": -1}, ValueError, "dim must be a positive int, got -1"),
     (
@@ -867,7 +938,8 @@ def assert_same_training(m, **compiler):
     [
         {},
         {"kind": "gauss"},
-        {"symmetric": True},
+        {"symmetric": True, "samples": 3},
+        {"samples": 0},
         pytest.param(
             {"checkpoint_encoder": True},
             marks=pytest.mark.xfail(

@@ -202,7 +202,7 @@ def check_image_pair(x: Tensor, x_prime: Tensor) -> None:
     _check_pair(x, x_prime, "x", "x_prime")
 
 
-def explain_mismatch(name: str, x: Tensor, module: nn.Module, error: RuntimeError) -> None:
+def explain_mismatch(name: str, x: Tensor, module: nn.Module, error: Exception) -> None:
     """Explain torch's error, where a module failed on an input of another dtype or device than its weights.
 
     Raises:

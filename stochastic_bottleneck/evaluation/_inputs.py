@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -39,6 +40,11 @@ def device_of(device: object, default: torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, ImportError) as error:  # as torch says it of each kind of device
         raise ValueError(f"{message} ({error})") from error
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """The device of a model's weights."""
+    return next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device
 
 
 def seed_of(seed: object) -> int:
@@ -125,7 +131,7 @@ def check_images(x: object, name: str) -> None:
         raise ValueError(f"{name} must hold images of shape (N, C, H, W), got {tuple(x.shape)}")
 
 
-def explain_failure(name: str, x: Tensor, encoder: nn.Module, error: RuntimeError | ValueError) -> None:
+def explain_failure(name: str, x: Tensor, encoder: nn.Module, error: Exception) -> None:
     """Explain an encoder's error, where images are of another dtype, device or number of dimensions than it takes.
 
     Raises:
@@ -134,7 +140,7 @@ def explain_failure(name: str, x: Tensor, encoder: nn.Module, error: RuntimeErro
     """
     if isinstance(error, torch.OutOfMemoryError):
         return
-    if isinstance(error, RuntimeError):
+    if not isinstance(error, ValueError):
         explain_mismatch(name, x, encoder, error)
     if x.ndim != 4:
         raise ValueError(
@@ -147,7 +153,7 @@ def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
     """One row of features an image."""
     try:
         h = encoder(x)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         explain_failure(name, x, encoder, error)
         raise
     if not isinstance(h, Tensor) or h.ndim != 2 or len(h) != len(x):

@@ -41,6 +41,33 @@ def test_features_are_those_of_the_model(kind, representation):
     assert found.uncertainty == pytest.approx(posterior.entropy().numpy(), rel=1e-5)
 
 
+@pytest.mark.parametrize("names", [("h", "z", "upsampled", "bits"), ["bits", "h"], ("z",)])
+def test_several_representations_come_from_one_pass(names):
+    model, passes = small_model(), []
+    expected = {name: encode(model, IMAGES, name, batch_size=4) for name in names}
+    model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    found = encode(model, IMAGES, names, batch_size=4)
+    assert len(passes) == 3
+    assert list(found.features) == list(names)
+    for name in names:
+        assert np.array_equal(found.features[name], expected[name].features)
+        assert np.array_equal(found.uncertainty, expected[name].uncertainty)
+
+
+@pytest.mark.parametrize(
+    "around", [lambda m: m, lambda m: torch.compile(m, backend="eager"), nn.DataParallel]
+)
+def test_any_module_that_gives_features_is_encoded(around):
+    model = small_model()
+    plain = around(model.encoder.backbone.train())
+    found = encode(plain, [(IMAGES, LABELS)])
+    assert np.array_equal(found.features, model.encode(IMAGES).numpy())
+    assert np.array_equal(found.labels, LABELS)
+    assert found.uncertainty is None
+    assert all(module.training for module in plain.modules())
+    assert np.array_equal(encode(plain, IMAGES, ["h"]).features["h"], found.features)
+
+
 @pytest.mark.parametrize(
     ("batches", "labelled"),
     [
@@ -130,7 +157,24 @@ def test_a_bar_changes_no_number(capsys):
 @pytest.mark.parametrize(
     ("work", "error", "message"),
     [
-        (lambda: encode(nn.Flatten(), IMAGES), TypeError, "model must be a StochConWrapper, got Flatten"),
+        (lambda: encode("resnet18", IMAGES), TypeError, "model must be a StochConWrapper or .* got str"),
+        (
+            lambda: encode(nn.Flatten(), IMAGES, ("h", "bits")),
+            ValueError,
+            r"must be \"h\" for a model without a latent, got \['h', 'bits'\] for Flatten; wrap it",
+        ),
+        (
+            lambda: encode(nn.Identity(), IMAGES),
+            ValueError,
+            r"to features of shape \(N, F\), got shape \(11, 3",
+        ),
+        (lambda: encode(small_model(), IMAGES, []), ValueError, "representation must be a name .* got none"),
+        (
+            lambda: encode(small_model(), IMAGES, ["h", "y"]),
+            ValueError,
+            "representation must be \"h\", .* got 'y'",
+        ),
+        (lambda: encode(small_model(), IMAGES, 3), TypeError, 'representation must be "h", .* got 3'),
         (
             lambda: encode(small_model(), IMAGES, batch_size=0),
             ValueError,

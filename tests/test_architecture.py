@@ -41,7 +41,10 @@ ROOMS = {
         "_version",
     },
     "export": {"_unwrap", "wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
-    "callbacks": {"schedules", "bottleneck", "posteriors", "codes", "_extras", "_checks"},
+    "callbacks": {
+        *("evaluation", "wrapper", "encoders", "schedules", "bottleneck", "posteriors", "codes"),
+        *("_arrays", "_extras", "_checks"),
+    },
     "plots": {"evaluation", "codes", "_arrays", "_extras", "_checks"},
     "evaluation": {
         "_unwrap",

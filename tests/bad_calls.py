@@ -9,10 +9,12 @@ import inspect
 import pkgutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -250,6 +252,11 @@ KINDS: dict[str, Kind] = {
     "jobs": values("2", True, 2.5, 0),
     "seed": seed,
     "counts": numbers(2, 0, 2.5),
+    "samples": count(-1),
+    "every_n_epochs": count(0),
+    "query_share": number(0, 1),
+    "weight_decay": number(-1),
+    "warmup_epochs": number(-1, 99),
     "image_shape": numbers(8, 0, 2.5),
     "regularisations": numbers(0.5, 0, INF),
     # Flags and choices
@@ -275,6 +282,7 @@ KINDS: dict[str, Kind] = {
         "shape",
         "metric",
         "method",
+        "precision",
     ),
     # Objects
     **all_of(device, "device", "map_location"),
@@ -371,6 +379,18 @@ def grouped(call: Callable[..., object]) -> Callable[..., object]:
 def monitored(**arguments: Any) -> object:
     """The names are looked up when training starts."""
     return public("callbacks").LatentMonitor(**arguments).on_fit_start(None, model())
+
+
+def measured(**arguments: Any) -> object:
+    """After an epoch of a Trainer with one process."""
+    knn, module = public("callbacks").OnlineKNN(**arguments), nn.ModuleDict({"model": model()})
+    module.device, module.log = torch.device("cpu"), lambda *_, **__: None
+    trainer = Mock(is_global_zero=True, current_epoch=0, max_epochs=1)
+    trainer.precision_plugin.convert_input = lambda x: x
+    trainer.precision_plugin.forward_context = nullcontext
+    trainer.strategy.broadcast = lambda x: x
+    knn.on_fit_start(trainer, module)
+    return knn.on_train_epoch_end(trainer, module)
 
 
 def transformed(**arguments: Any) -> object:
@@ -524,7 +544,8 @@ CALLS: dict[str, Call] = {
     "evaluation.bit_statistics": Call(lambda: {"bits": BITS, "labels": LABELS[:N]}),
     "evaluation.encode": Call(
         lambda: {"model": model(), "images": images()},
-        kinds={
+        kinds=own_module
+        | {
             "images": lambda x: [
                 *(bad for bad in image_batch(x) if bad.label not in ("None", "list", "ndarray")),
                 *batches(loader()),
@@ -610,6 +631,15 @@ CALLS: dict[str, Call] = {
     "callbacks.latent_statistics": Call(
         lambda: {"posterior": bern()}, kinds={"posterior": values(None, "bern", [1])}
     ),
+    "callbacks.OnlineKNN": Call(
+        lambda: {"batches": loader(), "k": 1},
+        call=measured,
+        kinds={
+            "batches": lambda x: [bad for bad in labelled(x) if bad.label[:5] not in ("label", "negat")],
+            "encoder": values("missing", 3, nn.Linear),
+            "k": count(0),
+        },
+    ),
     "callbacks.TemperatureAnnealing": Call(
         lambda: {"end": 0.25, "total_steps": 4}, kinds={"bottleneck": values(3, True)}
     ),
@@ -659,6 +689,7 @@ EXEMPT = {
                 "TemperatureAnnealing.setup",
                 "TemperatureAnnealing.on_train_start",
             ),
+            *("OnlineKNN.on_fit_start", "OnlineKNN.on_train_epoch_end"),
             *("TemperatureAnnealing.on_train_batch_end", "TemperatureAnnealing.teardown"),
         )
     },

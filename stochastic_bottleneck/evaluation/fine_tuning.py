@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stochastic_bottleneck._arrays import class_labels
-from stochastic_bottleneck._checks import flag, integer, real
+from stochastic_bottleneck._checks import choice, flag, integer, real
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
 from stochastic_bottleneck.encoders import Encoder, unwrap
 from stochastic_bottleneck.evaluation._inputs import (
     device_of,
     features_of,
+    home_of,
     images_and_labels,
     seed_of,
     sklearn,
@@ -38,12 +37,14 @@ class FineTuned(NamedTuple):
         f1: mean over classes of the F1 score on the test set, between 0 and 1.
         losses: mean cross entropy of each epoch's steps, in nats.
         classifier: images to logits of Shape: (N, classes), in evaluation mode, on the device it was trained on.
+        top5: share of the test images whose class is among the five with the largest logits, between 0 and 1.
     """
 
     accuracy: float
     f1: float
     losses: tuple[float, ...]
     classifier: nn.Module
+    top5: float
 
 
 def fine_tune(
@@ -55,37 +56,44 @@ def fine_tune(
     epochs: int = 30,
     lr: float = 0.05,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    weight_decay: float = 0.0,
+    warmup_epochs: float = 0.0,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> FineTuned:
-    """Train a copy of an encoder on, with a new linear layer, and classify the test images once at the end.
+    """Fine-tune a copy of an encoder with a new linear layer, and classify the test images once at the end.
 
-    All weights are trained, those that were frozen too, in training mode; the rate falls by a cosine from `lr` to 0.
-    `model` itself stays as it is. For few labels, hand over a loader of some of the training images. A batch of one
-    image, such as a loader's last, is joined to a larger one before it: batch normalisation cannot take it alone.
+    All weights are trained, frozen ones too, in training mode; the learning rate rises linearly to `lr` during the
+    warm-up and then falls by a cosine to 0. With an untrained encoder this is supervised training. `model` itself
+    stays as it is. For few labels, pass a loader of some of the training images. A batch of one image, such as a
+    loader's last, is joined to a larger one before it: batch normalization cannot take it alone.
 
     Args:
-        model: a `StochConWrapper`, whose encoder is taken, or a module that maps images to features (N, F); one inside
-            a compiled, DataParallel or DistributedDataParallel module is taken out of it.
+        model: a `StochConWrapper`, whose encoder is taken, or a module that maps images to features (N, F). A
+            compiled, DataParallel or DistributedDataParallel module is unwrapped.
         train: batches that begin with images and labels and can be read once an epoch: a DataLoader or a list.
         test: the same; read after training.
         classes: number of classes.
         epochs: passes over `train`.
-        lr: learning rate of the first step.
+        lr: peak learning rate.
         optimizer: called with the parameters and `lr=`, such as `torch.optim.AdamW`; None for SGD with momentum 0.9.
-        seed: of the linear layer, and of whatever draws from torch's global generator, such as a shuffling DataLoader.
-            That generator is as before afterwards.
+        weight_decay: of SGD, on weights; biases and the parameters of norms have none.
+        warmup_epochs: epochs in which the learning rate rises, fewer than `epochs`.
+        precision: "bf16-mixed" runs the model under autocast to bfloat16, in training and in the test.
+        seed: of the linear layer, and of whatever uses torch's global generator, such as a shuffling DataLoader.
+            That generator is restored afterwards.
         device: to train on; None for the model's.
-        progress: show a bar over the epochs (needs rich).
+        progress: show a progress bar over the epochs (needs rich).
 
     Returns:
-        Accuracy, F1, losses and the classifier.
+        Accuracy, F1, losses, classifier and top-5 accuracy.
 
     Raises:
         ValueError: for no images, labels that are missing or outside 0 to classes - 1, features that are not finite
-            and of Shape (N, F), a single image to train batch normalisation on, a number out of its range, or a loss
-            that is no longer finite.
+            and of Shape (N, F), a single image to train batch normalization on, a number out of its range, a weight
+            decay given together with an optimizer, or a loss that is no longer finite.
         TypeError: for a model that is not a module, batches without a length, a batch that does not begin with a
             tensor, images of another dtype than the weights, or labels that are not integers.
         ModuleNotFoundError: without scikit-learn, or for a progress bar without rich.
@@ -101,24 +109,34 @@ def fine_tune(
         (True, 30, torch.Size([64, 2]))
 
     Source:
-        Rate and momentum are those of lightly's fine-tuning for a batch of 256; SimCLR (arXiv 2002.05709), appendix
-        B.5, scales the same rate with the batch.
+        Learning rate and momentum are those of lightly's fine-tuning for a batch of 256; SimCLR (arXiv 2002.05709),
+        appendix B.5, scales the same rate with the batch. Weight decay on weights alone: arXiv 1812.01187, section
+        3.1.
     """
     metrics = sklearn("metrics")  # asked for before anything is spent on training
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     classes, epochs, seed = integer("classes", classes, least=2), integer("epochs", epochs), seed_of(seed)
-    lr = real("lr", lr, above=0)
+    lr, weight_decay = real("lr", lr, above=0), real("weight_decay", weight_decay, least=0)
+    warmup_epochs = real("warmup_epochs", warmup_epochs, least=0, below=epochs)
+    choice("precision", precision, ("32-true", "bf16-mixed"))
     if optimizer is not None and not callable(optimizer):
         raise TypeError(
             f"optimizer must be called with parameters and lr=, such as torch.optim.AdamW, got {optimizer!r}"
         )
+    if optimizer is not None and weight_decay:
+        raise ValueError(
+            f"weight_decay must be 0 for an optimizer of your own, got {weight_decay}; set it there, as in "
+            f"functools.partial(torch.optim.AdamW, weight_decay={weight_decay})"
+        )
     flag("progress", progress)
     model = unwrap(model)
     source = model.encoder if isinstance(model, StochConWrapper) else model
-    weight = next(itertools.chain(source.parameters(), source.buffers()), torch.empty(0))
-    place = device_of(device, weight.device)
-    steps = epochs * _count(train, "train")
+    place = device_of(device, home_of(source))
+    autocast = functools.partial(
+        torch.autocast, place.type, torch.bfloat16, enabled=precision == "bf16-mixed"
+    )
+    steps_per_epoch = _count(train, "train")
     _count(test, "test")
     rounds: Iterable[int] = range(epochs)
     if progress:
@@ -146,19 +164,22 @@ def fine_tune(
             )
         head = nn.Linear(h.shape[1], classes, device=place, dtype=h.dtype)
         classifier = nn.Sequential(encoder, head).train()
-        chosen = (optimizer or functools.partial(torch.optim.SGD, momentum=0.9))(
+        chosen = (optimizer or functools.partial(_sgd, weight_decay=weight_decay))(
             classifier.parameters(), lr=lr
         )
         if not isinstance(chosen, torch.optim.Optimizer):
             raise TypeError(f"optimizer must give an optimizer, got {type(chosen).__name__}")
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(chosen, steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            chosen, functools.partial(_rate, epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch))
+        )
         losses = []
         for epoch in rounds:
             # Summed on the device: one wait an epoch. A sum that holds inf or nan is not finite either.
             total, batches = torch.zeros((), device=place), 0
             for x, y, count in _joined(_labelled(train, "train", classes)):
-                logits = _logits(classifier, x.to(place, non_blocking=True))
-                loss = nn.functional.cross_entropy(logits, y.to(place, non_blocking=True))
+                with autocast():
+                    logits = _logits(classifier, x.to(place, non_blocking=True))
+                    loss = nn.functional.cross_entropy(logits, y.to(place, non_blocking=True))
                 chosen.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 chosen.step()
@@ -172,14 +193,34 @@ def fine_tune(
                     f"lr={lr}; lower it, and look for inf or nan in the images"
                 )
     classifier.eval()
-    truth, predicted = [], []
-    with torch.inference_mode():
+    truth, top = [], []
+    with torch.inference_mode(), autocast():
         for x, y in _labelled(test, "test", classes):
-            predicted.append(classifier(x.to(place, non_blocking=True)).argmax(dim=1).cpu())
+            top.append(classifier(x.to(place, non_blocking=True)).topk(min(5, classes), dim=1).indices.cpu())
             truth.append(y.cpu())
-    found, wanted = torch.cat(predicted).numpy(), torch.cat(truth).numpy()
-    f1 = metrics.f1_score(wanted, found, average="macro")
-    return FineTuned(float(np.mean(found == wanted)), float(f1), tuple(losses), classifier)
+    found, wanted = torch.cat(top).numpy(), torch.cat(truth).numpy()
+    hits = found == wanted[:, None]
+    f1 = metrics.f1_score(wanted, found[:, 0], average="macro")
+    return FineTuned(
+        float(hits[:, 0].mean()), float(f1), tuple(losses), classifier, float(hits.any(1).mean())
+    )
+
+
+def _sgd(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD with momentum, its weight decay on parameters of several dimensions."""
+    held = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in held if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in held if p.ndim <= 1]},
+    ]
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=lr, momentum=0.9)
+
+
+def _rate(steps: int, warmup: int, step: int) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2
 
 
 def _count(batches: Any, name: str) -> int:

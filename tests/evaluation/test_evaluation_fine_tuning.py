@@ -25,8 +25,9 @@ def small_encoder():
     return nn.Sequential(nn.Flatten(), nn.Linear(18, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU())
 
 
-def by_hand(seed, epochs, lr):
+def by_hand(seed, epochs, lr, weight_decay, warmup):
     """SGD with momentum on softmax regression from torch's initial weights, gradient and rate as formulas."""
+    steps = epochs * len(BATCHES)
     torch.manual_seed(seed)
     head = nn.Linear(18, CLASSES).double()
     w = torch.cat([head.weight.detach(), head.bias.detach()[:, None]], dim=1)
@@ -38,17 +39,21 @@ def by_hand(seed, epochs, lr):
             p = (rows @ w.T).softmax(dim=1)
             of_epoch.append(-p[torch.arange(len(y)), y].log().mean().item())
             gradient = (p - torch.eye(CLASSES)[y]).T @ rows / len(y)
+            gradient[:, :-1] += weight_decay * w[:, :-1]  # not on the bias
             velocity = 0.9 * velocity + gradient
-            w = w - lr * (1 + math.cos(math.pi * step / (epochs * len(BATCHES)))) / 2 * velocity
+            rate = (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+            w = w - lr * ((step + 1) / (warmup + 1) if step < warmup else rate) * velocity
             step += 1
         losses.append(np.mean(of_epoch))
     return w, losses
 
 
-def test_it_is_momentum_and_a_cosine_from_torchs_initial_weights():
-    result = fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=4, lr=0.02, seed=5)
+@pytest.mark.parametrize(("weight_decay", "warmup_epochs"), [(0, 0), (0.3, 1.5)])
+def test_it_is_momentum_and_a_cosine_from_torchs_initial_weights(weight_decay, warmup_epochs):
+    options = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
+    result = fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=4, lr=0.02, seed=5, **options)
     assert isinstance(result, FineTuned)
-    w, losses = by_hand(5, 4, 0.02)
+    w, losses = by_hand(5, 4, 0.02, weight_decay, round(warmup_epochs * len(BATCHES)))
     head = result.classifier[1]
     found = torch.cat([head.weight, head.bias[:, None]], dim=1).detach()
     assert found.numpy() == pytest.approx(w.numpy(), abs=1e-5)
@@ -64,6 +69,31 @@ def test_scores_are_those_of_the_classifier_on_the_test_set():
     assert result.accuracy == pytest.approx((predicted == LABELS[:30]).float().mean().item())
     assert result.f1 == pytest.approx(f1_score(LABELS[:30], predicted, average="macro"))
     assert 1 / CLASSES < result.accuracy < 1
+    assert result.top5 == 1.0
+
+
+def test_top_5_are_the_five_largest_logits():
+    labels = torch.arange(48) % 8
+    result = fine_tune(nn.Flatten(), [(IMAGES, labels)], [(IMAGES, labels)], 8, epochs=3)
+    with torch.no_grad():
+        ranks = (
+            (result.classifier(IMAGES).argsort(dim=1, descending=True) == labels[:, None]).int().argmax(dim=1)
+        )
+    assert result.top5 == pytest.approx((ranks < 5).float().mean().item())
+    assert result.accuracy < result.top5 < 1
+
+
+def test_bfloat16_runs_under_autocast():
+    dtypes = []
+    encoder = small_encoder()
+    encoder.register_forward_hook(lambda module, _, h: dtypes.append((module.training, h.dtype)))
+    result = fine_tune(encoder, BATCHES, BATCHES, CLASSES, epochs=3, precision="bf16-mixed")
+    assert (True, torch.bfloat16) in dtypes
+    assert dtypes[-1] == (False, torch.bfloat16)
+    assert {weight.dtype for weight in result.classifier.parameters()} == {torch.float32}
+    full = fine_tune(small_encoder(), BATCHES, BATCHES, CLASSES, epochs=3)
+    assert result.losses == pytest.approx(full.losses, rel=0.05)
+    assert result.losses != full.losses
 
 
 def test_all_weights_of_a_copy_are_trained_and_the_model_is_left_alone():
@@ -200,6 +230,14 @@ ALONE = [(IMAGES,)]
         ({"epochs": True}, TypeError, "epochs must be a positive int, got True"),
         ({"seed": "0"}, TypeError, "seed must be .* got '0'"),
         ({"lr": "0.1"}, TypeError, "lr must be .* got '0.1'"),
+        ({"weight_decay": -0.1}, ValueError, "weight_decay must be a finite number of at least 0, got -0.1"),
+        (
+            {"weight_decay": 0.1, "optimizer": torch.optim.AdamW},
+            ValueError,
+            "weight_decay must be 0 for an optimizer of your own, got 0.1; set it there",
+        ),
+        ({"warmup_epochs": 2}, ValueError, "warmup_epochs must be .* at least 0 and below 2, got 2"),
+        ({"precision": "16"}, ValueError, 'precision must be "32-true" or "bf16-mixed", got .16.'),
         ({"device": "gpu"}, ValueError, "device must be .* got 'gpu'"),
         ({"progress": 1}, TypeError, "progress must be True or False, got 1"),
         ({"optimizer": "sgd"}, TypeError, "optimizer must be called .* got 'sgd'"),

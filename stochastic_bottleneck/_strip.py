@@ -1,4 +1,4 @@
-"""What the structure of a model tells without running it: its classifier, and the width of its features.
+"""Find a model's classifier and the width of its features from its structure, without running it.
 
 torchvision and timm are recognised by their classes' modules and methods, so neither has to be installed.
 """
@@ -67,12 +67,17 @@ def prefix_tokens(model: nn.Module) -> int:
     if isinstance(number, int):
         return number
     # timm's VOLO has a class token but does not count it.
-    return int(_is_from(model, "timm.") and isinstance(getattr(model, "cls_token", None), nn.Parameter))
+    return int(is_from(model, "timm.") and isinstance(getattr(model, "cls_token", None), nn.Parameter))
 
 
 def is_channels_last(model: nn.Module) -> bool:
     """Whether feature maps are (N, H, W, C), as timm states it."""
     return getattr(model, "output_fmt", None) == "NHWC"
+
+
+def is_from(model: nn.Module, package: str) -> bool:
+    """Whether a model's class, or one that it inherits from, is defined in a package or module."""
+    return any(base.__module__.startswith(package) for base in type(model).__mro__)
 
 
 def is_classifier(model: nn.Module) -> bool:
@@ -132,7 +137,7 @@ def input_width(head: nn.Module) -> int | None:
 
 def is_pool(module: nn.Module) -> bool:
     """Whether a module is a pooling layer over space."""
-    return _is_from(module, nn.AvgPool2d.__module__)
+    return is_from(module, nn.AvgPool2d.__module__)
 
 
 def is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
@@ -155,16 +160,12 @@ def feature_width(model: nn.Module) -> int | None:
     return stated
 
 
-def _is_from(model: nn.Module, package: str) -> bool:
-    return any(base.__module__.startswith(package) for base in type(model).__mro__)
-
-
 def _is_timm(model: nn.Module) -> bool:
     return callable(getattr(model, "reset_classifier", None)) and _int(model, "num_features") is not None
 
 
 def _is_torchvision(model: nn.Module) -> bool:
-    return _is_from(model, "torchvision.models.") and any(name in model._modules for name in HEADS)
+    return is_from(model, "torchvision.models.") and any(name in model._modules for name in HEADS)
 
 
 def _int(model: nn.Module, name: str) -> int | None:

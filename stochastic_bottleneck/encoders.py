@@ -7,44 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from stochastic_bottleneck import _checks, _strip
+from stochastic_bottleneck import _checks, _simclr, _strip
 from stochastic_bottleneck._strip import unwrap as unwrap
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Encoder", "as_encoder", "simclr_parts"]
-
-ENCODER_NAMES = (
-    "backbone",  # lightly, solo-learn
-    "encoder",  # SupContrast, lightning-bolts
-    "online_encoder",
-    "base_encoder",
-    "feature_extractor",
-    "trunk",
-    "convnet",
-    "resnet",
-    "model",
-    "network",
-    "net",
-    "f",
-)
-HEAD_NAMES = (
-    "projection_head",  # lightly
-    "projector",  # solo-learn
-    "projection",  # lightning-bolts
-    "projection_mlp",
-    "proj_head",
-    "contrastive_head",
-    "proj",
-    "head",  # SupContrast
-    "mlp",
-    "g",
-)
+__all__ = ["Encoder", "as_encoder", "simclr_parts", "small_image_stem"]
 
 
 class Encoder(nn.Module):
-    """Backbone whose output is brought to one row of features an image.
+    """Backbone whose output is reduced to one row of features per image.
 
     Feature maps are averaged over space and token sequences over their tokens, class and register tokens
     (timm's `num_prefix_tokens`) left out; either is flattened instead where `feature_dim` says so; rows pass
@@ -262,73 +235,52 @@ def simclr_parts(
     _check_module("model", model)
     model = unwrap(model)
     _strip.refuse_other_tasks(model)
-    found, projection = _find_parts(model, encoder, head)
+    found, projection = _simclr.find_parts(model, encoder, head)
     if found in projection.modules():
         raise ValueError("encoder must lie outside the head, got a part of it; name what the head is fed by")
     inside = next((name for name, module in found.named_modules() if module is projection), None)
     if inside is not None:
         parent, _, name = inside.rpartition(".")
         setattr(found.get_submodule(parent), name, nn.Identity().train(projection.training))
-    pools, rest = _split_leading_pools(projection)
+    pools, rest = _simclr.split_leading_pools(projection)
     if pools:
-        found, projection = _chain([found, *pools], found.training), _chain(rest, projection.training)
+        found, projection = (
+            _simclr.chain([found, *pools], found.training),
+            _simclr.chain(rest, projection.training),
+        )
     width = _strip.input_width(projection)
     return as_encoder(found, width, strip=False), projection
 
 
-def _find_parts(
-    model: nn.Module, encoder: str | nn.Module | None, head: str | nn.Module | None
-) -> tuple[nn.Module, nn.Module]:
-    parts, missing = [], []
-    for role, given, names in (("encoder", encoder, ENCODER_NAMES), ("head", head, HEAD_NAMES)):
-        if isinstance(given, nn.Module):
-            parts.append(given)
-            continue
-        if given is not None and not isinstance(given, str):
-            raise TypeError(f"{role} must be a module or an attribute's name, got {type(given).__name__}")
-        wanted = names if given is None else (given,)
-        found = {name: part for name in wanted if isinstance(part := _attribute(model, name), nn.Module)}
-        if len(set(found.values())) > 1:
-            raise ValueError(
-                f"model has more than one part that may be its {role}: {', '.join(found)}; "
-                f'name the right one ({role}="{next(iter(found))}")'
-            )
-        parts.extend(list(found.values())[:1])
-        if not found:
-            missing.append(role if given is None else f'{role}="{given}"')
-    if missing:
-        children = ", ".join(name for name, _ in model.named_children()) or "none"
-        raise ValueError(
-            f"{' and '.join(missing)} not found in {type(model).__name__}, whose children are {children}; "
-            'name both by attribute, with dots for nested ones (encoder="net.trunk", head="net.trunk.fc"), '
-            "or pass the modules"
-        )
-    return parts[0], parts[1]
+def small_image_stem(model: nn.Module) -> nn.Module:
+    """Give a ResNet SimCLR's stem for CIFAR, in place: for images of up to 64 pixels a side.
 
+    A single 7x7 convolution becomes a 3x3 one with stride 1 and new weights, a deep stem keeps its convolutions, and
+    the max pooling becomes the identity. A model that has this stem already is left as it is.
 
-def _attribute(model: nn.Module, path: str) -> object:
-    part: object = model
-    for name in path.split("."):
-        part = getattr(part, name, None)
-    return part
+    Args:
+        model: ResNet of torchvision or timm, or an `Encoder` or compiled module around one.
 
+    Returns:
+        The model itself.
 
-def _split_leading_pools(head: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Layers up to the last pooling layer, where a Sequential begins with pooling, and the rest."""
-    layers = list(head) if _strip.is_chain(head) else []
-    count = 0
-    for i, layer in enumerate(layers, 1):
-        if _strip.is_pool(layer):
-            count = i
-        elif not isinstance(layer, (nn.Flatten, nn.Identity)):
-            break
-    return layers[:count], layers[count:]
+    Raises:
+        ValueError: for a model of another architecture, or with another stem.
+        TypeError: for a model that is not a module.
 
+    Example:
+        >>> import timm
+        >>> model = small_image_stem(timm.create_model("resnet18", num_classes=0))
+        >>> model.conv1.kernel_size, model.conv1.stride, model.maxpool
+        ((3, 3), (1, 1), Identity())
 
-def _chain(layers: list[nn.Module], training: bool) -> nn.Sequential:
-    chain = nn.Sequential(*layers)
-    chain.training = training  # train() would reach into the layers
-    return chain
+    Source:
+        SimCLR (arXiv 2002.05709), appendix B.9.
+    """
+    _check_module("model", model)
+    inner = unwrap(model)
+    _simclr.shrink_stem(inner.backbone if isinstance(inner, Encoder) else inner)
+    return model
 
 
 def _check_module(name: str, module: object) -> None:

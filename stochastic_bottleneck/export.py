@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
-from stochastic_bottleneck._unwrap import as_wrapper
+from stochastic_bottleneck._saved import as_trained
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.codes import unpack_bits
 from stochastic_bottleneck.posteriors import BernoulliPosterior
@@ -28,7 +28,7 @@ MAX_BYTES = 1536 * 1024**2
 
 
 class OnnxComparison(NamedTuple):
-    """How an ONNX file's output differs from its model's; nothing is left out of the count.
+    """Differences between the output of an ONNX file and that of its model, over all values.
 
     Args:
         representation: what the file gives: "bits", "h", "z" or "upsampled".
@@ -36,7 +36,7 @@ class OnnxComparison(NamedTuple):
         values: number of values compared: bits for "bits", numbers otherwise.
         different: number of values that are not equal bit for bit.
         largest: "bits": largest distance from zero among the logits whose bits differ, so that a value in the
-            order of float32's rounding says that the sign was not decided; otherwise the largest absolute
+            order of float32's rounding means that rounding decided the sign; otherwise the largest absolute
             difference. 0 where nothing differs.
     """
 
@@ -48,7 +48,7 @@ class OnnxComparison(NamedTuple):
 
 
 def export_program(
-    model: StochConWrapper,
+    model: StochConWrapper | str | os.PathLike[str],
     example_images: Tensor,
     representation: Representation = "bits",
     *,
@@ -59,7 +59,8 @@ def export_program(
     `torch.export.save` writes the program to a file. The model is left as it is.
 
     Args:
-        model: the model, which may be compiled or inside DistributedDataParallel; "bits" needs one of kind "bern".
+        model: the model, which may be compiled or inside DistributedDataParallel, or the folder that
+            `hub.HubModel.save_pretrained` wrote; "bits" needs one of kind "bern".
         example_images: images as the model will get them, on the model's device. Shape: (N, C, H, W)
         representation: "bits" for z packed eight to a byte, "z" for the latent's mode, "h" for the encoder's
             features, "upsampled" for rho(z).
@@ -70,7 +71,9 @@ def export_program(
 
     Raises:
         TypeError: for a model that is not a `StochConWrapper`, or images that are not floating point.
-        ValueError: for an unknown representation, bits of a Gaussian, no images, or ones that the model does not take.
+        ValueError: for an unknown representation, bits of a Gaussian, no images, or ones that the model does not take,
+            and a folder that `hub.HubModel.from_pretrained` refuses.
+        FileNotFoundError: for a folder that does not exist.
 
     Example:
         >>> import torch
@@ -82,7 +85,7 @@ def export_program(
         >>> torch.equal(program.module()(images), model.encode(images, "bits"))
         True
     """
-    model = as_wrapper(model)
+    model = as_trained(model)
     _check_images(example_images, "example_images")
     _checks.flag("dynamic_batch", dynamic_batch)
     path = model.feature_extractor(representation)
@@ -99,7 +102,7 @@ def export_program(
 
 
 def export_onnx(
-    model: StochConWrapper,
+    model: StochConWrapper | str | os.PathLike[str],
     path: str | os.PathLike[str],
     example_images: Tensor,
     representation: Representation = "bits",
@@ -110,12 +113,12 @@ def export_onnx(
     """Write the path from images to a representation as an ONNX file, in evaluation mode.
 
     The input is named "images" and the output as the representation; kind, dim, representation and the
-    library's version are in the file's metadata. The file takes its name only when it is whole and ONNX's
-    checker has accepted it. Compare it with the model with `verify_onnx`.
+    library's version are in the file's metadata. The file is written under a temporary name and renamed once
+    ONNX's checker has accepted it. Compare it with the model with `verify_onnx`.
 
     Args:
         model: as in `export_program`.
-        path: of the file; folders that are missing are made.
+        path: of the file; missing folders are created.
         example_images: as in `export_program`. Shape: (N, C, H, W)
         representation: as in `export_program`.
         dynamic_batch: as in `export_program`.
@@ -124,11 +127,12 @@ def export_onnx(
     Raises:
         ModuleNotFoundError: without onnx and onnxscript (extra "export").
         TypeError: as `export_program`.
+        FileNotFoundError: as `export_program`.
         ValueError: as `export_program`, for weights too large for one file, and for an opset version that torch cannot
             write the model in.
     """
     onnx, _ = (require(package, "export_onnx", "export") for package in ("onnx", "onnxscript"))
-    model, path = as_wrapper(model), _checked_path(path)
+    model, path = as_trained(model), _checked_path(path)
     if opset_version is not None:
         opset_version = _checks.integer("opset_version", opset_version, hint="None takes torch's choice")
     program = export_program(model, example_images, representation, dynamic_batch=dynamic_batch)
@@ -166,13 +170,16 @@ def export_onnx(
 
 
 def verify_onnx(
-    path: str | os.PathLike[str], model: StochConWrapper, images: Tensor, *, tolerance: float = 1e-4
+    path: str | os.PathLike[str],
+    model: StochConWrapper | str | os.PathLike[str],
+    images: Tensor,
+    *,
+    tolerance: float = 1e-4,
 ) -> OnnxComparison:
-    """Run an ONNX file with onnxruntime, on the CPU, and compare it with the model it was made of.
+    """Run an ONNX file with onnxruntime, on the CPU, and compare it with the model it was exported from.
 
-    Two programs that round differently cannot agree on the sign of a logit within their rounding of 0. Such a
-    bit is counted as different like any other, with its logit; it is the tolerance that decides whether it is
-    an error.
+    Two programs that round differently may disagree on the sign of a logit very close to 0. Such a bit counts as
+    different like any other; the tolerance decides whether its logit is large enough to be an error.
 
     Args:
         path: of a file that `export_onnx` wrote.
@@ -186,13 +193,13 @@ def verify_onnx(
 
     Raises:
         ModuleNotFoundError: without onnxruntime (extra "export").
-        FileNotFoundError: for a file that is not there.
+        FileNotFoundError: for a file or folder that does not exist.
         TypeError: as `export_program`.
         ValueError: for a file that onnxruntime cannot run, or that is of another model, images of another dtype or size
             than it takes, or differences beyond the tolerance.
     """
     onnxruntime = require("onnxruntime", "verify_onnx", "export")
-    model, path = as_wrapper(model), _checked_path(path)
+    model, path = as_trained(model), _checked_path(path)
     _check_images(images, "images")
     if images.is_meta:
         raise ValueError("images must hold values, got a meta tensor; load them first")

@@ -28,25 +28,14 @@ ROOMS = {
         "functional",
         "_version",
     },
-    "hub": {
-        "_hub_files",
-        "_hub_encoders",
-        "_unwrap",
-        "wrapper",
-        "bottleneck",
-        "encoders",
-        "_checks",
-        "_layers",
-        "_extras",
-        "_version",
-    },
-    "export": {"_unwrap", "wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
+    "export": {"_saved", "wrapper", "posteriors", "codes", "_checks", "_layers", "_extras", "_version"},
     "callbacks": {
         *("evaluation", "wrapper", "encoders", "schedules", "bottleneck", "posteriors", "codes"),
         *("_arrays", "_extras", "_checks"),
     },
     "plots": {"evaluation", "codes", "_arrays", "_extras", "_checks"},
     "evaluation": {
+        "_saved",
         "_unwrap",
         "wrapper",
         "encoders",
@@ -57,7 +46,19 @@ ROOMS = {
         "_extras",
         "_checks",
     },
-    "_unwrap": {"wrapper", "encoders"},  # of hub, export and evaluation
+    "_saved": {"hub", "_unwrap", "wrapper"},  # of export and evaluation
+    "hub": {
+        "_unwrap",
+        "wrapper",
+        "bottleneck",
+        "encoders",
+        "codes",
+        "_checks",
+        "_layers",
+        "_extras",
+        "_version",
+    },
+    "_unwrap": {"wrapper", "encoders"},  # of _saved, hub and evaluation
     "wrapper": {"_extractor", "_timm", "_checks", "bottleneck", "encoders", "posteriors", "_layers"},
     "_extractor": {"bottleneck", "encoders", "posteriors", "codes", "_checks", "_layers"},  # of wrapper
     "_timm": {"encoders", "_checks"},  # of wrapper
@@ -66,19 +67,18 @@ ROOMS = {
     "posteriors": {"functional", "_checks"},
     "losses": {"functional", "distributed", "_checks"},
     "gradient_cache": {"_checks", "_replay"},
-    "encoders": {"_strip", "_checks"},
+    "encoders": {"_simclr", "_strip", "_checks"},
     "codes": {"_arrays", "_checks", "_hamming"},
     "functional": {"_ops", "_checks", "_noise"},
     "_noise": {"_ops", "_checks"},  # of functional
     "distributed": {"_ops", "_checks"},
-    "_hub_files": {"_checks", "_version"},  # of hub
-    "_hub_encoders": {"_checks", "_extras"},  # of hub
     "_checks": set(),
     "_arrays": set(),  # of codes, evaluation and plots
     "_hamming": set(),  # of codes
     "_extras": set(),  # of hub, export, callbacks, plots and evaluation
     "_layers": set(),  # of bottleneck and wrapper
     "_replay": set(),  # of gradient_cache
+    "_simclr": {"_strip"},  # of encoders
     "_strip": set(),  # of encoders
     "_ops": set(),
     "_version": set(),
@@ -92,8 +92,7 @@ OUTSIDE = {room: {"torch"} for room in ROOMS} | {
     "plots": {"torch", "numpy", "matplotlib"},  # for its types alone
     "_ops": {"torch", "triton"},
     "_extras": set(),
-    "hub": {"torch", "huggingface_hub", "safetensors"},
-    "_hub_files": {"torch", "huggingface_hub", "safetensors"},
+    "hub": {"torch", "huggingface_hub", "safetensors", "PIL"},  # PIL for its types alone
     "_version": set(),
 }
 """Packages that a room may import besides the standard library."""
@@ -117,7 +116,7 @@ EXTRAS = {
     "torchvision",
 }
 """Packages that importing the library must not import."""
-NEEDS_AN_EXTRA = {"hub", "_hub_files"}
+NEEDS_AN_EXTRA = {"hub"}
 """Rooms that cannot be imported without one, because their class inherits from it."""
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from stochastic_bottleneck import Encoder, StochConWrapper, as_encoder
-from stochastic_bottleneck.encoders import ENCODER_NAMES, HEAD_NAMES, simclr_parts
+from stochastic_bottleneck._simclr import ENCODER_NAMES, HEAD_NAMES
+from stochastic_bottleneck.encoders import simclr_parts, small_image_stem
 
 
 class Returns(nn.Module):
@@ -683,3 +684,48 @@ def test_wrapped_model_can_be_taken_apart_again():
 def test_docstring_has_the_house_sections(function):
     sections = ("Args:", "Raises:", "Example:")
     assert all(section in inspect.getdoc(function) for section in sections)
+
+
+# ------------------------------------------------------------------------------------------ small_image_stem
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_resnet_gets_the_stem_for_small_images(library):
+    create = pytest.importorskip(f"{library}.models").__dict__
+    model = create["resnet18"]().double()
+    stage = model.layer1[0].conv1.weight.clone()
+    assert small_image_stem(Encoder(model)).backbone is model
+    conv = model.conv1
+    assert (conv.kernel_size, conv.stride, conv.padding, conv.bias) == ((3, 3), (1, 1), (1, 1), None)
+    assert conv.weight.dtype == torch.float64
+    assert isinstance(model.maxpool, nn.Identity)
+    assert torch.equal(model.layer1[0].conv1.weight, stage)
+    maps = []
+    model.layer4.register_forward_hook(lambda module, args, output: maps.append(output.shape))
+    model.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.float64))
+    assert maps == [(1, 512, 4, 4)]  # a stride of 8 in place of 32
+    assert small_image_stem(model).conv1 is conv  # which it has already
+
+
+def test_a_deep_stem_keeps_its_convolutions():
+    model = pytest.importorskip("timm").create_model("resnet10t")
+    conv = model.conv1
+    assert small_image_stem(model).conv1 is conv
+    assert isinstance(model.maxpool, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "convnext_atto", "resnetv2_50", "replace_stem_pool"]
+)
+def test_other_stems_are_refused_and_left_as_they_are(name):
+    timm = pytest.importorskip("timm")
+    plain = name != "replace_stem_pool"
+    model = timm.create_model(name) if plain else timm.create_model("resnet18", replace_stem_pool=True)
+    before = str(model)
+    with pytest.raises(
+        ValueError, match=f"model must be a ResNet .*got {type(model).__name__}; change the stem"
+    ):
+        small_image_stem(model)
+    assert str(model) == before
+    with pytest.raises(TypeError, match="model must be a module, got str"):
+        small_image_stem(name)

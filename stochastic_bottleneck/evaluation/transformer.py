@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stochastic_bottleneck._arrays import array
 from stochastic_bottleneck._checks import integer
-from stochastic_bottleneck._unwrap import as_wrapper
+from stochastic_bottleneck._saved import as_trained
 from stochastic_bottleneck.codes import unpack_bits
 from stochastic_bottleneck.evaluation._inputs import sklearn
 from stochastic_bottleneck.evaluation.encoding import encode
@@ -22,7 +23,7 @@ __all__ = ["StochConTransformer"]
 _base = sklearn("base")
 
 
-# mypy sees no types of scikit-learn's.
+# scikit-learn has no types for mypy.
 class StochConTransformer(
     _base.ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc, name-defined]
     _base.TransformerMixin,  # type: ignore[misc, name-defined]
@@ -30,15 +31,15 @@ class StochConTransformer(
 ):
     """Images to the features of a pretrained model, for a scikit-learn `Pipeline`.
 
-    The model is not trained: `fit` looks at one image, to refuse early what does not fit, and `transform` works without
+    The model is not trained: `fit` encodes one image, to refuse early what does not fit, and `transform` works without
     it. Columns have names, as `set_output(transform="pandas")` shows them; those of a model whose encoder's width is
-    learned from a first batch are known once it has seen one. It runs on the device that the model is on.
-    scikit-learn's `clone`, and with it every search and cross-validation, copies the model with its weights, so that a
-    copy gives equal features.
+    learned from a first batch are known after that batch. It runs on the device that the model is on.
+    scikit-learn's `clone`, and with it every search and cross-validation, copies the model with its weights (or the
+    path alone), so that a copy gives equal features.
 
     Args:
-        model: the pretrained model; one inside a compiled, DataParallel or DistributedDataParallel module is taken out
-            of it where it is used.
+        model: the pretrained model, also inside a compiled, DataParallel or DistributedDataParallel module; or the
+            folder that `hub.HubModel.save_pretrained` wrote, which is loaded with the first images.
         representation: "bits" for columns of 0 and 1 (bern only), or "h", "z" or "upsampled", as in
             `StochConWrapper.encode`.
         batch_size: images at a time.
@@ -59,18 +60,22 @@ class StochConTransformer(
     """
 
     def __init__(
-        self, model: StochConWrapper, representation: Representation = "bits", *, batch_size: int = 256
+        self,
+        model: StochConWrapper | str | os.PathLike[str],
+        representation: Representation = "bits",
+        *,
+        batch_size: int = 256,
     ) -> None:
         self.model = model
         self.representation = representation
         self.batch_size = batch_size
 
     def fit(self, X: NDArray[Any] | Tensor, y: object = None) -> StochConTransformer:  # noqa: N803
-        """Look at the first image.
+        """Encode the first image, to refuse early what does not fit.
 
         Args:
             X: as in `transform`.
-            y: not looked at.
+            y: ignored.
 
         Returns:
             The transformer itself.
@@ -90,24 +95,36 @@ class StochConTransformer(
         Raises:
             ValueError: for images of another shape, or that are not floating point, or what `evaluation.encode`
                 refuses.
-            TypeError: for a model that is not a `StochConWrapper`, or images that are no numbers.
+            TypeError: for a model that is not a `StochConWrapper`, or images that are not numbers.
+            FileNotFoundError: for a folder that does not exist.
         """
         return self._encode(_images(X))
 
     @property
+    def _wrapper(self) -> StochConWrapper:
+        """The model; one from a folder is loaded once."""
+        if not isinstance(self.model, (str, os.PathLike)):
+            return as_trained(self.model)
+        path, model = getattr(self, "_loaded", (None, None))
+        if model is None or path != self.model:
+            model = as_trained(self.model)
+            self._loaded = self.model, model
+        return model
+
+    @property
     def _n_features_out(self) -> int:
-        """Number of columns, for their names: of the representation as it is now, fitted with it or not."""
-        bottleneck = as_wrapper(self.model).bottleneck
+        """Number of columns, for their names, of the representation as it is set now."""
+        bottleneck = self._wrapper.bottleneck
         widths = {"h": bottleneck.in_features, "upsampled": bottleneck.out_features}
         width = widths.get(self.representation, bottleneck.dim)
-        if width is None:  # as scikit-learn's own, before they are fitted
+        if width is None:  # as scikit-learn's own transformers before fit
             raise AttributeError(f"the width of {self.representation} is not known before a first image")
         return int(width)
 
     def _encode(self, images: NDArray[Any]) -> NDArray[Any]:
-        model, size = as_wrapper(self.model), integer("batch_size", self.batch_size)
+        model, size = self._wrapper, integer("batch_size", self.batch_size)
         dtype = model.bottleneck.temperature.dtype  # the model's precision
-        # Copied one at a time, since torch takes no read-only arrays.
+        # Copied batch by batch, since torch takes no read-only arrays.
         batches = (
             torch.from_numpy(np.array(images[i : i + size])).to(dtype) for i in range(0, len(images), size)
         )

@@ -1,4 +1,4 @@
-"""Encoders by name: the names and options that may come from a file, and nothing else reaches another library."""
+"""Build encoders by name: only names and options listed here are passed from a file to another library."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ OPTIONS: dict[str, Check] = {
     **_table(partial(_choice, ("", "deep", "deep_tiered")), "stem_type"),
     **_table(_only_none, "norm_layer"),
 }
-"""Constructor options of timm and torchvision that may be saved, each with what its value must be; None may always be.
+"""Constructor options of timm and torchvision that may be saved, with checks of their values; None is always valid.
 
-A config may come from anybody. No option may be added here that is a path, an address, a name to import, a dictionary
-that is passed on, or that makes a library read, download or unpickle anything (checkpoint_path, pretrained_cfg,
-weights_backbone, cache_dir, ...). Sizes are bounded, so that no file can ask for a model without end.
+A config may come from anybody. Never add an option that is a path, an address, a name to import or a dictionary that is
+passed on, or one that makes a library read, download or unpickle anything (checkpoint_path, pretrained_cfg,
+weights_backbone, cache_dir, ...). Sizes are bounded, so that no file can ask for a model of any size.
 """
 
 
 def check_options(options: object) -> dict[str, Any]:
-    """Options that may be saved, as they come back from JSON, so that both builds get the same.
+    """Check options, and return them as JSON gives them back, so that saving and loading build the same encoder.
 
     Raises:
         TypeError: for anything but a mapping, or a value of another type.
@@ -99,10 +99,10 @@ def check_options(options: object) -> dict[str, Any]:
 
 
 def build(name: object, options: object, argument: str = "encoder") -> nn.Module:
-    """The classification model of torchvision or timm that has a name, without pretrained weights.
+    """Build the classification model of torchvision or timm of this name, without pretrained weights.
 
     Raises:
-        TypeError: for a name that is no string, and as `check_options`.
+        TypeError: for a name that is not a string, and as `check_options`.
         ValueError: for a name that is not registered, options that do not build it, and as `check_options`.
     """
     if not isinstance(name, str):
@@ -115,7 +115,7 @@ def build(name: object, options: object, argument: str = "encoder") -> nn.Module
         )
     checked = check_options(options)
     package = require(library, f"the encoder {name!r}", "vision")
-    # Both are look-ups in a table. torchvision's covers detection too, whose backbones download weights by default.
+    # Both look up a table. torchvision's has detection models too, whose backbones download weights by default.
     found = package.is_model(model) if library == "timm" else model in _classifiers(package)
     if not found:
         raise ValueError(f"{argument} must name a classification model of {library}, got {name!r}")
@@ -123,17 +123,15 @@ def build(name: object, options: object, argument: str = "encoder") -> nn.Module
     safe: dict[str, Any] = {"pretrained": False} if library == "timm" else {"weights": None}
     try:
         built: nn.Module = create(model, **safe, **checked)
-    except NotImplementedError:  # for `shapes`
+    except NotImplementedError:  # caught by `shapes`
         raise
-    except (
-        Exception
-    ) as error:  # constructors raise every kind for options that they do not have or that do not fit
+    except Exception as error:  # constructors raise every kind for options that they do not take
         raise ValueError(f"{name!r} cannot be built with encoder_options={checked} ({error})") from error
     return built
 
 
 def check_memory(model: nn.Module, most: int) -> None:
-    """Refuse a model that takes more memory than its weights account for: layers that are taken off, or tables.
+    """Refuse a model much larger than its saved weights, such as one with a huge classifier or position table.
 
     Raises:
         ValueError: for parameters and buffers of more than `most` bytes.
@@ -147,7 +145,7 @@ def check_memory(model: nn.Module, most: int) -> None:
 
 
 def shapes(make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` builds, where it can be without values or memory for them, to be compared before it is built."""
+    """Build on the meta device where possible: shapes to compare, without memory for values."""
     try:
         with torch.device("meta"):
             return make()

@@ -1,7 +1,8 @@
-"""The folder of a `HubModel`: where it is, what its files hold, and whether their weights fit a module."""
+"""The folder of a `HubModel`: find it, read its files, and compare its weights with a module."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck._version import __version__
 
 MODEL_TYPE = "stochastic_bottleneck.HubModel"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 REPOSITORY = r"\w[\w.-]*(/[\w.-]+)?"
 WIRING = ("variance_from", "symmetric", "checkpoint_encoder")
@@ -43,25 +44,29 @@ LAYOUT = {
         "encoder",
         "bottleneck",
         "head",
+        "pretrained_cfg",
+        "weights_sha256",
         *WIRING,
     ),
     "classes": ("encoder", "bottleneck", "head"),
-    "encoder": ("name", "options", "feature_dim"),
+    "encoder": ("name", "options", "small_images", "feature_dim"),
     "bottleneck": (*BOTTLENECK, "projector", "upsampler"),
     "head": ("width", "projection_dim"),
 }
-"""What a config holds, and the parts of it that are objects of their own."""
+"""Keys of a config, and of the objects in it."""
+ADDED: dict[str, Any] = {"pretrained_cfg": None, "weights_sha256": None}
+"""What a config of format_version 1 lacks, with the values that it stands for."""
 WIDTHS = {
     "encoder": ("feature_dim",),
     "bottleneck": ("dim", "in_features", "out_features"),
     "head": ("width", "projection_dim"),
 }
 MAX_WIDTH = 2**24
-"""Above any width of a layer, and small enough that the size of a layer that has it both ways can be counted."""
+"""Above any layer's width, and small enough that the size of a layer with this input and output can be counted."""
 
 
 def find(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
-    """The folder of that name, or else the downloaded repository, with a config."""
+    """Return the folder of that name, or else download the repository; it has a config."""
     name = name if isinstance(name, Path) else os.fspath(name)
     folder = Path(name)
     if not folder.is_dir():
@@ -72,15 +77,15 @@ def find(name: str | Path, hub_options: Mapping[str, Any]) -> Path:
         return folder
     if (folder / SAFETENSORS_SINGLE_FILE).is_file():
         raise FileNotFoundError(
-            f"{folder / CONFIG_NAME} is missing beside {SAFETENSORS_SINGLE_FILE}: saving stopped before its end, where "
-            "the config is written, or something other than HubModel.save_pretrained wrote the folder; save the model "
+            f"{folder / CONFIG_NAME} is missing next to {SAFETENSORS_SINGLE_FILE}: saving was interrupted before "
+            "the config was written, or something other than HubModel.save_pretrained wrote the folder; save the model "
             "again with save_pretrained"
         )
     entries = sorted(path.name for path in folder.iterdir())
     listed = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
     raise FileNotFoundError(
         f"{folder / CONFIG_NAME} is missing: {folder} is no folder that HubModel.save_pretrained wrote (it holds "
-        f"{listed or 'nothing'}); pass one that is, or make one of a trained model with HubModel.from_wrapper"
+        f"{listed or 'nothing'}); pass one that is, or save a trained model with HubModel.from_wrapper"
     )
 
 
@@ -98,11 +103,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} must be of model_type {MODEL_TYPE!r}, got {found.get('model_type')!r}; pass a folder that "
             "HubModel.save_pretrained wrote"
         )
-    if found.get("format_version") != FORMAT_VERSION or isinstance(found["format_version"], bool):
+    written = found.get("format_version")
+    if type(written) is not int or not 1 <= written <= FORMAT_VERSION:
         raise ValueError(
-            f"{path} must be of format_version {FORMAT_VERSION}, got {found.get('format_version')!r}; load it with the "
+            f"{path} must be of format_version 1 to {FORMAT_VERSION}, got {written!r}; load it with the "
             f"version of stochastic-bottleneck that wrote it, {version!r} (this is {__version__})"
         )
+    if written == 1:
+        found = ADDED | found
+        if isinstance(named := found.get("encoder"), dict):
+            found["encoder"] = {"small_images": False} | named
     for part, names in LAYOUT.items():
         section = found[part] if part else found
         if section is None and part in ("bottleneck", "head"):
@@ -111,37 +121,53 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path} is damaged ({part} must be an object, got {section!r}); save the model again"
             )
-        place = f"{part}." * bool(part)
-        if unknown := [f"{place}{name}" for name in section if name not in names]:
+        prefix = f"{part}." * bool(part)
+        if unknown := [f"{prefix}{name}" for name in section if name not in names]:
             raise ValueError(
                 f"{path} holds the option {', '.join(unknown)}, which stochastic-bottleneck {__version__} does not "
                 f"know; version {version!r} wrote the file: pip install --upgrade stochastic-bottleneck"
             )
-        if missing := [f"{place}{name}" for name in names if name not in section]:
+        if missing := [f"{prefix}{name}" for name in names if name not in section]:
             raise ValueError(f"{path} is damaged ({', '.join(missing)} is missing); save the model again")
         with naming(path):
             for name in WIDTHS.get(part, ()):
                 if section[name] is not None or (part, name) != ("encoder", "feature_dim"):
-                    _checks.integer(f"{place}{name}", section[name], most=MAX_WIDTH)
+                    _checks.integer(f"{prefix}{name}", section[name], most=MAX_WIDTH)
+            if part == "encoder":
+                _checks.flag("encoder.small_images", section["small_images"])
     return found
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors about what a file holds, with the file's name in front."""
+    """Put the file's name in front of errors about its content."""
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights by name, on the CPU."""
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_weights(folder: Path, expected_sha256: object) -> dict[str, Tensor]:
+    """Read all weights by name, on the CPU; None as the expected SHA-256 skips its check."""
     path = folder / SAFETENSORS_SINGLE_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing beside {CONFIG_NAME}, which save_pretrained writes after it; copy the whole folder, or "
-            "save the model again"
+            f"{path} is missing next to {CONFIG_NAME}, which save_pretrained writes after it; copy the whole folder, "
+            "or save the model again"
+        )
+    if expected_sha256 is not None and (found := sha256(path)) != expected_sha256:
+        raise ValueError(
+            f"{path} is damaged (its sha256 is {found}, and {CONFIG_NAME} has {expected_sha256!r:.80}); copy the "
+            "folder again, or save the model again"
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -149,16 +175,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             shared = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); save the model again") from error
-    # Of a tensor with several names one is stored, and the others refer to it.
-    return state | {name: state[kept] for name, kept in shared.items() if kept in state}
+    # A tensor with several names is stored once; the metadata maps its other names to that one.
+    return state | {name: state[stored] for name, stored in shared.items() if stored in state}
 
 
 def differences(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
-    """Weights that differ in name, shape or kind of number, in words; nothing where all fit."""
+    """Describe the weights that differ in name, shape or dtype; an empty string where all fit."""
     found = [f"{name} is missing from the model" for name in saved if name not in built]
     for name, tensor in built.items():
         if name not in saved:
-            found.append(f"{name} is the model's alone")
+            found.append(f"{name} is missing from the file")
             continue
         if is_lazy(tensor):
             continue

@@ -1,0 +1,84 @@
+"""Encoder, bottleneck and head: their description in a config, and the functions that build them from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from stochastic_bottleneck._layers import linear, mlp
+from stochastic_bottleneck.bottleneck import StochasticBottleneck
+from stochastic_bottleneck.encoders import Encoder, as_encoder, small_image_stem
+from stochastic_bottleneck.hub import _encoders, _files
+
+
+def build_backbone(
+    name: object, options: object, small_images: object, argument: str = "encoder"
+) -> nn.Module:
+    """Build an encoder by its name, with the stem for small images where asked for."""
+    model = _encoders.build(name, options, argument)
+    return small_image_stem(model) if small_images else model
+
+
+def builders(config: dict[str, Any], most_bytes: int) -> dict[str, Callable[[], nn.Module] | None]:
+    """Functions that build the parts; None for a part that the config does not describe."""
+    named, bottleneck, head = config["encoder"], config["bottleneck"], config["head"]
+
+    def build_encoder() -> Encoder:
+        model = build_backbone(named["name"], named["options"], named["small_images"])
+        _encoders.check_memory(model, most_bytes)
+        return with_width(model, named["feature_dim"])
+
+    return {
+        "encoder": None if named["name"] is None else build_encoder,
+        "bottleneck": None if bottleneck is None else partial(StochasticBottleneck, **bottleneck),
+        "head": None if head is None else partial(mlp, head["width"], head["width"], head["projection_dim"]),
+    }
+
+
+def with_width(model: nn.Module, feature_dim: int | None) -> Encoder:
+    """The encoder around a model, with the width that it was saved with, which may be None."""
+    encoder = as_encoder(model, feature_dim)
+    encoder.feature_dim = feature_dim
+    return encoder
+
+
+def class_name(module: nn.Module) -> str:
+    """Class of a part, or what its attribute `built_by` says."""
+    return str(getattr(module, "built_by", f"{type(module).__module__}.{type(module).__qualname__}"))
+
+
+def describe_bottleneck(bottleneck: StochasticBottleneck) -> dict[str, Any] | None:
+    """Options that build it, or None where its projector or upsampler is the user's own."""
+    width, out, dim = bottleneck.in_features, bottleneck.out_features, bottleneck.dim
+    projector = _choice(bottleneck.projector, width, width, bottleneck.parameter_width)
+    upsampler = _choice(bottleneck.upsampler, dim, out, out)
+    if type(bottleneck) is not StochasticBottleneck or projector is None or upsampler is None:
+        return None
+    options = {name: getattr(bottleneck, name) for name in _files.BOTTLENECK}
+    return {**options, "projector": projector, "upsampler": upsampler}
+
+
+def describe_head(head: nn.Module, width: int | None) -> dict[str, Any] | None:
+    """Options that build it, or None for a head other than the default one."""
+    projection_dim = getattr([*head.modules()][-1], "out_features", None)
+    if not isinstance(projection_dim, int) or _choice(head, width, width, projection_dim) != "mlp":
+        return None
+    return {"width": width, "projection_dim": projection_dim}
+
+
+def layers(module: nn.Module) -> str:
+    """Text of a module's layers and those of their options that change a value."""
+    text = re.sub(r"\b(SyncBatchNorm|BatchNorm[123]d)\b", "BatchNorm", str(module))
+    return text.replace(", inplace=True", "").replace("inplace=True", "")
+
+
+def _choice(module: nn.Module, width: int | None, hidden: int | None, out: int | None) -> str | None:
+    """Name of the library's projector or upsampler that a module equals, or None."""
+    with torch.device("meta"):
+        choices = {"linear": linear(width, out), "mlp": mlp(width, hidden, out), "identity": nn.Identity()}
+    return next((name for name, choice in choices.items() if layers(choice) == layers(module)), None)

@@ -144,6 +144,11 @@ def onnx_file() -> dict[str, Any]:
     return found
 
 
+def resnet() -> nn.Module:
+    model: nn.Module = import_module("torchvision.models").resnet18()
+    return model
+
+
 def hub_model() -> Any:
     return public("hub").HubModel(backbone(), dim=D, projection_dim=P, feature_dim=F)
 
@@ -211,6 +216,11 @@ def image_array(x: np.ndarray) -> list[Bad]:
     ]
 
 
+def preprocessing_config(x: object) -> list[Bad]:
+    wrong = {**PREPROCESSING, "crop_pct": 7}
+    return [*values(None, "timm:resnet18", 3)(x), Bad("{}", {}, ("none",)), Bad("crop_pct=7", wrong, ("7",))]
+
+
 def noise(_: Any) -> list[Bad]:
     return tensor("narrower", "fewer rows", "meta", integers=True)(floats(N, D))
 
@@ -221,7 +231,17 @@ def paths(*names: str) -> Kind:
 
 
 another = nn.Linear(2, 2)
+PREPROCESSING = {
+    "input_size": (3, 8, 8),
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+}
 of_a_name: dict[str, Kind] = {
+    "small_images": values("yes", 1, None, True),
+    "pretrained_cfg": preprocessing_config,
     "encoder_name": values("resnet18", "torchvision:resnet18", "timm:no_such_model", 3),
     "encoder_options": values("x", [1], {"a": 1}),
 }
@@ -495,6 +515,7 @@ CALLS: dict[str, Call] = {
         kinds={"x": image_tensor},
     ),
     "encoders.as_encoder": Call(lambda: {"model": backbone()}, kinds=own_module),
+    "encoders.small_image_stem": Call(lambda: {"model": resnet()}, kinds=own_module),
     "encoders.simclr_parts": Call(
         lambda: {"model": SimCLR()},
         kinds=own_module | all_of(values("missing", 3, nn.Linear), "encoder", "head"),
@@ -610,6 +631,10 @@ CALLS: dict[str, Call] = {
     "hub.HubModel": Call(
         lambda: {"encoder": backbone()},
         kinds={"encoder": encoder_or_name} | of_a_name,
+    ),
+    "hub.preprocessing": Call(
+        lambda: {"model_or_cfg": PREPROCESSING},
+        kinds={"model_or_cfg": lambda x: [*preprocessing_config(x), *values(another)(x)]},
     ),
     "hub.HubModel.from_wrapper": Call(lambda: {"model": model()}, kinds=of_a_name),
     "hub.HubModel.save_pretrained": Call(

@@ -94,7 +94,7 @@ def outputs(m):
 def assert_same(a, b):
     for x, y in zip(outputs(a), outputs(b), strict=True):
         assert torch.equal(x, y)
-    for name in ("variance_from", "symmetric", "checkpoint_encoder"):
+    for name in ("variance_from", "symmetric", "samples", "checkpoint_encoder"):
         assert getattr(a, name) == getattr(b, name)
     assert a.encoder.feature_dim == b.encoder.feature_dim
     assert repr(a.bottleneck) == repr(b.bottleneck)
@@ -116,7 +116,7 @@ def test_round_trip(which, lazy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"symmetric": True, "checkpoint_encoder": True}, {"variance_from": "own"}]
+    "options", [{"symmetric": True, "checkpoint_encoder": True}, {"variance_from": "own", "samples": 3}]
 )
 def test_options_of_the_wiring_are_kept(options, tmp_path):
     saved = model("gauss", **options)
@@ -303,7 +303,9 @@ def test_a_folder_of_the_first_format_is_loaded(tmp_path):
     saved.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text()) | {"format_version": 1}
-    del config["pretrained_cfg"], config["weights_sha256"], config["encoder"]["small_images"]
+    for added in ("pretrained_cfg", "weights_sha256", "samples"):
+        del config[added]
+    del config["encoder"]["small_images"]
     path.write_text(json.dumps(config))
     loaded = HubModel.from_pretrained(tmp_path, encoder=OpenEncoder())
     assert_same(loaded, saved)

@@ -24,7 +24,7 @@ MODEL_TYPE = "stochastic_bottleneck.HubModel"
 FORMAT_VERSION = 2
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 REPOSITORY = r"\w[\w.-]*(/[\w.-]+)?"
-WIRING = ("variance_from", "symmetric", "checkpoint_encoder")
+WIRING = ("variance_from", "symmetric", "samples", "checkpoint_encoder")
 BOTTLENECK = (
     "kind",
     "dim",
@@ -54,7 +54,7 @@ LAYOUT = {
     "head": ("width", "projection_dim"),
 }
 """Keys of a config, and of the objects in it."""
-ADDED: dict[str, Any] = {"pretrained_cfg": None, "weights_sha256": None}
+ADDED: dict[str, Any] = {"pretrained_cfg": None, "weights_sha256": None, "samples": 1}
 """What a config of format_version 1 lacks, with the values that it stands for."""
 WIDTHS = {
     "encoder": ("feature_dim",),

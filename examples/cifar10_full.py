@@ -1,192 +1,320 @@
 """SimCLR, StochCon and supervised training on CIFAR-10, from the first step to the table of results.
 
-    python examples/cifar10_full.py --preset quick                     # minutes on 2 CPU cores, no download
-    python examples/cifar10_full.py --preset cpu --data FOLDER_OR_TAR  # three hours on 2 CPU cores, all images
-    python examples/cifar10_full.py --preset paper --model bern        # ResNet-50, 1,000 epochs, needs a GPU
+    python examples/cifar10_full.py quick                     # 5,000 images that ship here; minutes on 2 CPU cores
+    python examples/cifar10_full.py cpu --data FOLDER_OR_TAR  # all of CIFAR-10; about three hours on 2 CPU cores
+    torchrun --nproc-per-node 4 examples/cifar10_full.py paper --models bern
 
-Every model starts from the same encoder weights and is trained on the same views in the same order; each is judged
-frozen, then fine-tuned. A run leaves `results.json`, `table.md`, `report.html`, figures and weights in `--out`,
-anew after every model; one that was stopped goes on with --resume.
+Every model starts from the same encoder weights and sees the same views; each is evaluated frozen, then fine-tuned.
+Results, figures and models go to `runs/`; the same command with --resume continues a run that was stopped.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from recipes import command, data, ending, evaluate
-from recipes.run import Run
-from recipes.settings import start_encoder
+import kornia.augmentation as K
+import lightning as L
+import runs
+import timm
+import torch
+import tyro
+from checkpointing import resumable_loader, seed_for
+from image_files import read_pixels, unpack
+from runs import MAIN_PROCESS, Run, warmup_cosine
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torchvision.datasets import CIFAR10
 
-# ---- presets --------------------------------------------------------------------------------------------------
+from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper
+from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
+from stochastic_bottleneck.codes import compression_ratio
+from stochastic_bottleneck.encoders import small_image_stem
+from stochastic_bottleneck.evaluation import bit_statistics, encode, fine_tune, forest_curve, knn_accuracy, linear_probe
+from stochastic_bottleneck.hub import HubModel
 
-COMMON = {
-    "norm": "batch",
-    "encoder_weights": None,
-    "pretrained": False,
-    "dim": 128,
-    "projection_dim": 128,  # SimCLR (arXiv 2002.05709), section 4.2
-    "jitter": 0.5,  # SimCLR, appendix B.9: half the strength of ImageNet, no blur
-    "blur": 0.0,
-    "temperature": 1.0,
-    "temperature_end": None,
-    "location_std": 2.0,
-    "kl_weight": 0.0,  # our choice: the poster's objective is InfoNCE alone
-    "hard": False,
-    "symmetric": False,
-    "ema": None,
-    "lr_scaling": "linear",  # SimCLR's README: rate x batch / 256
-    # Our choice: at ImageNet's usual 8 % a crop of a 32-pixel image has sides of 9 pixels; here, of 16.
-    "labelled_min_crop": 0.25,
-    # Fine-tuning: rate 0.05 x batch / 256 and no decay are SimCLR's (appendix B.5) and lightly's.
-    "finetune_optimizer": "sgd",
-    "finetune_weight_decay": 0.0,
-    "finetune_warmup_epochs": 0.0,
-    # Supervised: rate 0.1 for batch 128 and decay 5e-4 are those of wide ResNets on CIFAR (arXiv 1605.07146, section
-    # 3) and of kuangliu/pytorch-cifar, which has our cosine too.
-    "supervised_optimizer": "sgd",
-    "supervised_weight_decay": 5e-4,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    # What examples/compare_settings.py lists was chosen on a held-out fifth of the sample's training images.
-    "quick": {
-        **COMMON,
-        "encoder": "small",
-        "epochs": 11,
-        "batch_size": 128,
-        "optimizer": "sgd",
-        "lr": 0.2,
-        "weight_decay": 5e-4,
-        "warmup_epochs": 1,
-        "loss_temperature": 0.2,
-        "min_crop": 0.2,
-        "knn_every": 5,
-        # Fewer epochs than published recipes have, at a higher rate; chosen on held-out training images.
-        "finetune_epochs": 5,
-        "finetune_batch_size": 128,
-        "finetune_lr": 0.1,
-        "supervised_epochs": 8,
-        "supervised_batch_size": 128,
-        "supervised_lr": 0.1,
-        "supervised_warmup_epochs": 1,
-    },
-    # Our choice: as quick, for all images; epochs for about 40 minutes a model on two cores. The latent's settings are
-    # those that `claims.py --claim settings` confirmed on held-out training images.
-    "cpu": {
-        **COMMON,
-        "symmetric": True,
-        "location_std": 4.0,
-        "encoder": "small",
-        "epochs": 40,
-        "batch_size": 256,
-        "optimizer": "sgd",
-        "lr": 0.4,
-        "weight_decay": 5e-4,
-        "warmup_epochs": 1,
-        "loss_temperature": 0.2,
-        "min_crop": 0.2,
-        "knn_every": 5,
-        "finetune_epochs": 5,
-        "finetune_batch_size": 256,
-        "finetune_lr": 0.2,  # as quick, by its batch
-        "supervised_epochs": 15,
-        "supervised_batch_size": 128,
-        "supervised_lr": 0.1,
-        "supervised_warmup_epochs": 1,
-    },
-    # SimCLR's own CIFAR-10 recipe as in its public README: LARS at 1.0 x batch / 256, decay 1e-4, 1,000
-    # epochs of batch 512, temperature 0.5. The poster of StochCon does not give its schedule.
-    "paper": {
-        **COMMON,
-        "encoder": "resnet50",
-        "epochs": 1000,
-        "batch_size": 512,
-        "optimizer": "lars",
-        "lr": 2.0,
-        "weight_decay": 1e-4,
-        "warmup_epochs": 10,
-        "loss_temperature": 0.5,
-        "min_crop": 0.08,
-        "knn_every": 10,
-        # Our choice: lightly's 30 epochs are ImageNet's, whose epochs have 25 times as many images.
-        "finetune_epochs": 100,
-        "finetune_batch_size": 256,
-        "finetune_lr": 0.05,
-        "supervised_epochs": 200,  # wide ResNets, section 3
-        "supervised_batch_size": 128,
-        "supervised_lr": 0.1,
-        "supervised_warmup_epochs": 0,
-    },
-}
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
+SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
+SMALL_ENCODER = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16, "avg_down": False}
+ENCODERS = {"small": ("resnet10t", SMALL_ENCODER)}
+PREPROCESSING = {
+    "input_size": (3, 32, 32), "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear",
+    "mean": MEAN, "std": STD,
+}  # fmt: skip
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PROBE_ON = DEVICE if DEVICE.type == "cuda" else None  # scikit-learn on a CPU
+Hidden = tyro.conf.Suppress  # not in --help, to keep it short
+ModelName = Literal["simclr", "bern", "gauss", "supervised"]
+
+# ---- settings -------------------------------------------------------------------------------------------------------
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line, the preset's values filled in where nothing was given."""
-    parser = command.make_parser(__doc__, "examples/cifar10_full.py", PRESETS)
-    run = command.add_run(parser, PRESETS, "quick", "cifar10")
-    run.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="folder or tar with train/<class>/*.jpg and test/<class>/*.jpg, or the folder that holds torchvision's "
-        "cifar-10-batches-py; default: the sample that ships here (quick), torchvision's download into ./data",
+@dataclass(frozen=True)
+class Settings:
+    """SimCLR, StochCon and supervised training on CIFAR-10; a setting without a source is our choice."""
+
+    data: Path | None = None  # Folder or tar with train/CLASS/* and test/CLASS/*, torchvision's, or without labels
+    models: tuple[ModelName, ...] = ("simclr", "bern", "gauss", "supervised")  # Models to train
+    encoder: str = "resnet50"  # "small", made for CPUs, or a ResNet of timm's
+    epochs: int = 1000  # Epochs of pretraining (SimCLR's README for CIFAR-10, as the next five)
+    batch_size: int = 512  # Images a step, of all processes together
+    optimizer: str = "lars"  # Any of timm's; "momentum" is plain SGD
+    lr: float = 2.0  # Peak learning rate
+    weight_decay: float = 1e-4  # Not of biases and norms
+    warmup_epochs: float = 10  # Linear warm-up, then cosine decay
+    loss_temperature: float = 0.5  # Of InfoNCE (SimCLR, appendix B.9)
+    jitter: float = 0.5  # Strength of the colour jitter (SimCLR, appendix B.9)
+    min_crop: float = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
+    gray: Hidden[float] = 0.2  # Share of gray views (SimCLR, appendix A)
+    hidden_dim: Hidden[int | None] = None  # Width of the head's hidden layer; the encoder's if not given
+    head_norm: Hidden[bool] = True  # BatchNorm in the head
+    dim: int = 128  # Latent dimensions
+    projector: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # pi, from features to the latent
+    upsampler: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # rho, from the latent to features
+    location_std: float | None = 2.0  # Standard deviation that logits and means are normalised to
+    temperature: Hidden[float] = 1.0  # Concrete temperature of the bits
+    variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
+    symmetric: bool = False  # Make each view the stochastic one once
+    samples: int = 1  # Latents drawn per image; 0 for no noise
+    kl_weight: Hidden[float] = 0.0  # Weight of the KL divergence; StochCon's objective has none
+    learnable_scale: Hidden[bool] = False  # Learn the scale of the logits
+    finetune_epochs: int = 100  # Epochs of fine-tuning; 0 for none
+    finetune_lr: Hidden[float] = 0.025  # 0.05 x batch / 256 (SimCLR, appendix B.5)
+    supervised_epochs: int = 200  # At rate 0.1 and decay 5e-4 (wide ResNets, arXiv 1605.07146, section 3)
+    ema: Hidden[float | None] = None  # Decay of a moving average of the weights
+    precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
+    compile: bool = False  # torch.compile the model
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics go
+    seed: int = 0  # Of weights, order, views and noise
+    held_out: Hidden[bool] = False  # Evaluate on a fifth of the training images, to choose settings
+    out: Path | None = None  # Folder of the run; runs/cifar10-PRESET-seedN if not given
+    resume: bool = False  # Continue the run in that folder
+    dry_run: bool = False  # Take one step, print parameters, FLOPs and memory
+    preset: Hidden[str] = "paper"
+
+
+SMALL = Settings(
+    encoder="small", optimizer="momentum", weight_decay=5e-4, warmup_epochs=1, loss_temperature=0.2, min_crop=0.2,
+    finetune_epochs=5, finetune_lr=0.1,
+)  # fmt: skip
+PRESETS = {
+    "quick": ("5,000 images, a small encoder, minutes on 2 CPU cores", replace(
+        SMALL, preset="quick", epochs=11, batch_size=128, lr=0.2, supervised_epochs=8)),
+    "cpu": ("40 epochs of a small encoder, three hours on 2 CPU cores", replace(
+        SMALL, preset="cpu", epochs=40, batch_size=256, lr=0.4, supervised_epochs=15, symmetric=True,
+        location_std=4.0)),
+    "resnet18": ("100 epochs of ResNet-18 by dkobak/simclr-cifar10, which has 85.6 % by linear probe", Settings(
+        preset="resnet18", encoder="resnet18", epochs=100, optimizer="momentum", lr=0.12, weight_decay=5e-4,
+        warmup_epochs=0, min_crop=0.2, gray=0.1, hidden_dim=1024, head_norm=False)),
+    "paper": ("1,000 epochs of ResNet-50 by SimCLR's README, for the paper's table", Settings()),
+}  # fmt: skip
+
+# ---- data and views -------------------------------------------------------------------------------------------------
+
+
+class Images(NamedTuple):
+    """Images in memory. Shape: (N, 3, 32, 32) uint8 and (N,), or None for images without labels."""
+
+    pixels: Tensor
+    labels: Tensor | None
+
+
+def load_images(s: Settings) -> tuple[Images, Images | None]:
+    """Training and test images; no test images where there are no labels."""
+    download = s.data is None and s.preset != "quick"
+    if download or (s.data and (s.data / "cifar-10-batches-py").is_dir()):
+        sets = [CIFAR10(s.data or "data", train, download=download) for train in (True, False)]
+        train, test = (Images(torch.from_numpy(x.data).permute(0, 3, 1, 2), torch.tensor(x.targets)) for x in sets)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            root = s.data or SAMPLE
+            root = unpack(root, Path(folder, "images")) if root.is_file() else root
+            splits = {p.name: p for p in sorted(root.rglob("*"), reverse=True) if p.name in ("train", "test", "val")}
+            train = Images(*read_pixels(splits.get("train", root), 32))
+            test = None if train.labels is None else Images(*read_pixels(splits["test"], 32))
+    if s.held_out and train.labels is not None:
+        order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
+        parts = order.tensor_split([len(order) * 4 // 5])
+        train, test = (Images(train.pixels[part], train.labels[part]) for part in parts)
+    return train, test
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Encoder input of uint8 images."""
+    return K.Normalize(torch.tensor(MEAN), torch.tensor(STD))(pixels.float() / 255)
+
+
+def views(s: Settings) -> nn.Module:
+    """SimCLR's random views for CIFAR-10 (arXiv 2002.05709, appendices A and B.9; no blur), drawn on the device."""
+    j = s.jitter
+    return nn.Sequential(
+        K.RandomResizedCrop((32, 32), scale=(s.min_crop, 1.0), align_corners=False),  # crops as torchvision does
+        K.RandomHorizontalFlip(),
+        K.ColorJitter(0.8 * j, 0.8 * j, 0.8 * j, 0.2 * j, p=0.8),
+        K.RandomGrayscale(p=s.gray),
+        K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
     )
-    command.add_machine(parser)
-    command.add_training(parser)
-    for prefix in ("", "finetune_", "supervised_"):
-        command.add_schedule(parser, prefix)
-    command.add_latent(parser)
-    return command.finish(parser, parser.parse_args(arguments), PRESETS, "quick", "cifar10")
 
 
-# ---- the run --------------------------------------------------------------------------------------------------
+# ---- models ---------------------------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 0 when everything was done, 2 for what the user can mend, 130 or 143 when stopped."""
-    return ending.main("examples/cifar10_full.py", parse, run, arguments)
+def build_encoder(s: Settings) -> nn.Module:
+    """The encoder that every model starts from, with SimCLR's stem for small images."""
+    torch.manual_seed(s.seed)
+    name, options = ENCODERS.get(s.encoder, (s.encoder, {}))
+    return small_image_stem(timm.create_model(name, num_classes=0, **options))
 
 
-def run(args: argparse.Namespace, told: str) -> dict[str, Any]:
-    """Train and evaluate what was asked for, and report it."""
-    job = Run(args, told, load_data, baselines=2)
-    if args.dry_run:
-        return job.plan()
-    job.views()
-    job.baseline("pixels", lambda: judge_pixels(job))
-    job.baseline("untrained", lambda: judge_untrained(job))
-    for name in args.model:
-        if name == "supervised":
-            job.supervise()
+def build_model(name: ModelName, s: Settings) -> nn.Module:
+    """SimCLR, or StochCon around the very same encoder and head."""
+    encoder = build_encoder(s)
+    width = encoder.num_features
+    hidden = s.hidden_dim or width
+    norm = [nn.BatchNorm1d(hidden)] if s.head_norm else []
+    head = nn.Sequential(nn.Linear(width, hidden, not norm), *norm, nn.ReLU(), nn.Linear(hidden, 128))
+    simclr = nn.Sequential(OrderedDict(encoder=encoder, head=head))
+    if name == "simclr":
+        return simclr
+    bottleneck = StochasticBottleneck(
+        name, s.dim, in_features=width, projector=s.projector, upsampler=s.upsampler, location_std=s.location_std,
+        learnable_scale=s.learnable_scale, temperature=s.temperature,
+    )  # fmt: skip
+    options = {"variance_from": s.variance_from, "symmetric": s.symmetric, "samples": s.samples}
+    return StochConWrapper.from_simclr(simclr, bottleneck=bottleneck, **options)
+
+
+# ---- pretraining ----------------------------------------------------------------------------------------------------
+
+
+class Pretraining(L.LightningModule):
+    """InfoNCE between two views of each image; StochCon passes the second one through its latent."""
+
+    def __init__(self, name: ModelName, s: Settings, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.s, self.views, self.steps_per_epoch = s, views(s), steps_per_epoch
+        self.model = build_model(name, s).to(memory_format=torch.channels_last)
+        self.loss = InfoNCELoss(s.loss_temperature, gather_distributed=True)
+        if s.compile:
+            self.model.compile()
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Two random views of the images, in float32 whatever the precision."""
+        torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
+        images = (batch[0].float() / 255).contiguous(memory_format=torch.channels_last)
+        return self.views(images), self.views(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""
+        if isinstance(self.model, StochConWrapper):
+            output = self.model(*batch)
+            loss = self.loss(output.v, output.v_prime)
+            if self.s.kl_weight:
+                loss = loss + self.s.kl_weight * output.posterior.kl().mean()
         else:
-            job.pretrain(name)
-            job.frozen(name, lambda model: evaluate.evaluate(model, job.data, job.hardware, args.seed))
-            job.finetune(name)
-        job.report()
-    return job.show()
+            loss = self.loss(self.model(batch[0]), self.model(batch[1]))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Linear warm-up and cosine decay by step; biases and norms without weight decay."""
+        s = self.s
+        optimizer = create_optimizer_v2(self.model, s.optimizer, s.lr, s.weight_decay, momentum=0.9)
+        return warmup_cosine(optimizer, s.epochs * self.steps_per_epoch, round(s.warmup_epochs * self.steps_per_epoch))
 
 
-def load_data(args: argparse.Namespace) -> data.ImageData:
-    """Data of the run, and where it comes from when nothing was named."""
-    source = data.SAMPLE if args.data is None and args.preset == "quick" else args.data
-    images = data.load(source)
-    return data.hold_out(images) if args.held_out else images
+def pretrain(name: ModelName, s: Settings, train: Images, run: Run) -> nn.Module:
+    """Train one model, or continue from the newest checkpoint, and save it as a folder that `HubModel` loads."""
+    callbacks: list[L.Callback] = [] if name == "simclr" else [LatentMonitor()]
+    if train.labels is not None:
+        some = slice(None, None, -(-len(train.labels) // 10_000))
+        labelled = DataLoader(TensorDataset(normalize(train.pixels[some]), train.labels[some]), 512)
+        callbacks.append(OnlineKNN(labelled, every_n_epochs=max(s.epochs // 20, 5)))
+    trainer = run.trainer(name, s.epochs, *callbacks)
+    loader = resumable_loader(TensorDataset(train.pixels), s.batch_size // trainer.world_size, s.seed, trainer)
+    module = Pretraining(name, s, len(loader))
+    run.fit(name, trainer, module, loader)
+    model = module.model.eval()
+    if isinstance(model, StochConWrapper) and MAIN_PROCESS and not s.dry_run:
+        encoder, options = ENCODERS.get(s.encoder, (s.encoder, {}))
+        spec = {
+            "encoder_name": f"timm:{encoder}",
+            "encoder_options": {"num_classes": 0, **options},
+            "small_images": True,
+        }
+        HubModel.from_wrapper(model, pretrained_cfg=PREPROCESSING, **spec).save_pretrained(run.folder / name)
+    return model
 
 
-def judge_pixels(job: Run) -> dict[str, Any]:
-    """First baseline: a linear probe on the pixels themselves."""
-    return {"h": evaluate.judge(evaluate.pixels(job.data, job.hardware), job.data)}
+# ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def judge_untrained(job: Run) -> dict[str, Any]:
-    """Second baseline: the encoder as every model starts with it."""
-    encoder = {"h": start_encoder(job.args, job.data)}
-    features = evaluate.features(encoder, job.data, job.hardware, "untrained")
-    return {"h": evaluate.judge(features["h"], job.data)}
+def evaluate(model: nn.Module, train: Images, test: Images) -> dict[str, Any]:
+    """Frozen: linear probe and nearest neighbours on h and z; of z, a random forest and the use of its bits."""
+    stochastic, results = isinstance(model, StochConWrapper), {}
+    source, names = (model, ("h", "z")) if stochastic else (getattr(model, "encoder", model), ("h",))
+    source.to(DEVICE)
+    x, x_test = (encode(source, normalize(images.pixels), names).features for images in (train, test))
+    for name in names:
+        bits = name == "z" and model.bottleneck.kind == "bern"
+        split = (x[name], train.labels, x_test[name], test.labels)
+        results[name] = r = {"dim": x[name].shape[1], "probe": linear_probe(*split, device=PROBE_ON).accuracy}
+        r["knn"] = knn_accuracy(*split, k=20, metric="hamming" if bits else "cosine", device=PROBE_ON)
+        if name == "z":
+            r["forest"] = forest_curve(*split)._asdict()
+        if bits:
+            r["bits"] = bit_statistics(x_test[name], test.labels)._asdict()
+            r["compression"] = compression_ratio((32, 32, 3), r["dim"])
+    return results
+
+
+def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, options: dict[str, Any]) -> dict[str, Any]:
+    """Train an encoder with a linear layer on labelled crops, and classify the test images."""
+    crops = nn.Sequential(K.RandomResizedCrop((32, 32), (0.25, 1.0), align_corners=False), K.RandomHorizontalFlip())
+
+    def collate(items: list[Any]) -> list[Tensor]:
+        x, y = default_collate(items)
+        return [crops(x), y]
+
+    sets = [TensorDataset(normalize(images.pixels), images.labels) for images in (train, test)]
+    whole = len(train.pixels) >= 128  # whole batches, where there are any
+    loaders = DataLoader(sets[0], 128, shuffle=True, drop_last=whole, collate_fn=collate), DataLoader(sets[1], 512)
+    fixed = {"precision": s.precision, "seed": s.seed, "device": DEVICE, "progress": True}
+    result = fine_tune(encoder, *loaders, int(train.labels.max()) + 1, **fixed, **options)
+    return {"finetuned": {"accuracy": result.accuracy, "f1": result.f1}}
+
+
+def main() -> None:
+    """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
+    s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
+    train, test = load_images(s)
+    data = {"name": str(s.data or s.preset), "train": len(train.pixels), "test": len(test.pixels) if test else 0}
+    data["fingerprint"] = hashlib.sha256(train.pixels.numpy().tobytes()).hexdigest()
+    run = Run(s.out or Path("runs") / f"cifar10-{s.preset}-seed{s.seed}", s, data)
+    models = {name: pretrain(name, s, train, run) for name in s.models if name != "supervised"}
+    if s.dry_run or not MAIN_PROCESS:
+        return
+    if test is None:
+        print(f"{s.data} has no labels: the models are trained and saved, evaluation is left out")
+        return
+    run.stage("baselines", "pixels", "h", evaluate, nn.Flatten(), train, test)
+    run.stage("baselines", "untrained", "h", evaluate, build_encoder(s).eval(), train, test)
+    for name, model in models.items():
+        run.stage("models", name, "h", evaluate, model, train, test)
+        if s.finetune_epochs:
+            tuning = {"epochs": s.finetune_epochs, "lr": s.finetune_lr}
+            run.stage("models", name, "finetuned", supervise, model.encoder, s, train, test, tuning)
+    if "supervised" in s.models:
+        training = {"epochs": s.supervised_epochs, "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1}
+        run.stage("models", "supervised", "finetuned", supervise, build_encoder(s), s, train, test, training)
+    run.report(f"{data['name']}: {s.encoder}, {s.epochs} epochs on {data['train']:,} images, seed {s.seed}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runs.main(main))

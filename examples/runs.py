@@ -1,0 +1,221 @@
+"""What both full runs share: the run's folder, Trainer, table of results, and how a run ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from checkpointing import AtomicCheckpointIO, ExactCheckpoint, Stopped, TrainingError, newest_checkpoint
+from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.flop_counter import FlopCounterMode
+
+from stochastic_bottleneck.evaluation import ForestCurve
+from stochastic_bottleneck.plots import f1_against_bits
+
+MAY_CHANGE = {"data", "models", "out", "resume", "dry_run", "logger", "compile"}  # between a run and its continuation
+NAMES = {
+    "pixels": "raw pixels", "untrained": "untrained encoder", "simclr": "SimCLR", "bern": "StochCon Bern",
+    "gauss": "StochCon Gauss", "supervised": "Supervised",
+}  # fmt: skip
+LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
+WORLD, LOCAL_WORLD = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
+
+
+class Run:
+    """A run's folder and its `results.json`, which is written after every stage.
+
+    Args:
+        folder: of the run.
+        settings: dataclass with `resume` and `dry_run`; a folder of other settings is refused.
+        data: what the images are; "fingerprint" must be that of the earlier run.
+    """
+
+    def __init__(self, folder: Path, settings: Any, data: dict[str, Any]) -> None:
+        self.folder, self.settings, self.path = folder, settings, folder / "results.json"
+        self.results: dict[str, Any] = {"baselines": {}, "models": {}}
+        wanted = json.loads(json.dumps(asdict(settings), default=str))
+        self.identity = {k: v for k, v in wanted.items() if k not in MAY_CHANGE} | {"images": data["fingerprint"]}
+        if settings.dry_run or not MAIN_PROCESS:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(folder / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise TrainingError(f"another process is running in {folder}; wait for it, or give another --out") from None
+        if not settings.resume and (self.path.exists() or any(folder.glob("*/checkpoints/*"))):
+            raise TrainingError(f"{folder} holds an earlier run; add --resume to continue it, or give another --out")
+        if self.path.exists():
+            self.results = json.loads(self.path.read_text())
+            before = self.results["identity"]
+            if changed := [
+                f"{k}: {before.get(k)!r} before, {v!r} now" for k, v in self.identity.items() if before.get(k) != v
+            ]:
+                raise TrainingError(
+                    f"{folder} is of another run ({'; '.join(changed)}); give the same, or another --out"
+                )
+        self.results |= {"settings": wanted, "identity": self.identity, "data": data, **provenance()}
+
+    def trainer(self, name: str, epochs: int, *callbacks: L.Callback) -> L.Trainer:
+        """Lightning's Trainer on one process, or on those that torchrun started, with logs and exact checkpoints.
+
+        Args:
+            name: folder of logs and checkpoints within the run's.
+            epochs: of the whole training.
+            *callbacks: further ones.
+        """
+        s, folder = self.settings, self.folder / name
+        every: list[L.Callback] = [RichProgressBar(), LearningRateMonitor(), *callbacks]
+        if s.ema:
+            every.append(EMAWeightAveraging(decay=s.ema))
+        if not s.dry_run:
+            every.append(ExactCheckpoint(folder / "checkpoints", self.identity))
+        return L.Trainer(
+            max_epochs=epochs,
+            precision=s.precision,
+            callbacks=every,
+            logger=LOGGERS[s.logger](save_dir=folder, name="logs"),
+            log_every_n_steps=20,
+            devices=LOCAL_WORLD,
+            num_nodes=WORLD // LOCAL_WORLD,
+            strategy="ddp" if WORLD > 1 else "auto",
+            sync_batchnorm=torch.cuda.is_available(),
+            use_distributed_sampler=False,
+            plugins=[AtomicCheckpointIO()],
+            fast_dev_run=s.dry_run,
+            enable_checkpointing=not s.dry_run,
+        )
+
+    def fit(self, name: str, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
+        """Train, from the newest checkpoint if there is one; a dry run counts one step."""
+        with counted(f"{name}, a step") if self.settings.dry_run else nullcontext():
+            newest = newest_checkpoint(self.folder / name / "checkpoints")
+            trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
+
+    def stage(self, section: str, name: str, key: str, measure: Callable[..., dict[str, Any]], *args: Any) -> None:
+        """Add what `measure(*args)` returns to the results of a model or baseline, unless `key` is there already."""
+        found = self.results[section].setdefault(name, {})
+        if key not in found:
+            found |= measure(*args)
+            self.save("results.json", json.dumps(self.results, indent=1))
+
+    def save(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        partial = self.folder / f"{name}.partial"
+        partial.write_text(text)
+        partial.replace(self.folder / name)
+
+    def report(self, title: str) -> None:
+        """Print the table of results and keep it as `table.md`."""
+        columns = [
+            "model",
+            "features",
+            "width",
+            "probe %",
+            "kNN %",
+            "fine-tuned %",
+            "forest F1 %",
+            "ones %",
+            "compression",
+        ]
+        table = Table(*columns, title=title, box=MARKDOWN)
+        for name, found in (self.results["baselines"] | self.results["models"]).items():
+            tuned = found.get("finetuned", {})
+            for part in [part for part in ("h", "z") if part in found] or ["h"]:
+                r = found.get(part, {})
+                numbers = r.get("probe"), r.get("knn"), tuned.get("accuracy") if part == "h" else None
+                numbers += r.get("forest", {}).get("f1", [None])[-1], r.get("bits", {}).get("share_of_ones")
+                cells = ["-" if x is None else f"{100 * x:.1f}" for x in numbers]
+                ratio = f"{r['compression']:.0f}x" if "compression" in r else "-"
+                table.add_row(NAMES[name], part, str(r.get("dim", "-")), *cells, ratio)
+        Console().print(table)
+        curves = {
+            n: ForestCurve(**f["z"]["forest"]) for n, f in self.results["models"].items() if "forest" in f.get("z", {})
+        }
+        if curves:
+            f1_against_bits({NAMES[name]: curve for name, curve in curves.items()}).figure.savefig(
+                self.folder / "f1_against_bits.png", dpi=150
+            )
+        with (self.folder / "table.md").open("w") as file:
+            Console(file=file, width=200).print(table)
+
+
+def provenance() -> dict[str, Any]:
+    """Command, date, commit, versions and machine of a result."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": date.today().isoformat(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "environment": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("stochastic-bottleneck", "torch", "torchvision", "timm", "lightning")},
+            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu.partition(": ")[2],
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+@contextmanager
+def counted(title: str) -> Iterator[None]:
+    """Print the FLOPs and the peak memory of what runs inside."""
+    with FlopCounterMode(display=False) as flops:
+        yield
+    memory = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{title}: {flops.get_total_flops():.3g} FLOPs, peak memory {memory / 2**30:.2f} GiB")
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> dict[str, Any]:
+    """Linear warm-up from 1 % of the rate, then cosine decay to 0, by step, in Lightning's form."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return 0.01 + 0.99 * step / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def main(script: Callable[[], None]) -> int:
+    """Run a script; 2 for an error that its user can mend, 143 or 130 when SIGTERM or Ctrl-C ended it."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(signal.Signals(number))
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        script()
+    except (TrainingError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"stopped by {stopped.args[0].name}; to continue: add --resume to the same command", file=sys.stderr)
+        return 128 + stopped.args[0]
+    return 0

@@ -326,6 +326,8 @@ def test_preprocessing_is_resize_crop_and_normalize():
     torch.testing.assert_close(transform(image), (expected - mean) / std)
     for mode in ("L", "LA", "P", "RGBA", "CMYK", "1"):
         assert torch.equal(transform(picture(mode)), transform(picture(mode).convert("RGB")))
+    short = {key: value for key, value in CFG.items() if key not in ("crop_mode", "interpolation")}
+    assert torch.equal(preprocessing(short)(image), preprocessing(CFG | {"interpolation": "bicubic"})(image))
     grey = preprocessing(CFG | {"input_size": [1, 8, 24], "mean": [0.5], "std": [0.5], "crop_mode": "squash"})
     assert grey(image).shape == (1, 8, 24)
 

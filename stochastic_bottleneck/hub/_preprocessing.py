@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["preprocessing"]
 
+DEFAULTS = {"crop_mode": "center", "interpolation": "bicubic"}  # timm's
 KEYS = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")
@@ -32,7 +33,8 @@ def preprocessing(model_or_cfg: nn.Module | Mapping[str, Any]) -> Callable[[Imag
 
     Args:
         model_or_cfg: a `HubModel` with a `pretrained_cfg`, or such a config itself: a dict with timm's keys
-            `input_size` (C, H, W), `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std`.
+            `input_size` (C, H, W), `crop_pct`, `crop_mode` ("center" if left out), `interpolation` ("bicubic" if left
+            out), `mean` and `std`.
 
     Returns:
         Function from a PIL image to a tensor of Shape: (C, H, W). It can be pickled, for a DataLoader's workers. It
@@ -101,9 +103,10 @@ def check_pretrained_cfg(name: str, cfg: object) -> dict[str, Any]:
             f"{name} must be a dict with timm's keys {', '.join(KEYS)}, got {cfg!r:.80}; "
             "timm.data.resolve_model_data_config(timm_model) makes one"
         )
+    given, cfg = cfg, DEFAULTS | {**cfg}
     if set(cfg) != set(KEYS):
         raise ValueError(
-            f"{name} must hold exactly {', '.join(KEYS)}, got {', '.join(map(str, cfg)) or 'none'}; "
+            f"{name} must hold exactly {', '.join(KEYS)}, got {', '.join(map(str, given)) or 'none'}; "
             "timm.data.resolve_model_data_config(timm_model) picks them"
         )
     sides = [

@@ -1,8 +1,8 @@
 """Exact resume: a run that was killed at any moment and started again ends with the same weights, bit for bit.
 
 The order of images follows from (seed, epoch), random numbers from (seed, step, rank); Lightning restores the rest.
-Added is what Lightning 2.6 lacks: `ModelCheckpoint` has a single trigger and saves the last batch of an epoch in a state that
-cannot be resumed; `OnExceptionCheckpoint` saves half-finished steps and diverged weights.
+Added is what Lightning 2.6 lacks: `ModelCheckpoint` has one trigger and saves the last batch of an epoch in a state
+that cannot be resumed; `OnExceptionCheckpoint` saves half-finished steps and diverged weights.
 """
 
 from __future__ import annotations
@@ -68,11 +68,14 @@ class ResumableSampler(Sampler[int]):
         return self.batches * self.batch_size
 
 
-def resumable_loader(data: Any, batch_size: int, seed: int, trainer: L.Trainer, **options: Any) -> DataLoader[Any]:
-    """A loader that continues within an epoch, at the trainer's step."""
+def resumable_loader(data: Any, batch_size: int, seed: int, trainer: L.Trainer) -> DataLoader[Any]:
+    """A loader of this process's share of each batch that continues within an epoch, at the trainer's step."""
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # as it has no `state_dict`
-    sampler = ResumableSampler(len(data), batch_size, seed, trainer)
-    return DataLoader(data, batch_size, sampler=sampler, drop_last=True, **options)
+    world, images = trainer.world_size, len(data)
+    if batch_size % world or not 0 < batch_size <= images:
+        raise TrainingError(f"--batch-size must be a multiple of {world} up to {images} images, got {batch_size}")
+    sampler = ResumableSampler(images, batch_size // world, seed, trainer)
+    return DataLoader(data, batch_size // world, sampler=sampler, drop_last=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -93,17 +96,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ExactCheckpoint(Checkpoint):
-    """Save after each epoch, every few minutes, and when SIGTERM or Ctrl-C asks the run to end.
+    """Save after each epoch, every few minutes, and when SIGTERM or Ctrl-C ends the run; keep the newest two.
 
-    Args:
-        folder: gets `step=*.ckpt`, of which the newest two stay.
-        run: settings and data of the run; a checkpoint of another run is refused.
-        minutes: between two checkpoints within an epoch.
+    `run` has the settings and the data of the run; a checkpoint of another run is refused.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any], minutes: float = 10.0) -> None:
         self.folder, self.run, self.minutes = folder, run, minutes
-        self.saved_at, self.signal, self.handlers = time.monotonic(), 0, dict[int, Any]()
+        self.saved_at, self.signal = time.monotonic(), 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must have in common with this one."""
@@ -115,9 +115,9 @@ class ExactCheckpoint(Checkpoint):
             raise TrainingError(f"{self.folder} is of another run ({'; '.join(changed)}); give another --out")
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Let a signal wait for the end of the step: half a step cannot be resumed."""
+        """Let a signal wait for the end of the step: half a step cannot be resumed. Lightning restores the handlers."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.handlers[number] = signal.signal(number, lambda n, _: setattr(self, "signal", n))
+            signal.signal(number, lambda n, _: setattr(self, "signal", n))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: Any) -> None:
         """Save within an epoch, all processes at the same step; the last batch waits for the end of the epoch."""
@@ -131,9 +131,8 @@ class ExactCheckpoint(Checkpoint):
         """Write a checkpoint, delete those before the newest two, and stop if a signal asked for it."""
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step:09d}.ckpt")
         self.saved_at = time.monotonic()
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("*.ckpt"))[:-2]:
-                old.unlink()
+        for old in sorted(self.folder.glob("*.ckpt"))[:-2]:
+            old.unlink(missing_ok=True)
         if trainer.strategy.reduce_boolean_decision(self.signal != 0, all=False):
             raise Stopped(signal.Signals(self.signal or signal.SIGTERM))
 
@@ -149,8 +148,3 @@ class ExactCheckpoint(Checkpoint):
         """End a run that diverged; the last good checkpoint stays."""
         good = max(self.folder.glob("*.ckpt"), default="none")
         raise TrainingError(f"{what}; last good checkpoint: {good}; take a lower --lr or another --precision")
-
-    def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
-        """Restore the signal handlers."""
-        while self.handlers:
-            signal.signal(*self.handlers.popitem())

@@ -20,49 +20,39 @@ from typing import Any, Literal, NamedTuple
 
 import kornia.augmentation as K
 import lightning as L
-import runs
 import timm
 import torch
 import tyro
 from checkpointing import resumable_loader, seed_for
-from image_files import read_pixels, unpack
-from runs import MAIN_PROCESS, Run, warmup_cosine
+from image_files import ImageError, read_pixels, unpack
+from runs import MAIN_PROCESS, Run, encoder_spec, exit_code, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.datasets import CIFAR10
 
-from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper
+from stochastic_bottleneck import InfoNCELoss, StochConWrapper
 from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio
 from stochastic_bottleneck.encoders import small_image_stem
 from stochastic_bottleneck.evaluation import bit_statistics, encode, fine_tune, forest_curve, knn_accuracy, linear_probe
-from stochastic_bottleneck.hub import HubModel
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
-SMALL_ENCODER = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16, "avg_down": False}
-ENCODERS = {"small": ("resnet10t", SMALL_ENCODER)}
-PREPROCESSING = {
-    "input_size": (3, 32, 32), "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear",
-    "mean": MEAN, "std": STD,
-}  # fmt: skip
+PREPROCESSING = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": MEAN, "std": STD}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PROBE_ON = DEVICE if DEVICE.type == "cuda" else None  # scikit-learn on a CPU
-Hidden = tyro.conf.Suppress  # not in --help, to keep it short
 ModelName = Literal["simclr", "bern", "gauss", "supervised"]
 
+
 # ---- settings -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Settings:
     """SimCLR, StochCon and supervised training on CIFAR-10; a setting without a source is our choice."""
 
-    data: Path | None = None  # Folder or tar with train/CLASS/* and test/CLASS/*, torchvision's, or without labels
+    data: Path | None = None  # Folder or tar of train/CLASS/* and test/CLASS/*, torchvision's, or no labels
     models: tuple[ModelName, ...] = ("simclr", "bern", "gauss", "supervised")  # Models to train
     encoder: str = "resnet50"  # "small", made for CPUs, or a ResNet of timm's
-    epochs: int = 1000  # Epochs of pretraining (SimCLR's README for CIFAR-10, as the next five)
+    epochs: int = 1000  # Of pretraining (SimCLR's README, as the next five)
     batch_size: int = 512  # Images a step, of all processes together
     optimizer: str = "lars"  # Any of timm's; "momentum" is plain SGD
     lr: float = 2.0  # Peak learning rate
@@ -71,58 +61,54 @@ class Settings:
     loss_temperature: float = 0.5  # Of InfoNCE (SimCLR, appendix B.9)
     jitter: float = 0.5  # Strength of the colour jitter (SimCLR, appendix B.9)
     min_crop: float = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
-    gray: Hidden[float] = 0.2  # Share of gray views (SimCLR, appendix A)
-    hidden_dim: Hidden[int | None] = None  # Width of the head's hidden layer; the encoder's if not given
-    head_norm: Hidden[bool] = True  # BatchNorm in the head
+    gray: float = 0.2  # Share of gray views (SimCLR, appendix A)
+    hidden_dim: int | None = None  # Width of the head's hidden layer; the encoder's if not given
+    head_norm: bool = True  # BatchNorm in the head
     dim: int = 128  # Latent dimensions
-    projector: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # pi, from features to the latent
-    upsampler: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # rho, from the latent to features
     location_std: float | None = 2.0  # Standard deviation that logits and means are normalised to
-    temperature: Hidden[float] = 1.0  # Concrete temperature of the bits
+    temperature: float = 1.0  # Concrete temperature of the bits
     variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
     symmetric: bool = False  # Make each view the stochastic one once
     samples: int = 1  # Latents drawn per image; 0 for no noise
-    kl_weight: Hidden[float] = 0.0  # Weight of the KL divergence; StochCon's objective has none
-    learnable_scale: Hidden[bool] = False  # Learn the scale of the logits
+    kl_weight: float = 0.0  # Weight of the KL divergence; StochCon's objective has none
+    learnable_scale: bool = False  # Learn the scale of the logits
     finetune_epochs: int = 100  # Epochs of fine-tuning; 0 for none
-    finetune_lr: Hidden[float] = 0.025  # 0.05 x batch / 256 (SimCLR, appendix B.5)
-    supervised_epochs: int = 200  # At rate 0.1 and decay 5e-4 (wide ResNets, arXiv 1605.07146, section 3)
-    ema: Hidden[float | None] = None  # Decay of a moving average of the weights
+    finetune_lr: float = 0.025  # 0.05 x batch / 256 (SimCLR, appendix B.5)
+    supervised_epochs: int = 200  # Rate 0.1, decay 5e-4 (wide ResNets, arXiv 1605.07146)
+    ema: float | None = None  # Decay of a moving average of the weights
     precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
     compile: bool = False  # torch.compile the model
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics go
     seed: int = 0  # Of weights, order, views and noise
-    held_out: Hidden[bool] = False  # Evaluate on a fifth of the training images, to choose settings
+    held_out: bool = False  # Evaluate on a fifth of the training images
     out: Path | None = None  # Folder of the run; runs/cifar10-PRESET-seedN if not given
     resume: bool = False  # Continue the run in that folder
     dry_run: bool = False  # Take one step, print parameters, FLOPs and memory
-    preset: Hidden[str] = "paper"
+    preset: tyro.conf.Suppress[str] = "paper"
 
 
-SMALL = Settings(
-    encoder="small", optimizer="momentum", weight_decay=5e-4, warmup_epochs=1, loss_temperature=0.2, min_crop=0.2,
-    finetune_epochs=5, finetune_lr=0.1,
+QUICK = Settings(
+    preset="quick", encoder="small", epochs=11, batch_size=128, optimizer="momentum", lr=0.2, weight_decay=5e-4,
+    warmup_epochs=1, loss_temperature=0.2, min_crop=0.2, finetune_epochs=5, finetune_lr=0.1, supervised_epochs=8,
 )  # fmt: skip
+CPU = {"epochs": 40, "batch_size": 256, "lr": 0.4, "supervised_epochs": 15, "symmetric": True, "location_std": 4.0}
 PRESETS = {
-    "quick": ("5,000 images, a small encoder, minutes on 2 CPU cores", replace(
-        SMALL, preset="quick", epochs=11, batch_size=128, lr=0.2, supervised_epochs=8)),
-    "cpu": ("40 epochs of a small encoder, three hours on 2 CPU cores", replace(
-        SMALL, preset="cpu", epochs=40, batch_size=256, lr=0.4, supervised_epochs=15, symmetric=True,
-        location_std=4.0)),
+    "quick": ("5,000 images, a small encoder, minutes on 2 CPU cores", QUICK),
+    "cpu": ("40 epochs of a small encoder, three hours on 2 CPU cores", replace(QUICK, preset="cpu", **CPU)),
     "resnet18": ("100 epochs of ResNet-18 by dkobak/simclr-cifar10, which has 85.6 % by linear probe", Settings(
         preset="resnet18", encoder="resnet18", epochs=100, optimizer="momentum", lr=0.12, weight_decay=5e-4,
         warmup_epochs=0, min_crop=0.2, gray=0.1, hidden_dim=1024, head_norm=False)),
     "paper": ("1,000 epochs of ResNet-50 by SimCLR's README, for the paper's table", Settings()),
 }  # fmt: skip
 
+
 # ---- data and views -------------------------------------------------------------------------------------------------
-
-
 class Images(NamedTuple):
-    """Images in memory. Shape: (N, 3, 32, 32) uint8 and (N,), or None for images without labels."""
+    """Images in memory; `labels` are indices into `classes`, or None. Shape: (N, 3, 32, 32) uint8, (N,)."""
 
     pixels: Tensor
     labels: Tensor | None
+    classes: list[str]
 
 
 def load_images(s: Settings) -> tuple[Images, Images | None]:
@@ -130,18 +116,23 @@ def load_images(s: Settings) -> tuple[Images, Images | None]:
     download = s.data is None and s.preset != "quick"
     if download or (s.data and (s.data / "cifar-10-batches-py").is_dir()):
         sets = [CIFAR10(s.data or "data", train, download=download) for train in (True, False)]
-        train, test = (Images(torch.from_numpy(x.data).permute(0, 3, 1, 2), torch.tensor(x.targets)) for x in sets)
+        pixels = [torch.from_numpy(x.data).permute(0, 3, 1, 2) for x in sets]
+        train, test = (Images(p, torch.tensor(x.targets), x.classes) for p, x in zip(pixels, sets, strict=True))
     else:
         with tempfile.TemporaryDirectory() as folder:
             root = s.data or SAMPLE
-            root = unpack(root, Path(folder, "images")) if root.is_file() else root
+            root = unpack(root, Path(folder)) if root.is_file() else root
             splits = {p.name: p for p in sorted(root.rglob("*"), reverse=True) if p.name in ("train", "test", "val")}
-            train = Images(*read_pixels(splits.get("train", root), 32))
-            test = None if train.labels is None else Images(*read_pixels(splits["test"], 32))
-    if s.held_out and train.labels is not None:
+            train = test = Images(*read_pixels(splits.get("train", root), 32))
+            if train.labels is None:
+                return train, None
+            test = Images(*read_pixels(splits.get("test", splits.get("val", root / "test")), 32))
+    if train.classes != test.classes:
+        raise ImageError(f"training and test images must be of the same classes, got {train.classes}, {test.classes}")
+    if s.held_out:
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
         parts = order.tensor_split([len(order) * 4 // 5])
-        train, test = (Images(train.pixels[part], train.labels[part]) for part in parts)
+        train, test = (Images(train.pixels[i], train.labels[i], train.classes) for i in parts)
     return train, test
 
 
@@ -163,13 +154,11 @@ def views(s: Settings) -> nn.Module:
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
-
-
 def build_encoder(s: Settings) -> nn.Module:
     """The encoder that every model starts from, with SimCLR's stem for small images."""
     torch.manual_seed(s.seed)
-    name, options = ENCODERS.get(s.encoder, (s.encoder, {}))
-    return small_image_stem(timm.create_model(name, num_classes=0, **options))
+    name, options = encoder_spec(s.encoder)
+    return small_image_stem(timm.create_model(name, **options))
 
 
 def build_model(name: ModelName, s: Settings) -> nn.Module:
@@ -182,17 +171,12 @@ def build_model(name: ModelName, s: Settings) -> nn.Module:
     simclr = nn.Sequential(OrderedDict(encoder=encoder, head=head))
     if name == "simclr":
         return simclr
-    bottleneck = StochasticBottleneck(
-        name, s.dim, in_features=width, projector=s.projector, upsampler=s.upsampler, location_std=s.location_std,
-        learnable_scale=s.learnable_scale, temperature=s.temperature,
-    )  # fmt: skip
-    options = {"variance_from": s.variance_from, "symmetric": s.symmetric, "samples": s.samples}
-    return StochConWrapper.from_simclr(simclr, bottleneck=bottleneck, **options)
+    latent = {"temperature": s.temperature, "location_std": s.location_std, "learnable_scale": s.learnable_scale}
+    wiring = {"variance_from": s.variance_from, "symmetric": s.symmetric, "samples": s.samples}
+    return StochConWrapper.from_simclr(simclr, kind=name, dim=s.dim, **latent, **wiring)
 
 
 # ---- pretraining ----------------------------------------------------------------------------------------------------
-
-
 class Pretraining(L.LightningModule):
     """InfoNCE between two views of each image; StochCon passes the second one through its latent."""
 
@@ -233,28 +217,17 @@ def pretrain(name: ModelName, s: Settings, train: Images, run: Run) -> nn.Module
     """Train one model, or continue from the newest checkpoint, and save it as a folder that `HubModel` loads."""
     callbacks: list[L.Callback] = [] if name == "simclr" else [LatentMonitor()]
     if train.labels is not None:
-        some = slice(None, None, -(-len(train.labels) // 10_000))
-        labelled = DataLoader(TensorDataset(normalize(train.pixels[some]), train.labels[some]), 512)
+        labelled = DataLoader(TensorDataset(normalize(train.pixels), train.labels), 512)
         callbacks.append(OnlineKNN(labelled, every_n_epochs=max(s.epochs // 20, 5)))
     trainer = run.trainer(name, s.epochs, *callbacks)
-    loader = resumable_loader(TensorDataset(train.pixels), s.batch_size // trainer.world_size, s.seed, trainer)
+    loader = resumable_loader(TensorDataset(train.pixels), s.batch_size, s.seed, trainer)
     module = Pretraining(name, s, len(loader))
     run.fit(name, trainer, module, loader)
-    model = module.model.eval()
-    if isinstance(model, StochConWrapper) and MAIN_PROCESS and not s.dry_run:
-        encoder, options = ENCODERS.get(s.encoder, (s.encoder, {}))
-        spec = {
-            "encoder_name": f"timm:{encoder}",
-            "encoder_options": {"num_classes": 0, **options},
-            "small_images": True,
-        }
-        HubModel.from_wrapper(model, pretrained_cfg=PREPROCESSING, **spec).save_pretrained(run.folder / name)
-    return model
+    run.save_model(name, module.model.eval(), PREPROCESSING, small_images=True)
+    return module.model
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
-
-
 def evaluate(model: nn.Module, train: Images, test: Images) -> dict[str, Any]:
     """Frozen: linear probe and nearest neighbours on h and z; of z, a random forest and the use of its bits."""
     stochastic, results = isinstance(model, StochConWrapper), {}
@@ -264,8 +237,8 @@ def evaluate(model: nn.Module, train: Images, test: Images) -> dict[str, Any]:
     for name in names:
         bits = name == "z" and model.bottleneck.kind == "bern"
         split = (x[name], train.labels, x_test[name], test.labels)
-        results[name] = r = {"dim": x[name].shape[1], "probe": linear_probe(*split, device=PROBE_ON).accuracy}
-        r["knn"] = knn_accuracy(*split, k=20, metric="hamming" if bits else "cosine", device=PROBE_ON)
+        results[name] = r = {"dim": x[name].shape[1], "probe": linear_probe(*split, device=DEVICE).accuracy}
+        r["knn"] = knn_accuracy(*split, k=20, metric="hamming" if bits else "cosine", device=DEVICE)
         if name == "z":
             r["forest"] = forest_curve(*split)._asdict()
         if bits:
@@ -278,15 +251,15 @@ def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, opti
     """Train an encoder with a linear layer on labelled crops, and classify the test images."""
     crops = nn.Sequential(K.RandomResizedCrop((32, 32), (0.25, 1.0), align_corners=False), K.RandomHorizontalFlip())
 
-    def collate(items: list[Any]) -> list[Tensor]:
-        x, y = default_collate(items)
-        return [crops(x), y]
+    def collate(rows: list[Any]) -> tuple[Tensor, Tensor]:
+        images, labels = default_collate(rows)
+        return crops(images), labels
 
     sets = [TensorDataset(normalize(images.pixels), images.labels) for images in (train, test)]
-    whole = len(train.pixels) >= 128  # whole batches, where there are any
-    loaders = DataLoader(sets[0], 128, shuffle=True, drop_last=whole, collate_fn=collate), DataLoader(sets[1], 512)
-    fixed = {"precision": s.precision, "seed": s.seed, "device": DEVICE, "progress": True}
-    result = fine_tune(encoder, *loaders, int(train.labels.max()) + 1, **fixed, **options)
+    batches = {"batch_size": 128, "shuffle": True, "drop_last": len(train.pixels) >= 128}
+    loaders = DataLoader(sets[0], collate_fn=collate, **batches), DataLoader(sets[1], 512)
+    options |= {"precision": s.precision, "seed": s.seed, "device": DEVICE, "progress": True}
+    result = fine_tune(encoder, *loaders, len(train.classes), **options)
     return {"finetuned": {"accuracy": result.accuracy, "f1": result.f1}}
 
 
@@ -298,10 +271,9 @@ def main() -> None:
     data["fingerprint"] = hashlib.sha256(train.pixels.numpy().tobytes()).hexdigest()
     run = Run(s.out or Path("runs") / f"cifar10-{s.preset}-seed{s.seed}", s, data)
     models = {name: pretrain(name, s, train, run) for name in s.models if name != "supervised"}
-    if s.dry_run or not MAIN_PROCESS:
-        return
     if test is None:
         print(f"{s.data} has no labels: the models are trained and saved, evaluation is left out")
+    if test is None or s.dry_run or not MAIN_PROCESS:
         return
     run.stage("baselines", "pixels", "h", evaluate, nn.Flatten(), train, test)
     run.stage("baselines", "untrained", "h", evaluate, build_encoder(s).eval(), train, test)
@@ -317,4 +289,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(main))
+    sys.exit(exit_code(main))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import timm
 import torch
 from checkpointing import AtomicCheckpointIO, ExactCheckpoint, Stopped, TrainingError, newest_checkpoint
 from filelock import FileLock, Timeout
@@ -29,10 +30,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
+from stochastic_bottleneck import StochConWrapper
 from stochastic_bottleneck.evaluation import ForestCurve
+from stochastic_bottleneck.hub import HubModel
 from stochastic_bottleneck.plots import f1_against_bits
 
 MAY_CHANGE = {"data", "models", "out", "resume", "dry_run", "logger", "compile"}  # between a run and its continuation
@@ -42,6 +47,7 @@ NAMES = {
 }  # fmt: skip
 LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
 WORLD, LOCAL_WORLD = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
+LOG_EVERY = 20  # steps
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 
 
@@ -99,7 +105,7 @@ class Run:
             precision=s.precision,
             callbacks=every,
             logger=LOGGERS[s.logger](save_dir=folder, name="logs"),
-            log_every_n_steps=20,
+            log_every_n_steps=LOG_EVERY,
             devices=LOCAL_WORLD,
             num_nodes=WORLD // LOCAL_WORLD,
             strategy="ddp" if WORLD > 1 else "auto",
@@ -115,6 +121,25 @@ class Run:
         with counted(f"{name}, a step") if self.settings.dry_run else nullcontext():
             newest = newest_checkpoint(self.folder / name / "checkpoints")
             trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
+
+    def save_model(self, name: str, model: nn.Module, config: dict[str, Any], *, small_images: bool = False) -> None:
+        """Save StochCon as a folder that `HubModel.from_pretrained` loads, and SimCLR's weights.
+
+        Args:
+            name: folder within the run's.
+            model: StochCon, or encoder and head.
+            config: preprocessing by timm's keys.
+            small_images: whether the encoder has SimCLR's stem for small images.
+        """
+        if self.settings.dry_run or not MAIN_PROCESS:
+            return
+        if isinstance(model, StochConWrapper):
+            encoder, options = encoder_spec(self.settings.encoder)
+            spec = {"encoder_name": f"timm:{encoder}", "encoder_options": options, "small_images": small_images}
+            HubModel.from_wrapper(model, pretrained_cfg=config, **spec).save_pretrained(self.folder / name)
+        else:
+            state = {key: value.contiguous() for key, value in model.state_dict().items()}
+            save_file(state, self.folder / name / "model.safetensors")
 
     def stage(self, section: str, name: str, key: str, measure: Callable[..., dict[str, Any]], *args: Any) -> None:
         """Add what `measure(*args)` returns to the results of a model or baseline, unless `key` is there already."""
@@ -164,6 +189,22 @@ class Run:
             Console(file=file, width=200).print(table)
 
 
+def encoder_spec(name: str) -> tuple[str, dict[str, Any]]:
+    """A timm model and its options; "small", made for CPUs, is half as wide as ResNet-10."""
+    small = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16, "avg_down": False}
+    if name != "small" and not timm.is_model(name):
+        raise TrainingError(f'--encoder must be "small" or a model of timm\'s, such as resnet50, got {name!r}')
+    return ("resnet10t", {"num_classes": 0, **small}) if name == "small" else (name, {"num_classes": 0})
+
+
+def load_encoder(encoder: nn.Module, folder: Path) -> nn.Module:
+    """Give an encoder the trained weights of a model's folder, StochCon's or SimCLR's."""
+    state = load_file(folder / "model.safetensors")
+    names = {key.removeprefix("encoder.").removeprefix("backbone."): key for key in state if key.startswith("encoder.")}
+    encoder.load_state_dict({name: state[key] for name, key in names.items()})
+    return encoder.eval()
+
+
 def provenance() -> dict[str, Any]:
     """Command, date, commit, versions and machine of a result."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
@@ -201,7 +242,7 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
-def main(script: Callable[[], None]) -> int:
+def exit_code(script: Callable[[], None]) -> int:
     """Run a script; 2 for an error that its user can mend, 143 or 130 when SIGTERM or Ctrl-C ended it."""
 
     def stop(number: int, frame: object) -> None:
@@ -212,7 +253,7 @@ def main(script: Callable[[], None]) -> int:
     signal.signal(signal.SIGINT, stop)
     try:
         script()
-    except (TrainingError, ValueError, OSError) as error:
+    except (TrainingError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:

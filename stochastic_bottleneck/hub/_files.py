@@ -51,7 +51,7 @@ LAYOUT = {
     "classes": ("encoder", "bottleneck", "head"),
     "encoder": ("name", "options", "small_images", "feature_dim"),
     "bottleneck": (*BOTTLENECK, "projector", "upsampler"),
-    "head": ("width", "projection_dim"),
+    "head": ("width", "hidden_dim", "projection_dim", "norm"),
 }
 """Keys of a config, and of the objects in it."""
 ADDED: dict[str, Any] = {"pretrained_cfg": None, "weights_sha256": None, "samples": 1}
@@ -59,7 +59,7 @@ ADDED: dict[str, Any] = {"pretrained_cfg": None, "weights_sha256": None, "sample
 WIDTHS = {
     "encoder": ("feature_dim",),
     "bottleneck": ("dim", "in_features", "out_features"),
-    "head": ("width", "projection_dim"),
+    "head": ("width", "hidden_dim", "projection_dim"),
 }
 MAX_WIDTH = 2**24
 """Above any layer's width, and small enough that the size of a layer with this input and output can be counted."""
@@ -113,6 +113,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         found = ADDED | found
         if isinstance(named := found.get("encoder"), dict):
             found["encoder"] = {"small_images": False} | named
+        if isinstance(head := found.get("head"), dict):
+            found["head"] = {"hidden_dim": head.get("width"), "norm": True} | head
     for part, names in LAYOUT.items():
         section = found[part] if part else found
         if section is None and part in ("bottleneck", "head"):

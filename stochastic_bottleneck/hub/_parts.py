@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stochastic_bottleneck import _checks
 from stochastic_bottleneck._layers import linear, mlp
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.encoders import Encoder, as_encoder, small_image_stem
@@ -36,7 +37,7 @@ def builders(config: dict[str, Any], most_bytes: int) -> dict[str, Callable[[], 
     return {
         "encoder": None if named["name"] is None else build_encoder,
         "bottleneck": None if bottleneck is None else partial(StochasticBottleneck, **bottleneck),
-        "head": None if head is None else partial(mlp, head["width"], head["width"], head["projection_dim"]),
+        "head": None if head is None else partial(_head, **head),
     }
 
 
@@ -64,11 +65,22 @@ def describe_bottleneck(bottleneck: StochasticBottleneck) -> dict[str, Any] | No
 
 
 def describe_head(head: nn.Module, width: int | None) -> dict[str, Any] | None:
-    """Options that build it, or None for a head other than the default one."""
-    projection_dim = getattr([*head.modules()][-1], "out_features", None)
-    if not isinstance(projection_dim, int) or _choice(head, width, width, projection_dim) != "mlp":
+    """Options that build it, or None for a head other than linear, BatchNorm or none, ReLU, linear."""
+    if not isinstance(head, nn.Sequential) or not all(
+        isinstance(end, nn.Linear) for end in (head[0], head[-1])
+    ):
         return None
-    return {"width": width, "projection_dim": projection_dim}
+    widths: Any = {"hidden_dim": head[0].out_features, "projection_dim": head[-1].out_features}
+    options = {"width": width, **widths, "norm": isinstance(head[1], nn.modules.batchnorm._BatchNorm)}
+    with torch.device("meta"):
+        return options if layers(_head(**options)) == layers(head) else None
+
+
+def _head(width: int | None, hidden_dim: int, projection_dim: int, norm: object) -> nn.Sequential:
+    _checks.flag("head.norm", norm)
+    if norm:
+        return mlp(width, hidden_dim, projection_dim)
+    return nn.Sequential(linear(width, hidden_dim), nn.ReLU(), linear(hidden_dim, projection_dim))
 
 
 def layers(module: nn.Module) -> str:

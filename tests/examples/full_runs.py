@@ -14,20 +14,31 @@ import runs
 import torch
 from checkpointing import ExactCheckpoint
 
-TINY = ["--encoder", "small", "--epochs", "3", "--batch-size", "8", "--finetune-epochs", "1", "--supervised-epochs", "2"]
+TINY = [
+    "--encoder",
+    "small",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "8",
+    "--finetune-epochs",
+    "1",
+    "--supervised-epochs",
+    "2",
+]
 TINY += ["--precision", "32-true", "--dim", "16"]
 
 
 def run(script, arguments, **environment):
-    """Exit code and output of a full run within this process; a checkpoint after every step."""
+    """Exit code and output of a full run within this process; a checkpoint and metrics after every step."""
     earlier, os.environ = os.environ, {**os.environ, **environment}
     output, argv = io.StringIO(), sys.argv
     sys.argv = [script.__file__, *map(str, arguments)]
-    runs.ExactCheckpoint = partial(ExactCheckpoint, minutes=0)
+    runs.ExactCheckpoint, runs.LOG_EVERY = partial(ExactCheckpoint, minutes=0), 1
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
             warnings.simplefilter("default")  # Lightning's are printed, as they are for a user
-            code = runs.main(script.main)
+            code = runs.exit_code(script.main)
     finally:
         sys.argv, os.environ = argv, earlier
         runs.ExactCheckpoint = ExactCheckpoint

@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import runs
 import torch
 from checkpointing import ResumableSampler, newest_checkpoint, seed_for
 from full_runs import cifar10_full, measured, quick, run, start
@@ -27,9 +28,7 @@ def whole(images, tmp_path_factory):
     return folder, time.monotonic() - begin
 
 
-@pytest.mark.parametrize(
-    "moments", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_a_run_killed_at_random_moments_ends_equal_to_the_bit(whole, images, tmp_path, moments):
     reference, seconds = whole
     arguments = quick(tmp_path / "run", images, "--models", "bern", "gauss")
@@ -143,7 +142,7 @@ def test_a_second_run_in_one_folder_is_refused(whole, images, tmp_path):
     code, output = run(cifar10_full, quick(tmp_path / "run", images))
     assert code == 2
     assert "add --resume" in output
-    with cifar10_full.runs.FileLock(tmp_path / "run" / ".lock"):
+    with runs.FileLock(tmp_path / "run" / ".lock"):
         code, output = run(cifar10_full, quick(tmp_path / "run", images, "--resume"))
     assert code == 2
     assert "another process is running" in output

@@ -1,4 +1,4 @@
-"""Inputs that are read on the host: arrays of numbers, classes of images, sequences of numbers."""
+"""Checks of inputs that are read on the host: arrays, class labels, sequences of numbers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 def array(x: object, name: str) -> NDArray[Any]:
-    """Real numbers or booleans on the host, as numpy has them: of a tensor, or of what numpy makes an array of.
+    """Convert a tensor, or anything that numpy can convert, to a numpy array of real numbers or booleans.
 
     Raises:
         TypeError: for anything else.
-        ValueError: for masked values, or a tensor that holds none.
+        ValueError: for masked values.
     """
     y = as_array(x, name)
     if y.dtype.kind not in "biuf":
@@ -32,7 +32,7 @@ def array(x: object, name: str) -> NDArray[Any]:
 
 
 def class_labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
-    """Integer classes, one for each of `count` images; booleans count.
+    """Convert labels to integer classes, one for each of `count` images; booleans are accepted.
 
     Raises:
         TypeError: for labels that are not integers.
@@ -40,16 +40,16 @@ def class_labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
     """
     y = as_array(labels, name)
     if y.ndim == 0 and not hasattr(labels, "shape"):
-        raise TypeError(f"{name} must be {count} integers, one an image, got {labels!r}")
+        raise TypeError(f"{name} must be {count} integers, one per image, got {labels!r}")
     if y.shape != (count,):
         raise ValueError(
-            f"{name} must have shape ({count},), one an image, got {y.shape}{label_hint(y.shape)}"
+            f"{name} must have shape ({count},), one per image, got {y.shape}{label_hint(y.shape)}"
         )
-    values = y.tolist() if y.dtype.kind in "fO" else []  # what can hold a missing one
+    values = y.tolist() if y.dtype.kind in "fO" else []  # other dtypes cannot hold a missing value
     missing = sum(map(_is_missing, values))
     if missing:
         raise ValueError(
-            f"{name} must be integers, one an image, got {missing} of {count} missing (NaN or None); leave out those "
+            f"{name} must be integers, one per image, got {missing} of {count} missing (NaN or None); leave out those "
             "images"
         )
     if y.dtype.kind not in "biu" and not (
@@ -58,27 +58,34 @@ def class_labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
         whole = [isinstance(v, Integral) or (isinstance(v, float) and v.is_integer()) for v in y.tolist()]
         first = y.tolist()[0 if all(whole) else whole.index(False)]
         raise TypeError(
-            f"{name} must be integers, one an image, got {first!r} in {_kind(labels)} of dtype "
+            f"{name} must be integers, one per image, got {first!r} in {_kind(labels)} of dtype "
             f"{y.dtype}; give each class a number, the same in every set"
         )
     return y.astype(np.int64)
 
 
 def label_hint(shape: Sequence[int]) -> str:
-    """How labels of two dimensions become one an image."""
+    """How to convert labels of two dimensions to one per image."""
     if len(shape) != 2:
         return ""
-    return "; flatten them" if shape[1] == 1 else "; of one-hot rows take argmax(1)"
+    return "; flatten them" if shape[1] == 1 else "; for one-hot rows take argmax(1)"
 
 
 def sequence(
     values: object, name: str, rule: str, check: Callable[[str, object], T], *, empty: bool = False
 ) -> tuple[T, ...]:
-    """Elements of a list, tuple, range, array or tensor of one dimension, each as `check` gives it.
+    """Check each element of a list, tuple, range, array or tensor of one dimension.
+
+    Args:
+        values: the sequence.
+        name: of the argument.
+        rule: what it must be, for the message.
+        check: called with name and element; returns the element to use.
+        empty: accept no elements.
 
     Raises:
         TypeError: for anything else, or elements of a wrong type.
-        ValueError: for elements of a wrong value, or none, unless `empty` allows it.
+        ValueError: for elements of a wrong value, or no elements.
     """
     message = f"{name} must be {rule}, got {values!r}"
     if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
@@ -95,7 +102,7 @@ def sequence(
 
 
 def as_array(x: object, name: str) -> NDArray[Any]:
-    """An array of any dtype."""
+    """Convert to a numpy array of any dtype."""
     if isinstance(x, Tensor):
         if x.layout != torch.strided or x.is_nested or x.is_meta or x.is_complex():
             layout = str(x.layout if x.layout != torch.strided else x.dtype).removeprefix("torch.")
@@ -116,7 +123,7 @@ def as_array(x: object, name: str) -> NDArray[Any]:
 
 
 def _is_missing(value: object) -> bool:
-    """Of None, NaN, and pandas's NA and NaT."""
+    """Whether a label is None, NaN, or pandas's NA or NaT."""
     nan = isinstance(value, (float, np.floating)) and math.isnan(value)
     return value is None or nan or type(value).__name__ in ("NAType", "NaTType")
 

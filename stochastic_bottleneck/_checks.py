@@ -1,4 +1,4 @@
-"""What functions and modules refuse, each in one place; no tensor's values are read, so nothing waits for a device."""
+"""Argument checks of functions and modules. They read no tensor's values, so they never wait for a device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 MIN_TEMPERATURE = 0.01
-"""The lowest InfoNCE temperature for which finite results are promised."""
+"""The lowest InfoNCE temperature for which finite results are guaranteed."""
 MIN_CONCRETE = 1e-6
-"""The lowest Concrete temperature: float32 has room for a logit divided by it, and for its gradient."""
+"""The lowest Concrete temperature: a logit divided by it, and its gradient, still fit in float32."""
 
 
 def real(
@@ -27,18 +27,18 @@ def real(
     below: float | None = None,
     hint: str = "",
 ) -> float:
-    """`value` as a float, where it is a finite real number inside the bounds; numpy's numbers count, bools do not.
+    """Return `value` as a float; numpy's numbers are accepted, bools are not.
 
     Raises:
-        TypeError: for anything that is no real number.
-        ValueError: for one outside the bounds, or that is not finite.
+        TypeError: for anything but a real number.
+        ValueError: for a number outside the bounds, or not finite.
     """
-    # Tuples of types, here as everywhere: torch 2.4 cannot compile a union.
+    # A tuple of types, here and elsewhere: torch 2.4 cannot compile a union.
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(_must_be(name, _finite(above, least, most, below), value, hint))
     try:
         number = float(value)
-    except OverflowError:  # of an int beyond all floats
+    except OverflowError:  # an int larger than any float
         number = math.inf
     inside = (
         (above is None or number > above)
@@ -52,11 +52,11 @@ def real(
 
 
 def integer(name: str, value: object, least: int = 1, most: int | None = None, hint: str = "") -> int:
-    """`value` as an int, where it is an integer inside the bounds; numpy's integers count, bools do not.
+    """Return `value` as an int; numpy's integers are accepted, bools are not.
 
     Raises:
-        TypeError: for anything that is no number.
-        ValueError: for an integer outside the bounds, or a number that is no int.
+        TypeError: for anything but a number.
+        ValueError: for an integer outside the bounds, or another number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(_must_be(name, _whole(least, most), value, hint))
@@ -69,7 +69,7 @@ def integer(name: str, value: object, least: int = 1, most: int | None = None, h
 
 
 def flag(name: str, value: object) -> bool:
-    """`value`, where it is True or False: any string, be it "False", would count as true.
+    """Return `value` if it is True or False; a string such as "False" would count as true.
 
     Raises:
         TypeError: for anything else.
@@ -80,10 +80,10 @@ def flag(name: str, value: object) -> bool:
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse what is not one of the choices.
+    """Raise an error unless `value` is one of the choices.
 
     Raises:
-        TypeError: for anything that is no string.
+        TypeError: for anything but a string.
         ValueError: for another string.
     """
     if not isinstance(value, str) or value not in choices:
@@ -108,12 +108,12 @@ def _whole(least: int, most: int | None) -> str:
 
 
 def concrete_temperature(value: object) -> float:
-    """A Concrete temperature as a float, where it is at least `MIN_CONCRETE`."""
+    """Return a Concrete temperature, at least `MIN_CONCRETE`, as a float."""
     return real("temperature", value, least=MIN_CONCRETE, hint="0.5 to 1 is usual")
 
 
 def check_concrete(temperature: Tensor | float, logits: Tensor) -> None:
-    """Refuse a Concrete temperature below `MIN_CONCRETE`, or a tensor of them that does not fit the logits.
+    """Check a Concrete temperature: a number of at least `MIN_CONCRETE`, or a tensor that fits the logits.
 
     A tensor's values are not read (no host sync).
     """
@@ -125,7 +125,7 @@ def check_concrete(temperature: Tensor | float, logits: Tensor) -> None:
 
 
 def _check_fit(name: str, x: Tensor, other: Tensor, other_name: str) -> None:
-    """Refuse what does not broadcast with another tensor, or lies elsewhere."""
+    """Check that a tensor broadcasts with another one on the same device."""
     for i in range(1, 1 + min(x.ndim, other.ndim)):
         if x.shape[-i] != other.shape[-i] and x.shape[-i] != 1 and other.shape[-i] != 1:
             raise ValueError(
@@ -142,7 +142,7 @@ def _check_device(name: str, x: Tensor, other: Tensor, other_name: str) -> None:
 
 
 def _check_pair(x: Tensor, x_prime: Tensor, name: str, name_prime: str) -> None:
-    """Refuse tensors of different dtypes or devices."""
+    """Check that two tensors share a dtype and a device."""
     if x.dtype != x_prime.dtype:
         raise TypeError(
             f"{name} and {name_prime} must have one dtype, got {x.dtype} and {x_prime.dtype}; convert one with .to()"
@@ -154,7 +154,7 @@ def _check_pair(x: Tensor, x_prime: Tensor, name: str, name_prime: str) -> None:
 
 
 def check_info_nce_options(temperature: float, reduction: str, block_size: int | None) -> None:
-    """Refuse options of the loss that lie outside their range."""
+    """Check the options of the loss."""
     real("temperature", temperature, least=MIN_TEMPERATURE, hint="0.1 to 0.5 is usual")
     choice("reduction", reduction, ("mean", "none"))
     if block_size is not None:
@@ -162,7 +162,7 @@ def check_info_nce_options(temperature: float, reduction: str, block_size: int |
 
 
 def check_floating(x: Tensor, name: str) -> None:
-    """Refuse what is no dense tensor of real floating point numbers."""
+    """Check that `x` is a dense tensor of real floating point numbers."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
     if x.is_nested:
@@ -179,7 +179,7 @@ def check_floating(x: Tensor, name: str) -> None:
 
 
 def check_images(x: Tensor, name: str) -> None:
-    """Refuse what is no batch of images in floating point."""
+    """Check that `x` is a batch of images in floating point."""
     if isinstance(x, Tensor) and x.dtype == torch.uint8:
         raise TypeError(
             f"{name} must hold images in floating point, got torch.uint8; scale them first, as in {name}.float() / 255"
@@ -192,18 +192,18 @@ def check_images(x: Tensor, name: str) -> None:
 
 
 def check_image_pair(x: Tensor, x_prime: Tensor) -> None:
-    """Refuse what are no two views of the same images; their sizes may differ."""
+    """Check two views of the same images; their heights and widths may differ."""
     check_images(x, "x")
     check_images(x_prime, "x_prime")
     if x.shape[0] != x_prime.shape[0]:
         raise ValueError(
-            f"x and x_prime must hold one view each of the same images, got {x.shape[0]} and {x_prime.shape[0]}"
+            f"x and x_prime must hold two views of the same images, got {x.shape[0]} and {x_prime.shape[0]} images"
         )
     _check_pair(x, x_prime, "x", "x_prime")
 
 
 def explain_mismatch(name: str, x: Tensor, module: nn.Module, error: Exception) -> None:
-    """Explain torch's error, where a module failed on an input of another dtype or device than its weights.
+    """Explain torch's error if the input has another dtype or device than the module's weights.
 
     Raises:
         TypeError: for another dtype.
@@ -224,7 +224,7 @@ def explain_mismatch(name: str, x: Tensor, module: nn.Module, error: Exception) 
 
 
 def check_noise(parameter: Tensor, noise: Tensor, name: str) -> None:
-    """Refuse noise of another shape than the parameter it is added to."""
+    """Check that noise has the shape of the parameter it is added to."""
     check_floating(noise, "noise")
     if noise.shape != parameter.shape:
         raise ValueError(
@@ -234,7 +234,7 @@ def check_noise(parameter: Tensor, noise: Tensor, name: str) -> None:
 
 
 def check_value(z: Tensor, parameter: Tensor, name: str) -> None:
-    """Refuse values whose dimensions are not the distribution's; several samples at once may lead."""
+    """Check that values have the distribution's dimensions; leading sample dimensions are allowed."""
     check_floating(z, "z")
     if z.shape[-1:] != parameter.shape[-1:]:
         raise ValueError(
@@ -244,26 +244,26 @@ def check_value(z: Tensor, parameter: Tensor, name: str) -> None:
 
 
 def check_gaussian(mean: Tensor, log_std: Tensor) -> None:
-    """Refuse a scale that is neither one a dimension nor one a sample."""
+    """Check that the scale is one per dimension or one per sample."""
     check_floating(mean, "mean")
     check_floating(log_std, "log_std")
-    one_a_sample = (*mean.shape[:-1], 1)
-    if log_std.shape != mean.shape and tuple(log_std.shape) != one_a_sample:
+    one_per_sample = (*mean.shape[:-1], 1)
+    if log_std.shape != mean.shape and tuple(log_std.shape) != one_per_sample:
         raise ValueError(
-            f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_a_sample}, "
+            f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_per_sample}, "
             f"got {tuple(log_std.shape)}"
         )
     _check_fit("log_std", log_std, mean, "mean")
 
 
 def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "v_prime") -> None:
-    """Refuse views that do not pair up row by row."""
+    """Check that views have one shape, dtype and device."""
     for x, x_name in ((v, name), (v_prime, name_prime)):
         check_floating(x, x_name)
     if v.ndim not in (2, 3):
         raise ValueError(
             f"{name} must have shape (N, D) or (K, N, D), got {tuple(v.shape)}; "
-            "flatten features to one row an image"
+            "flatten features to one row per image"
         )
     if v.shape != v_prime.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Hamming distances of packed codes by words of eight bytes, of arrays and of tensors."""
+"""Hamming distances of packed codes in words of eight bytes, for arrays and tensors."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import numpy as np
 import torch
 
 HOST_CHUNK, DEVICE_CHUNK = 2**16, 2**22
-"""Pairs that are compared at once: on the host what its caches hold, elsewhere enough to be worth a launch."""
+"""Pairs per chunk: on the host what fits its caches, on a device enough to amortise a kernel launch."""
 
 
 def distances(a: Any, b: Any) -> Any:
-    """Hamming distances in chunks of the result, so that temporaries are small next to it."""
+    """Hamming distances, computed in chunks of the result so that temporaries stay small."""
     on_host = isinstance(a, np.ndarray)
     lib: Any = np if on_host else torch
     shape: tuple[int, ...] = lib.broadcast_shapes(a.shape[:-1], b.shape[:-1])
     chunks = math.prod(shape) // (HOST_CHUNK if on_host else DEVICE_CHUNK)
-    if torch.compiler.is_compiling() or chunks < 2:  # compiled code fuses what leads to the result
+    if torch.compiler.is_compiling() or chunks < 2:  # compiled code fuses the temporaries
         return _distance(a, b)
     total = np.empty(shape, np.int64) if on_host else a.new_empty(shape, dtype=torch.int64)
     split, axis = np.array_split if on_host else torch.tensor_split, shape.index(max(shape))
     whole = (total, *(lib.broadcast_to(codes, (*shape, codes.shape[-1])) for codes in (a, b)))
-    for part, x, y in zip(*(split(v, min(chunks, max(shape)), axis) for v in whole), strict=True):
-        part[...] = _distance(_once(x), _once(y))
+    for chunk, x, y in zip(*(split(v, min(chunks, max(shape)), axis) for v in whole), strict=True):
+        chunk[...] = _distance(_unexpanded(x), _unexpanded(y))
     return total
 
 
-def _once(codes: Any) -> Any:
-    """Codes without repetition, which broadcasting brings back: a dimension that was broadcast has a stride of 0."""
+def _unexpanded(codes: Any) -> Any:
+    """Codes with broadcast dimensions (stride 0) reduced to size 1; the comparison broadcasts them again."""
     strides = codes.strides if isinstance(codes, np.ndarray) else codes.stride()
     return codes[tuple(slice(1 if stride == 0 else None) for stride in strides[:-1])]
 
@@ -42,19 +42,19 @@ def _distance(a: Any, b: Any) -> Any:
 
 
 def _word(codes: Any, first: int) -> Any:
-    """Eight bytes of each code as one int64, with zeros after the last byte. Shape: (..., 1)."""
-    part = codes[..., first : first + 8]
-    if isinstance(part, np.ndarray):
-        word = np.zeros((*part.shape[:-1], 8), np.uint8)
-        word[..., : part.shape[-1]] = part
-        return word.view(np.int64)
-    padded = torch.nn.functional.pad(part, (0, 8 - part.shape[-1]))
-    # A copy whose strides are those of its shape, of dimensions of size 1 too, or torch views no bytes as words.
+    """Eight bytes of each code as one int64, padded with zeros. Shape: (..., 1)."""
+    word = codes[..., first : first + 8]
+    if isinstance(word, np.ndarray):
+        padded_word = np.zeros((*word.shape[:-1], 8), np.uint8)
+        padded_word[..., : word.shape[-1]] = word
+        return padded_word.view(np.int64)
+    padded = torch.nn.functional.pad(word, (0, 8 - word.shape[-1]))
+    # torch views bytes as words only if all strides are contiguous, also those of dimensions of size 1.
     return padded.clone(memory_format=torch.contiguous_format).view(torch.int64)
 
 
 def _popcount(words: Any) -> Any:
-    """Bits that are 1 in each int64."""
+    """Number of ones in each int64."""
     if isinstance(words, np.ndarray) and hasattr(np, "bitwise_count"):  # since numpy 2
         return np.bitwise_count(words.view(np.uint64)).astype(np.int64)
     # Sums over 2, 4 and 8 bits, side by side, and then over the bytes (Warren, "Hacker's Delight", section 5-1).

@@ -1,4 +1,4 @@
-"""Layers whose widths may be learned late; evaluation mode, statistics and shards of any module."""
+"""Lazy layers, and helpers for evaluation mode, batch norm statistics and sharded modules."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 
 
 class LazyLinear(LazyModuleMixin, nn.Linear):
-    """`nn.Linear` whose input or output width is learned with the first batch.
+    """`nn.Linear` whose input or output width is inferred from the first batch.
 
-    torch's own LazyLinear learns the input width only; an upsampler back to an unknown feature width needs
-    the output too. Parameters are placeholders until then and keep their identity, so an optimizer or a
-    `state_dict` made before the first batch stays right.
+    torch's own LazyLinear infers the input width only; an upsampler back to an unknown feature width needs
+    the output too. Until then the parameters are uninitialized; they stay the same objects, so an optimizer
+    created before the first batch remains valid.
     """
 
     cls_to_become = nn.Linear
@@ -31,14 +31,14 @@ class LazyLinear(LazyModuleMixin, nn.Linear):
             self.bias = UninitializedParameter()  # type: ignore[assignment]
 
     def reset_parameters(self) -> None:
-        """Initialise once the shape is known."""
+        """Initialize once the shape is known."""
         if not is_lazy(self.weight) and self.weight.numel():
             super().reset_parameters()
 
     def initialize_parameters(self, input: Tensor) -> None:
-        """Take the widths that are still open: inputs from the batch, outputs equal to them."""
+        """Infer the unknown widths: inputs from the batch, outputs equal to inputs."""
         if is_lazy(self.weight):
-            # A tensor made in inference mode could never be trained.
+            # A tensor created in inference mode cannot be trained.
             with torch.inference_mode(False), torch.no_grad():
                 self.in_features = input.shape[-1]
                 self.out_features = self.out_features or self.in_features
@@ -51,11 +51,10 @@ class LazyLinear(LazyModuleMixin, nn.Linear):
 
 
 class _OpenBuffer(UninitializedBuffer):
-    """Placeholder of a buffer that `copy.deepcopy` takes; torch copies placeholders of parameters only."""
+    """Uninitialized buffer that can be deep-copied, as torch's uninitialized parameters can."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _OpenBuffer:
-        # Any: torch annotates the constructor as a Tensor's.
-        cls: Any = type(self)
+        cls: Any = type(self)  # torch annotates the constructor as a Tensor's
         copied: _OpenBuffer = memo.setdefault(id(self), cls(False, self.data.device, self.data.dtype))
         return copied
 
@@ -68,14 +67,14 @@ class LazyBatchNorm(nn.LazyBatchNorm1d):
         self.running_mean, self.running_var = _OpenBuffer(), _OpenBuffer()
 
     def initialize_parameters(self, input: Tensor) -> None:
-        """Take the width from the batch, or from a state_dict that was loaded before it."""
+        """Infer the width from the batch, or from a state_dict that was loaded before it."""
         with torch.inference_mode(False):
             super().initialize_parameters(input)
         self.num_features = self.weight.shape[0]
 
 
 def linear(in_features: int | None, out_features: int | None, bias: bool = True) -> nn.Linear:
-    """Linear map; a width of None is learned with the first batch (an output width becomes the input's)."""
+    """Linear map; a width of None is inferred from the first batch (an output width equals the input's)."""
     if in_features and out_features:
         return nn.Linear(in_features, out_features, bias)
     return LazyLinear(in_features, out_features, bias)
@@ -109,7 +108,7 @@ def named_map(
 
 
 def _initialize_norm(layers: Any, args: tuple[Tensor]) -> None:
-    """Shape the SyncBatchNorm that `convert_sync_batchnorm` has made of a LazyBatchNorm; it does not do so itself."""
+    """Materialize a SyncBatchNorm that `convert_sync_batchnorm` made from a LazyBatchNorm; it cannot do so itself."""
     norm = layers[1]
     if isinstance(norm, nn.SyncBatchNorm) and is_lazy(norm.weight):
         norm.num_features = layers[0].out_features or args[0].shape[-1]
@@ -123,7 +122,7 @@ def _initialize_norm(layers: Any, args: tuple[Tensor]) -> None:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own flag back afterwards."""
+    """Evaluation mode inside; every submodule's training flag is restored afterwards."""
     flags = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -133,27 +132,27 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-class KeptStatistics(AbstractContextManager[None]):
-    """Batch norms leave their running statistics alone inside; the first pass has counted the batch.
+class FixedStatistics(AbstractContextManager[None]):
+    """Batch norms do not update their running statistics inside: a recomputed batch was counted before.
 
-    Entered anew by every backward pass over the same graph.
+    Each backward pass over the same graph enters it again.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
 
     def __enter__(self) -> None:
-        self.kept = [(m.momentum, m.num_batches_tracked) for m in self.norms]
-        for m, (_, count) in zip(self.norms, self.kept, strict=True):
+        self.saved = [(m.momentum, m.num_batches_tracked) for m in self.norms]
+        for m, (_, count) in zip(self.norms, self.saved, strict=True):
             m.momentum = 0.0
-            m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm insists on one
+            m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm requires one
 
     def __exit__(self, *_: object) -> None:
-        for m, (momentum, count) in zip(self.norms, self.kept, strict=True):
+        for m, (momentum, count) in zip(self.norms, self.saved, strict=True):
             m.momentum, m.num_batches_tracked = momentum, count
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether `fully_shard` holds the module's parameters, which are whole in its own forward only."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported by whoever has sharded a module
+    """Whether the module is under `fully_shard`, so that its parameters are gathered in its own forward only."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # imported if any module is sharded
     return isinstance(module, getattr(fsdp, "FSDPModule", ()))

@@ -248,7 +248,7 @@ class StochasticBottleneck(nn.Module):
         upsampled, z = (x[0] if len(x) == 1 else torch.stack(x) for x in (several, latents))
         if upsampled.shape[-1] != self.out_features:
             raise ValueError(
-                f"upsampler must give {self.out_features} features an image (out_features), "
+                f"upsampler must give {self.out_features} features per image (out_features), "
                 f"got {upsampled.shape[-1]}; set out_features to that"
             )
         return BottleneckOutput(upsampled, z, posterior)
@@ -265,7 +265,7 @@ class StochasticBottleneck(nn.Module):
         parameters: Tensor = self.projector(features)
         if parameters.shape[-1] != self.parameter_width:
             raise ValueError(
-                f'projector must give {self.parameter_width} parameters an image for kind="{self.kind}" and '
+                f'projector must give {self.parameter_width} parameters per image for kind="{self.kind}" and '
                 f"dim={self.dim}, got {parameters.shape[-1]}"
             )
         return parameters
@@ -275,7 +275,7 @@ class StochasticBottleneck(nn.Module):
         if features.ndim != 2:
             raise ValueError(
                 f"{name} must have shape (N, F), got {tuple(features.shape)}; "
-                "pool or flatten to one row an image"
+                "pool or flatten to one row per image"
             )
         if features.device != self.temperature.device:
             raise ValueError(

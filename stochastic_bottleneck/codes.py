@@ -1,6 +1,6 @@
-"""Binary codes: packing, distance, and what can be counted on them. numpy arrays and torch tensors alike.
+"""Binary codes, as numpy arrays or torch tensors: packing, Hamming distance and counting metrics.
 
-Packed codes hold eight bits a byte, the first bit highest (as `numpy.packbits`), padded with zeros.
+Packed codes hold eight bits per byte, the first bit highest (as `numpy.packbits`), padded with zeros.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
     """Pack bits into bytes.
 
     Args:
-        z: bits: booleans, or numbers that are exactly 0 or 1. Shape: (..., D)
-        validate: read the values and refuse others; False skips that (no host sync on an accelerator).
+        z: bits, as booleans or numbers that are exactly 0 or 1. Shape: (..., D)
+        validate: raise an error for other values; False skips the check (no host sync on an accelerator).
 
     Returns:
-        Codes, uint8, in the kind and on the device of `z`. Shape: (..., ceil(D / 8))
+        Codes, uint8, an array or a tensor as `z`, on its device. Shape: (..., ceil(D / 8))
 
     Raises:
         ValueError: for values other than 0 and 1, or no bits.
@@ -70,7 +70,7 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
     padding = -z.shape[-1] % 8
     padded = torch.nn.functional.pad(z.bool().to(torch.uint8), (0, padding))
     bits = torch.unflatten(padded, -1, (-1, 8))
-    # Runtimes for ONNX cannot sum bytes.
+    # ONNX runtimes cannot sum bytes.
     return (bits * _weights(z.device)).sum(dim=-1, dtype=torch.int32).to(torch.uint8)
 
 
@@ -119,7 +119,7 @@ def hamming_distance(a: ArrayT, b: ArrayT) -> ArrayT:
 
     Raises:
         ValueError: for codes of different widths, or leading dimensions that do not broadcast.
-        TypeError: for codes that are not uint8, or of two kinds.
+        TypeError: for codes that are not uint8, or an array and a tensor.
 
     Example:
         >>> import numpy as np
@@ -142,26 +142,26 @@ def hamming_distance(a: ArrayT, b: ArrayT) -> ArrayT:
     if a.device != b.device:
         raise ValueError(f"a and b must be on one device, got {a.device} and {b.device}; move one with .to()")
     if a.device.type == "cpu" and not torch.compiler.is_compiling():
-        with suppress(RuntimeError):  # torch.vmap's tensors have no array
+        with suppress(RuntimeError):  # tensors under torch.vmap cannot be converted
             return torch.from_numpy(_hamming.distances(a.numpy(), b.numpy()))
     found: ArrayT = _hamming.distances(a, b)
     return found
 
 
 def compression_ratio(image_shape: Sequence[int], bits: int, bits_per_channel: int = 8) -> float:
-    """Bits of a raw image over the bits of its code.
+    """Number of bits of a raw image divided by the number of bits of its code.
 
     Args:
         image_shape: such as (height, width, channels).
         bits: bits of the code.
-        bits_per_channel: bits of one raw value.
+        bits_per_channel: bits per raw value.
 
     Returns:
         The ratio.
 
     Raises:
         ValueError: for a shape or counts that are not positive.
-        TypeError: for a shape or counts that are no integers.
+        TypeError: for a shape or counts that are not integers.
 
     Example:
         >>> compression_ratio((224, 224, 3), 2048)
@@ -203,8 +203,8 @@ def bit_entropy(bits: Tensor | Array) -> Array:
 def bit_correlation(bits: Tensor | Array) -> float:
     """Mean absolute correlation between pairs of bits: 0 for independent bits, 1 for copies of one bit.
 
-    Balanced bits alone prove no use of capacity; copies of one bit are balanced too. Constant bits are left
-    out.
+    Balanced bits alone do not show that capacity is used: copies of one bit are balanced too. Constant bits are
+    left out.
 
     Args:
         bits: 0/1 values. Shape: (N, D)
@@ -234,7 +234,7 @@ def distinct_codes(bits: Tensor | Array) -> int:
 
 
 def bit_class_information(bits: Tensor | Array, labels: Tensor | Array) -> Array:
-    """Mutual information of each bit and the class, in bits.
+    """Mutual information between each bit and the class, in bits.
 
     The plug-in estimate from counts, biased upward by about (classes - 1) / (2 N ln 2).
 
@@ -246,20 +246,20 @@ def bit_class_information(bits: Tensor | Array, labels: Tensor | Array) -> Array
         Information of each bit, between 0 and 1, float64. Shape: (D,)
 
     Raises:
-        ValueError: for labels of another length, or missing ones.
+        ValueError: for labels of another length, or missing labels.
         TypeError: for labels that are not integers.
     """
     x = _bit_matrix(bits)
     y = class_labels(labels, len(x), "labels")
     information = bit_entropy(x)
     for label in np.unique(y):
-        of_class = y == label
-        information = information - of_class.mean() * bit_entropy(x[of_class])
+        in_class = y == label
+        information = information - in_class.mean() * bit_entropy(x[in_class])
     return np.maximum(information, 0.0)
 
 
 def _weights(device: torch.device) -> Tensor:
-    """Values of a byte's bits, the first highest."""
+    """Place values of a byte's bits, the highest first."""
     return torch.bitwise_left_shift(
         torch.ones((), dtype=torch.uint8, device=device), torch.arange(7, -1, -1, device=device)
     ).to(torch.uint8)
@@ -292,11 +292,11 @@ def _check_array(x: Any, name: str) -> None:
     if not isinstance(x, (Tensor, np.ndarray)):
         raise TypeError(f"{name} must be a numpy array or a tensor, got {_kind(x)}")
     if isinstance(x, np.ndarray):
-        usual, kind = x.dtype.kind in "biuf", f"an array of dtype {x.dtype}"
+        valid, kind = x.dtype.kind in "biuf", f"an array of dtype {x.dtype}"
     else:
-        usual = x.layout == torch.strided and not x.is_nested and not x.is_complex()
+        valid = x.layout == torch.strided and not x.is_nested and not x.is_complex()
         kind = "a nested tensor" if x.is_nested else f"a {x.layout} tensor of {x.dtype}".replace("torch.", "")
-    if not usual:
+    if not valid:
         raise TypeError(f"{name} must be a dense array or tensor of real numbers or booleans, got {kind}")
 
 

@@ -1,4 +1,4 @@
-"""Algorithm 1: an encoder, a stochastic bottleneck and one head, wired."""
+"""Algorithm 1: an encoder, a stochastic bottleneck, and one head for both branches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extractor import Encoding, FeatureExtractor, Representation
-from stochastic_bottleneck._layers import KeptStatistics, evaluation_mode, is_sharded, mlp
+from stochastic_bottleneck._layers import FixedStatistics, evaluation_mode, is_sharded, mlp
 from stochastic_bottleneck._timm import TimmMethods
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.encoders import as_encoder, simclr_parts
@@ -52,15 +52,15 @@ class StochConWrapper(TimmMethods):
         h = f(x), \quad h' = f(x'), \quad z' \sim q(z \mid \pi(h')), \quad
         v = g(h), \quad v' = g(\rho(z'))
 
-    One head g serves both branches and only the second is stochastic. The encoder is taken over: a recognised
-    classifier is removed from it in place, and its weights are shared, not copied.
+    Both branches share the head g; only the second is stochastic. The encoder is used in place: a recognised
+    classifier is removed from it, and its weights are shared, not copied.
 
     Args:
         encoder: torchvision classification model, timm model, or any module that maps images to features.
         kind: "bern" or "gauss".
         dim: latent dimensions.
-        bottleneck: a `StochasticBottleneck` with options of your own, instead of `kind`, `dim`, `temperature`, `hard`,
-            `location_std` and `learnable_scale`. One built without a width takes the encoder's.
+        bottleneck: a `StochasticBottleneck` instead of `kind`, `dim`, `temperature`, `hard`, `location_std` and
+            `learnable_scale`. One built without a width takes the encoder's.
         head: head g, mapping features to (N, P); None for SimCLR's MLP.
         projection_dim: output width P of the default head.
         variance_from: gauss: take the variance from the "opposing" view, which keeps it from collapsing, or
@@ -79,9 +79,9 @@ class StochConWrapper(TimmMethods):
 
     Raises:
         ValueError: for a value outside its range, an option that contradicts `bottleneck`, or views that are empty or
-            of different numbers or devices.
+            differ in number or device.
         TypeError: for an encoder, bottleneck or head that is not a module, and for views that are not in floating
-            point, or of different dtypes.
+            point, or differ in dtype.
 
     Example:
         >>> import torch
@@ -139,7 +139,7 @@ class StochConWrapper(TimmMethods):
             "learnable_scale": learnable_scale,
         }
         if bottleneck is None:
-            # Refuses bad options before the encoder is changed; without maps, it draws no weights.
+            # Checks the options before the encoder is changed. Identity maps have no weights to initialize.
             StochasticBottleneck(projector="identity", upsampler="identity", **options)
         else:
             _refuse_contradictions(bottleneck, options)
@@ -171,14 +171,14 @@ class StochConWrapper(TimmMethods):
         head: str | nn.Module | None = None,
         **options: Any,
     ) -> StochConWrapper:
-        """Wrap an existing SimCLR model; its encoder and head are used as they are, weights and all.
+        """Wrap an existing SimCLR model; its encoder and head are used as they are, with their weights.
 
         Args:
             model: model with an encoder and a projection head, such as lightly's (`backbone`,
                 `projection_head`), solo-learn's (`backbone`, `projector`) or your own (`encoder`, `head`).
             kind: "bern" or "gauss".
             dim: latent dimensions.
-            encoder: the encoder, as a module or an attribute's name, where it is not found.
+            encoder: the encoder, as a module or an attribute's name; None to find it by the usual names.
             head: the projection head, likewise.
             **options: further options of `StochConWrapper`.
 
@@ -186,7 +186,7 @@ class StochConWrapper(TimmMethods):
             The wrapped model, whose `encode(x)` equals the model's own features.
 
         Raises:
-            ValueError: when a part is not found; the message says what was there and how to name it.
+            ValueError: when the encoder or the head is not found; the message lists the model's children.
         """
         found, projection = simclr_parts(model, encoder, head)
         return cls(found, kind=kind, dim=dim, head=projection, **options)
@@ -223,16 +223,16 @@ class StochConWrapper(TimmMethods):
         return StochConOutput(v, v_prime, h, h_prime, z, posterior)
 
     def encode(self, x: Tensor, representation: Representation = "h", *, validate: bool = True) -> Tensor:
-        """Representation of images, deterministic and without a gradient, whatever the training flag says.
+        """Representation of images, always in evaluation mode and without gradients.
 
-        For a part of the model that can be trained on, compiled or exported, see `feature_extractor`.
+        `feature_extractor` gives a module that can be trained, compiled or exported.
 
         Args:
             x: images. Shape: (N, C, H, W)
             representation: "h" for the encoder's features, "z" for the latent's mode, "upsampled" for rho(z),
                 "bits" for z packed eight to a byte (bern only).
-            validate: refuse images whose features or latent are not finite; False skips that (no host sync on an
-                accelerator).
+            validate: raise an error for images whose features or latent are not finite; False skips the check (no
+                host sync on an accelerator).
 
         Returns:
             Shape: (N, F) for "h" and "upsampled"; (N, D) for "z"; (N, ceil(D / 8)) uint8 for "bits"
@@ -255,21 +255,22 @@ class StochConWrapper(TimmMethods):
             representation: as in `encode`.
 
         Returns:
-            Module that maps images to the representation; the latent is always its mode. `torch.export` takes
-            it in evaluation mode. It does not gather the parameters of a model under `fully_shard`; `encode` does.
+            Module that maps images to the representation; the latent is always its mode. In evaluation mode
+            `torch.export` can export it. It does not gather the parameters of a model under `fully_shard`; `encode`
+            does.
         """
         extractor = FeatureExtractor(self.encoder, self.bottleneck, (representation,))
         extractor.training = self.training
         return extractor
 
     def freeze_encoder(self, frozen: bool = True) -> StochConWrapper:
-        """Train the bottleneck and the head alone, on an encoder whose weights and statistics stay as they are.
+        """Freeze the encoder's weights and statistics, to train the bottleneck and the head only.
 
-        The encoder runs in evaluation mode, whatever `train()` says, without gradients and stored activations. Call
-        it before `DistributedDataParallel` takes the model.
+        The encoder runs in evaluation mode, also after `train()`, without gradients and stored activations. Call this
+        before wrapping the model in `DistributedDataParallel`.
 
         Args:
-            frozen: False undoes it; parameters that needed no gradient before need none then.
+            frozen: False to unfreeze; parameters that did not require gradients before still do not.
 
         Returns:
             The model itself.
@@ -295,7 +296,7 @@ class StochConWrapper(TimmMethods):
 
     def _features(self, x: Tensor) -> Tensor:
         if self.checkpoint_encoder and not self.encoder.frozen and self.training and torch.is_grad_enabled():
-            # Compiled code mutates each statistic once by itself, and takes no context.
+            # Compiled code updates each statistic once by itself, and supports no context_fn.
             contexts: dict[str, Any] = (
                 {} if torch.compiler.is_compiling() else {"context_fn": self._checkpoint_contexts}
             )
@@ -305,7 +306,7 @@ class StochConWrapper(TimmMethods):
         return features
 
     def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), KeptStatistics(self.encoder)
+        return nullcontext(), FixedStatistics(self.encoder)
 
     def _stochastic_branch(
         self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None
@@ -319,17 +320,17 @@ class StochConWrapper(TimmMethods):
         return v, z, posterior
 
     def extra_repr(self) -> str:
-        """Options of the wiring."""
+        """The options that `repr` shows."""
         return f"variance_from={self.variance_from!r}, symmetric={self.symmetric}, samples={self.samples}"
 
 
 def _refuse_contradictions(bottleneck: StochasticBottleneck, options: dict[str, Any]) -> None:
-    """Refuse options beside a bottleneck, unless they are the defaults or its own."""
+    """Raise an error for options given together with a bottleneck, unless they are defaults or its own."""
     defaults = inspect.signature(StochasticBottleneck).parameters
     for name, value in options.items():
         if value != defaults[name].default and value != getattr(bottleneck, name):
             raise ValueError(
-                f"{name} must be left out beside bottleneck, or be the bottleneck's own, got {value!r}; build it "
+                f"{name} must be left out when bottleneck is given, or equal the bottleneck's, got {value!r}; build it "
                 f"with StochasticBottleneck(..., {name}={value!r})"
             )
 

@@ -789,14 +789,14 @@ def test_autocast_takes_features_of_another_precision():
 def test_a_projector_of_another_width_is_refused(lazily):
     module = bottleneck("gauss", projector=nn.Linear(F, D), in_features=None if lazily else F)
     with pytest.raises(
-        ValueError, match='projector must give 8 parameters an image for kind="gauss" and dim=4, got 4'
+        ValueError, match='projector must give 8 parameters per image for kind="gauss" and dim=4, got 4'
     ):
         module(features())
 
 
 def test_an_upsampler_of_another_width_is_refused():
     module = bottleneck(upsampler=nn.Linear(D, 7))
-    message = r"upsampler must give 6 features an image \(out_features\), got 7; set out_features"
+    message = r"upsampler must give 6 features per image \(out_features\), got 7; set out_features"
     with pytest.raises(ValueError, match=message):
         module(features())
     assert bottleneck(upsampler=nn.Linear(D, 7), out_features=7)(features()).features.shape == (N, 7)

@@ -357,7 +357,7 @@ ERRORS = [
         TypeError,
         "labels must be integers.*got .a. in list of dtype <U1",
     ),
-    (codes.bit_class_information, (BITS, np.eye(4)), ValueError, "of one-hot rows take argmax"),
+    (codes.bit_class_information, (BITS, np.eye(4)), ValueError, "for one-hot rows take argmax"),
     (
         codes.bit_class_information,
         (BITS, [[0], [1, 2], 0, 0]),
@@ -368,7 +368,7 @@ ERRORS = [
         codes.bit_class_information,
         (BITS, np.zeros(3)),
         ValueError,
-        r"labels must have shape \(4,\), one an image",
+        r"labels must have shape \(4,\), one per image",
     ),
 ]
 

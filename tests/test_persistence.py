@@ -188,7 +188,7 @@ def test_a_state_for_another_encoder_is_refused_at_the_first_batch():
 def test_a_state_of_another_latent_is_refused_at_the_first_batch():
     m = model("as the paper", lazy=True)
     m.load_state_dict(used("as the paper", dim=DIM + 1).state_dict())
-    with pytest.raises(ValueError, match=r"projector must give 11 parameters an image .*got 12"):
+    with pytest.raises(ValueError, match=r"projector must give 11 parameters per image .*got 12"):
         m(X, X_PRIME)
 
 

@@ -534,7 +534,7 @@ def test_options_that_contradict_a_bottleneck_are_refused_before_the_encoder_is_
     resnet = torchvision.models.resnet18()
     bottleneck = StochasticBottleneck("bern", 128, temperature=0.3)
     with pytest.raises(
-        ValueError, match=f"{option} must be left out beside bottleneck, or be the bottleneck's own"
+        ValueError, match=f"{option} must be left out when bottleneck is given, or equal the bottleneck's"
     ):
         StochConWrapper(resnet, bottleneck=bottleneck, **{option: value})
     assert bottleneck.in_features is None
@@ -586,7 +586,7 @@ def test_bad_options_are_refused_when_built(options, error, message):
 def test_bad_calls_are_refused():
     m, gauss = model(), model("gauss")
     with pytest.raises(
-        ValueError, match="x and x_prime must hold one view each of the same images, got 6 and 4"
+        ValueError, match="x and x_prime must hold two views of the same images, got 6 and 4 images"
     ):
         m(X, X_PRIME[:4])
     for call in (m.encode, lambda _, r: m.feature_extractor(r)):

@@ -1,4 +1,4 @@
-"""What the callbacks share: Lightning's class, and the bottlenecks of a module."""
+"""Base class of the callbacks, and the search for bottlenecks in a module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _callback_classes() -> tuple[type, ...]:
-    """`Callback` of every Lightning that is imported; of an installed one where none is."""
+    """`Callback` of every imported Lightning package, or of an installed one if none is imported."""
     imported = [module for name in LIGHTNING if (module := sys.modules.get(name)) is not None]
     if not imported:
         installed = [name for name in LIGHTNING if importlib.util.find_spec(name.partition(".")[0])]
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 else:
 
     class Callback(*_callback_classes()):
-        """Lightning's callback, under both of its names where both are imported."""
+        """Lightning's callback; of both packages if both are imported."""
 
 
 def find_bottlenecks(module: nn.Module, needed_by: str) -> dict[str, StochasticBottleneck]:
     """The bottlenecks inside a module, by name.
 
     Raises:
-        ValueError: for a module that has none.
+        ValueError: if there is none.
     """
     found = {name: m for name, m in module.named_modules() if isinstance(m, StochasticBottleneck)}
     if not found:

@@ -1,4 +1,4 @@
-"""Numbers of a batch's latent."""
+"""Statistics of a batch's latent."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ __all__ = ["latent_statistics"]
 
 
 def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float]:
-    """How a batch uses its latent, in a few numbers; reading them waits for the device.
+    """Summary statistics of a batch's latent, as floats; reading them waits for the device.
 
     Args:
-        posterior: of the batch, as the bottleneck or the wrapper returns it; one of your own kind too.
+        posterior: of the batch, as the bottleneck or the wrapper returns it, or of your own kind.
 
     Returns:
-        "kl" and "entropy", in nats, as means over the images, whatever the kind; the one that a posterior of
-        your own does not have is left out. For bits also "ones_mean", "ones_min" and "ones_max", the shares of
-        the batch's images on which a bit is one, over the bits; "bit_entropy", the entropy of those shares in
-        bits (1 for balanced bits, 0 for constant ones); and "temperature". For Gaussians also "variance_mean",
-        "variance_min" and "variance_max".
+        "kl" and "entropy", in nats, as means over the images, for every kind of posterior that has them. For bits
+        also "ones_mean", "ones_min" and "ones_max", over the bits, of the share of images for which a bit is one;
+        "bit_entropy", the mean entropy of those shares in bits (1 for balanced bits, 0 for constant ones); and
+        "temperature". For Gaussians also "variance_mean", "variance_min" and "variance_max".
 
     Raises:
         TypeError: for anything but a posterior.
-        ValueError: for a posterior of no images, or one that is not of shape (N, D).
+        ValueError: for a posterior without images, or not of shape (N, D).
 
     Example:
         >>> import torch
@@ -48,8 +47,8 @@ def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float
                 f"posterior.{name} must have shape (N, D) with at least one image, got {tuple(posterior[0].shape)}"
             )
     with torch.no_grad():
-        offered = [name for name in ("kl", "entropy") if hasattr(posterior, name)]
-        found = {name: getattr(posterior, name)().double().mean() for name in offered}
+        measures = [name for name in ("kl", "entropy") if hasattr(posterior, name)]
+        found = {name: getattr(posterior, name)().double().mean() for name in measures}
         if isinstance(posterior, BernoulliPosterior):
             bits = (posterior.logits > 0).flatten(0, -2)
             ones = codes.share_of_ones(bits)

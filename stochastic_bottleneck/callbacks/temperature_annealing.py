@@ -15,26 +15,26 @@ __all__ = ["TemperatureAnnealing"]
 
 
 class TemperatureAnnealing(Callback):
-    """Lightning callback that moves a bottleneck's temperature from `start` to `end`, also across a resumed run.
+    """Lightning callback that anneals a bottleneck's temperature from `start` to `end`, also in a resumed run.
 
     After each training batch the temperature is that of `TemperatureSchedule` at the Trainer's `global_step`, the
-    number of optimizer steps that `max_steps` counts too: with `accumulate_grad_batches` one for several batches,
-    with several optimizers one for each of theirs. Lightning saves that number, so a run resumed from any of its
-    checkpoints goes through the temperatures of one that was never stopped.
+    number of optimizer steps: with `accumulate_grad_batches` one per several batches, with several optimizers one
+    per step of each. Lightning saves that number, so a run resumed from any checkpoint has the temperatures of an
+    uninterrupted one.
 
     Args:
         end: final temperature.
         total_steps: optimizer steps to reach it.
         start: first temperature; None for the bottleneck's when training starts.
         shape: "exponential" (a straight line in the logarithm), "cosine" or "linear".
-        bottleneck: name of the bottleneck inside the LightningModule, such as "model.bottleneck"; None where there
-            is only one of kind "bern".
+        bottleneck: name of the bottleneck inside the LightningModule, such as "model.bottleneck"; None if there is
+            only one of kind "bern".
 
     Raises:
         ModuleNotFoundError: when imported without Lightning (extra "lightning").
         TypeError: for an argument of another type.
-        ValueError: for temperatures that are not positive, or no steps; when training starts, for a module in which
-            the bottleneck is not to be found, or not the only one.
+        ValueError: for temperatures or steps that are not positive; when training starts, if the bottleneck is not
+            found, or is not the only one.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class TemperatureAnnealing(Callback):
 
     @property
     def state_key(self) -> str:
-        """Name of the state in a checkpoint: there can be one callback for each bottleneck."""
+        """Name of the state in a checkpoint, different for each bottleneck."""
         return f"{type(self).__qualname__}[{self.bottleneck}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """What the arguments and the Trainer do not know: the temperature at which training started."""
+        """The temperature at which training started."""
         return {"start": self._found_start if self.start is None else self.start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict()`; a `start` that was given stays.
+        """Restore `state_dict()`; a `start` passed to the constructor takes precedence.
 
         Raises:
-            TypeError: for a state that is not of a `TemperatureAnnealing`.
+            TypeError: for anything but the state of a `TemperatureAnnealing`.
             ValueError: for a temperature out of range.
         """
         if not isinstance(state_dict, dict) or "start" not in state_dict:
@@ -82,15 +82,15 @@ class TemperatureAnnealing(Callback):
             self._found_start = _checks.real('state_dict["start"]', start, least=_checks.MIN_CONCRETE)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget where an earlier run started; a checkpoint's state is loaded after this."""
+        """Clear the start of an earlier run; a checkpoint's state is loaded after this."""
         if stage == "fit":
             self._found_start = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find the bottleneck and set its temperature; by now everything is restored.
+        """Find the bottleneck and set its temperature, after a checkpoint has been restored.
 
         Raises:
-            ValueError: for a resumed run whose checkpoint does not know where the temperature started.
+            ValueError: for a run resumed from a checkpoint that does not hold the temperature at the start.
         """
         start = self._found_start if self.start is None else self.start
         if start is None and trainer.global_step > 0:
@@ -111,7 +111,7 @@ class TemperatureAnnealing(Callback):
         self._anneal(trainer.global_step)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let go of the module."""
+        """Remove the reference to the module."""
         self._schedule = None
 
     def _anneal(self, step: int) -> None:

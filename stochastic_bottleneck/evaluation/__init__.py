@@ -1,10 +1,10 @@
-"""How good a representation is, and what its uncertainty is worth.
+"""Evaluation of representations and of their uncertainty.
 
-`encode` turns images, in a tensor or a loader, into arrays; `fine_tune` trains on loaders; `StochConTransformer` is a
-model as a step of a scikit-learn pipeline. Everything else works on arrays or tensors: a frozen linear probe, nearest
-neighbours, a forest against bits kept, the use of the bits, and rejection, detection and calibration for uncertainty.
-Lists and data frames of numbers do as well, but for bits. Labels are integers; none may be missing. scikit-learn is
-imported where it is used.
+`encode` converts images, in a tensor or a loader, to arrays; `fine_tune` trains on loaders; `StochConTransformer` makes
+a model a step of a scikit-learn pipeline. Everything else takes arrays or tensors: a frozen linear probe, nearest
+neighbours, a random forest against the number of bits, statistics of bits, and rejection, detection and calibration
+for uncertainty. Lists and data frames of numbers are accepted too, except for bits. Labels are integers; none may be
+missing. scikit-learn is imported where it is used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The transformer, whose base classes are scikit-learn's, imported when it is asked for."""
+    """Import the transformer, whose base classes are scikit-learn's, when it is first accessed."""
     if name == "StochConTransformer":
         from stochastic_bottleneck.evaluation.transformer import StochConTransformer
 

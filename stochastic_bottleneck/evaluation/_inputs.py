@@ -1,4 +1,4 @@
-"""What the evaluations share: their imports and the checks of their inputs."""
+"""Imports and input checks shared by the evaluations."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def scipy(module: str) -> Any:
 
 
 def device_of(device: object, default: torch.device) -> torch.device:
-    """The device that is asked for, where it exists, or the default for None."""
+    """The given device if it exists, or the default for None."""
     if device is None:
         return default
-    message = f'device must be one that is there, such as "cpu" or "cuda:0", or None, got {device!r}'
+    message = f'device must be available, such as "cpu" or "cuda:0", or None, got {device!r}'
     if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
         raise TypeError(message)
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, ImportError) as error:  # as torch says it of each kind of device
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's errors differ by kind of device
         raise ValueError(f"{message} ({error})") from error
 
 
@@ -48,20 +48,20 @@ def home_of(model: nn.Module) -> torch.device:
 
 
 def seed_of(seed: object) -> int:
-    """A seed that torch, numpy and scikit-learn take."""
+    """Return a seed in the range that torch, numpy and scikit-learn accept."""
     return integer("seed", seed, least=0, most=2**32 - 1)
 
 
 def as_arrays(
     train_features: Features, train_labels: Labels, test_features: Features, test_labels: Labels
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """Both sets as numpy arrays, checked to fit together."""
+    """Convert both sets to numpy arrays and check that they fit together."""
     sets: list[Any] = []
     for name, features, labels in (
         ("train", train_features, train_labels),
         ("test", test_features, test_labels),
     ):
-        with np.errstate(over="ignore"):  # it is infinite then, and refused
+        with np.errstate(over="ignore"):  # infinities are reported below
             x = array(features, f"{name}_features").astype(np.float32)
         if x.ndim != 2 or 0 in x.shape:
             raise ValueError(f"{name}_features must have shape (N, F) with N and F at least 1, got {x.shape}")
@@ -79,18 +79,18 @@ def as_arrays(
 
 
 def check_finite_rows(finite: NDArray[np.bool_], name: str) -> None:
-    """Refuse rows, one an image, that are not finite throughout; say how many, and which come first."""
+    """Check that all rows, one per image, are finite; the error gives the number and indices of those that are not."""
     bad = np.unique(np.nonzero(~finite)[0])
     if len(bad):
         first = ", ".join(map(str, bad[:5])) + ", ..." * (len(bad) > 5)
         raise ValueError(
             f"{name} must be finite, got nan or inf in {len(bad)} of {len(finite)} rows ({first}); look for nan or inf "
-            "in those images; in all of them, the model that made them has diverged"
+            "in those images; if it is all of them, the model has diverged"
         )
 
 
 def images_and_labels(batches: Iterable[Any], name: str) -> Iterator[tuple[Tensor, Any]]:
-    """Images of each batch that has images, and its labels, one an image, as a tensor or an array; None without."""
+    """Yield images and labels (a tensor, an array, or None) of each batch; empty batches are skipped."""
     try:
         iterator = iter(batches)
     except TypeError as error:
@@ -100,24 +100,24 @@ def images_and_labels(batches: Iterable[Any], name: str) -> Iterator[tuple[Tenso
     for batch in iterator:
         x, y = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) > 1 else (batch, None)
         if isinstance(x, (tuple, list)) and len(x) == 1:
-            x = x[0]  # a TensorDataset of images alone
+            x = x[0]  # from a TensorDataset of images only
         check_images(x, name)
         if y is not None:
             y = y if isinstance(y, Tensor) else as_array(y, f"labels in {name}")
             if tuple(y.shape) != (len(x),):
                 raise ValueError(
-                    f"{name} must give one label an image, got labels of shape {tuple(y.shape)} for {len(x)} images; "
-                    f"give (images, labels), or images alone{label_hint(y.shape)}"
+                    f"{name} must give one label per image, got labels of shape {tuple(y.shape)} for {len(x)} images; "
+                    f"give (images, labels), or only images{label_hint(y.shape)}"
                 )
         if len(x):
             yield x, y
 
 
 def check_images(x: object, name: str) -> None:
-    """Refuse what is no batch of images; it may be empty."""
+    """Check that `x` is a batch of images; it may be empty."""
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{name} must hold images as tensors, alone or first in a tuple, got a batch of {type(x).__name__}"
+            f"{name} must hold images as tensors, by themselves or first in a tuple, got a batch of {type(x).__name__}"
         )
     if not x.is_floating_point() and not x.is_complex():
         raise TypeError(
@@ -132,11 +132,11 @@ def check_images(x: object, name: str) -> None:
 
 
 def explain_failure(name: str, x: Tensor, encoder: nn.Module, error: Exception) -> None:
-    """Explain an encoder's error, where images are of another dtype, device or number of dimensions than it takes.
+    """Explain an encoder's error if the images have the wrong dtype, device or number of dimensions.
 
     Raises:
-        TypeError: for another dtype.
-        ValueError: for another device or number of dimensions.
+        TypeError: for a wrong dtype.
+        ValueError: for a wrong device or number of dimensions.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return
@@ -144,13 +144,13 @@ def explain_failure(name: str, x: Tensor, encoder: nn.Module, error: Exception) 
         explain_mismatch(name, x, encoder, error)
     if x.ndim != 4:
         raise ValueError(
-            f"{name} must hold images that the model takes, usually of shape (N, C, H, W), got {tuple(x.shape)}, of "
-            f"which the model says: {error}"
+            f"{name} must hold images that the model accepts, usually of shape (N, C, H, W), got {tuple(x.shape)}; the "
+            f"model's error: {error}"
         ) from error
 
 
 def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
-    """One row of features an image."""
+    """Run an encoder and check that it gives one row of features per image."""
     try:
         h = encoder(x)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -160,6 +160,6 @@ def features_of(encoder: nn.Module, x: Tensor, name: str) -> Tensor:
         kind = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else type(h).__name__
         raise ValueError(
             f"model must map {name} of shape (N, C, H, W) to features of shape (N, F), got {kind} for "
-            f"{tuple(x.shape)}; StochConWrapper takes other encoders"
+            f"{tuple(x.shape)}; StochConWrapper pools feature maps and tokens"
         )
     return h

@@ -1,4 +1,4 @@
-"""Logistic regression whose loss and gradient are worked out on a device."""
+"""Logistic regression whose loss and gradient are computed on a device."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from stochastic_bottleneck.evaluation._inputs import scipy
 
-TOLERANCE = 1e-4  # of the gradient's largest entry, scikit-learn's
-LINE_SEARCH = 50  # steps of one line search at most, scikit-learn's
+TOLERANCE = 1e-4  # scikit-learn's, on the gradient's largest entry
+MAX_LINE_SEARCH_STEPS = 50  # scikit-learn's
 
 
 class DeviceLogisticRegression:
-    """Multinomial logistic regression with an L2 penalty: scikit-learn's objective by the solver that it uses.
+    """Multinomial logistic regression with an L2 penalty: scikit-learn's objective and solver (scipy's L-BFGS).
 
-    scipy's L-BFGS keeps the weights, and asks for loss and gradient, which are sums over all images.
+    The weights stay on the host; loss and gradient, which are sums over all images, are computed on the device.
 
     Args:
-        max_iter: iterations of one fit.
-        device: that holds the features meanwhile.
+        max_iter: iterations per fit.
+        device: holds the features during the fit.
     """
 
     def __init__(self, max_iter: int, device: torch.device | str) -> None:
@@ -31,26 +31,26 @@ class DeviceLogisticRegression:
         self.weights = torch.empty(0)  # Shape: (classes, F + 1), the intercept last
 
     def set_params(self, *, C: float) -> DeviceLogisticRegression:  # noqa: N803, scikit-learn's name
-        """Choose the inverse strength of the penalty."""
+        """Set the inverse strength of the penalty."""
         self.c = C
         return self
 
     def fit(self, features: NDArray[np.float32], labels: NDArray[Any]) -> DeviceLogisticRegression:
         """Fit to features. Shapes: (N, F) and (N,)."""
-        self.classes, places = np.unique(labels, return_inverse=True)
+        self.classes, indices = np.unique(labels, return_inverse=True)
         x = torch.from_numpy(features).to(self.device)
-        y = torch.from_numpy(places).to(self.device)[:, None]
+        y = torch.from_numpy(indices).to(self.device)[:, None]
         shape = (len(self.classes), x.shape[1] + 1)
-        # Of two classes scikit-learn keeps one row, the difference of these two, whose penalty is twice as large.
+        # For two classes scikit-learn has one row, the difference of our two, so its penalty is twice as large.
         penalty = (2 if len(self.classes) == 2 else 1) / (self.c * len(x))
 
         def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            found = _loss_and_gradient(self._placed(flat, shape), x, y, penalty).cpu().numpy()
+            found = _loss_and_gradient(self._on_device(flat, shape), x, y, penalty).cpu().numpy()
             return float(found[0]), found[1:]
 
         options = {
             "maxiter": self.max_iter,
-            "maxls": LINE_SEARCH,
+            "maxls": MAX_LINE_SEARCH_STEPS,
             "gtol": TOLERANCE,
             "ftol": 64 * np.finfo(float).eps,
         }
@@ -58,20 +58,20 @@ class DeviceLogisticRegression:
         found = scipy("optimize").minimize(
             loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options
         )
-        self.weights = self._placed(found.x, shape)
+        self.weights = self._on_device(found.x, shape)
         return self
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[Any]:
         """Most probable classes. Shape: (N,)."""
         logits = _logits(self.weights, torch.from_numpy(features).to(self.device))
-        chosen: NDArray[Any] = self.classes[logits.argmax(1).cpu().numpy()]
-        return chosen
+        predicted: NDArray[Any] = self.classes[logits.argmax(1).cpu().numpy()]
+        return predicted
 
     def score(self, features: NDArray[np.float32], labels: NDArray[Any]) -> float:
         """Accuracy, between 0 and 1."""
         return float(np.mean(self.predict(features) == labels))
 
-    def _placed(self, flat: NDArray[np.float64], shape: tuple[int, int]) -> Tensor:
+    def _on_device(self, flat: NDArray[np.float64], shape: tuple[int, int]) -> Tensor:
         return torch.from_numpy(flat).to(self.device, torch.float32).view(shape)
 
 
@@ -80,10 +80,10 @@ def _logits(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _loss_and_gradient(weights: Tensor, x: Tensor, y: Tensor, penalty: float) -> Tensor:
-    """Mean cross-entropy with its penalty, followed by the gradient in all weights, in one row of float64."""
+    """Mean cross-entropy plus penalty, followed by the gradient of all weights, as one float64 vector."""
     log_p = _logits(weights, x).log_softmax(1)
-    free = weights[:, :-1]
-    loss = penalty / 2 * free.double().square().sum() - log_p.gather(1, y).mean(dtype=torch.float64)
+    penalized = weights[:, :-1]  # all but the intercepts
+    loss = penalty / 2 * penalized.double().square().sum() - log_p.gather(1, y).mean(dtype=torch.float64)
     error = log_p.exp().scatter_add_(1, y, torch.full_like(y, -1, dtype=log_p.dtype)) / len(x)
-    gradient = torch.cat([error.T @ x + penalty * free, error.sum(0)[:, None]], dim=1)
+    gradient = torch.cat([error.T @ x + penalty * penalized, error.sum(0)[:, None]], dim=1)
     return torch.cat([loss[None], gradient.flatten().double()])

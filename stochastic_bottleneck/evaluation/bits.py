@@ -1,4 +1,4 @@
-"""How a code uses its bits, in a few numbers."""
+"""Summary statistics of binary codes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["BitStatistics", "bit_statistics"]
 
 
 class BitStatistics(NamedTuple):
-    """How a code uses its bits.
+    """Summary statistics of the bits of some images.
 
     Args:
         share_of_ones: mean over bits and images; 0.5 is balanced.
-        entropy: mean over bits of each bit's entropy, in bits; 1 where all are balanced.
+        entropy: mean over bits of each bit's entropy, in bits; 1 if all are balanced.
         correlation: mean absolute correlation between bits, 0 for independent ones; nan with fewer than two that vary.
-        distinct: share of the images with a code that differs from those before.
-        class_information: mean over bits of the mutual information of bit and class, in bits; None without labels.
+        distinct: number of distinct codes divided by the number of images.
+        class_information: mean over bits of the mutual information between bit and class, in bits; None without labels.
     """
 
     share_of_ones: float
@@ -31,21 +31,21 @@ class BitStatistics(NamedTuple):
 
 
 def bit_statistics(bits: Tensor | NDArray[Any], labels: Tensor | NDArray[Any] | None = None) -> BitStatistics:
-    """Balance, redundancy and meaning of the bits of some images.
+    """Balance, redundancy and class information of the bits of some images.
 
-    Balance alone proves no use of capacity: copies of one bit are balanced too. `codes` has each measure by itself, bit
-    by bit.
+    Balance alone does not show that capacity is used: copies of one bit are balanced too. `codes` has the measures for
+    each bit.
 
     Args:
         bits: 0/1 values. Shape: (N, D)
         labels: integer classes. Shape: (N,)
 
     Returns:
-        The numbers.
+        Means over the bits.
 
     Raises:
         ValueError: for anything but 0 and 1, shapes that do not fit, or missing labels.
-        TypeError: for bits that are no array or tensor, or labels that are not integers.
+        TypeError: for bits that are not an array or a tensor, or labels that are not integers.
 
     Example:
         >>> import numpy as np
@@ -55,7 +55,7 @@ def bit_statistics(bits: Tensor | NDArray[Any], labels: Tensor | NDArray[Any] | 
         (1.0, 0.0, 1.0, 0.5)
 
     Source:
-        The counting metrics of StochCon (arXiv 2110.00552) that `codes` offers.
+        Counting metrics of StochCon (arXiv 2110.00552).
     """
     information = None if labels is None else float(codes.bit_class_information(bits, labels).mean())
     return BitStatistics(

@@ -1,4 +1,4 @@
-"""An encoder trained on with a linear layer, on labelled images."""
+"""Fine-tuning of an encoder with a linear layer, on labelled images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["FineTuned", "fine_tune"]
 
 
 class FineTuned(NamedTuple):
-    """Outcome of fine-tuning.
+    """Result of fine-tuning.
 
     Args:
         accuracy: top-1 on the test set, between 0 and 1.
@@ -113,7 +113,7 @@ def fine_tune(
         appendix B.5, scales the same rate with the batch. Weight decay on weights alone: arXiv 1812.01187, section
         3.1.
     """
-    metrics = sklearn("metrics")  # asked for before anything is spent on training
+    metrics = sklearn("metrics")  # imported first, so that a missing package is reported before training
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     classes, epochs, seed = integer("classes", classes, least=2), integer("epochs", epochs), seed_of(seed)
@@ -132,37 +132,37 @@ def fine_tune(
     flag("progress", progress)
     model = unwrap(model)
     source = model.encoder if isinstance(model, StochConWrapper) else model
-    place = device_of(device, home_of(source))
+    target = device_of(device, home_of(source))
     autocast = functools.partial(
-        torch.autocast, place.type, torch.bfloat16, enabled=precision == "bf16-mixed"
+        torch.autocast, target.type, torch.bfloat16, enabled=precision == "bf16-mixed"
     )
     steps_per_epoch = _count(train, "train")
     _count(test, "test")
-    rounds: Iterable[int] = range(epochs)
+    passes: Iterable[int] = range(epochs)
     if progress:
-        rounds = require("rich.progress", "fine_tune(progress=True)", "evaluation").track(
-            rounds, "fine-tuning"
+        passes = require("rich.progress", "fine_tune(progress=True)", "evaluation").track(
+            passes, "fine-tuning"
         )
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+    with torch.random.fork_rng([target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
-        encoder: Any = copy.deepcopy(source).to(place)
+        encoder: Any = copy.deepcopy(source).to(target)
         for module in encoder.modules():
             if isinstance(module, Encoder):
                 module.freeze(False)
         encoder.requires_grad_()
-        # What does not fit is refused now rather than after training.
+        # Check images, labels and features before training.
         test_images = next(_labelled(test, "test", classes))[0]
         train_images = next(_labelled(train, "train", classes))[0]
         h, h_test = (
-            _features(encoder, train_images.to(place), "train"),
-            _features(encoder, test_images.to(place), "test"),
+            _features(encoder, train_images.to(target), "train"),
+            _features(encoder, test_images.to(target), "test"),
         )
         if h.dtype != h_test.dtype or h.shape[1] != h_test.shape[1]:
             raise ValueError(
-                "test must give features like those of train, "
+                "test must give features of the width and dtype of train's, "
                 f"{h.shape[1]} of {h.dtype}, got {h_test.shape[1]} of {h_test.dtype}"
             )
-        head = nn.Linear(h.shape[1], classes, device=place, dtype=h.dtype)
+        head = nn.Linear(h.shape[1], classes, device=target, dtype=h.dtype)
         classifier = nn.Sequential(encoder, head).train()
         chosen = (optimizer or functools.partial(_sgd, weight_decay=weight_decay))(
             classifier.parameters(), lr=lr
@@ -173,13 +173,13 @@ def fine_tune(
             chosen, functools.partial(_rate, epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch))
         )
         losses = []
-        for epoch in rounds:
-            # Summed on the device: one wait an epoch. A sum that holds inf or nan is not finite either.
-            total, batches = torch.zeros((), device=place), 0
+        for epoch in passes:
+            # Summed on the device, with one host sync per epoch; a sum with inf or nan is not finite either.
+            total, batches = torch.zeros((), device=target), 0
             for x, y, count in _joined(_labelled(train, "train", classes)):
                 with autocast():
-                    logits = _logits(classifier, x.to(place, non_blocking=True))
-                    loss = nn.functional.cross_entropy(logits, y.to(place, non_blocking=True))
+                    logits = _logits(classifier, x.to(target, non_blocking=True))
+                    loss = nn.functional.cross_entropy(logits, y.to(target, non_blocking=True))
                 chosen.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 chosen.step()
@@ -196,7 +196,7 @@ def fine_tune(
     truth, top = [], []
     with torch.inference_mode(), autocast():
         for x, y in _labelled(test, "test", classes):
-            top.append(classifier(x.to(place, non_blocking=True)).topk(min(5, classes), dim=1).indices.cpu())
+            top.append(classifier(x.to(target, non_blocking=True)).topk(min(5, classes), dim=1).indices.cpu())
             truth.append(y.cpu())
     found, wanted = torch.cat(top).numpy(), torch.cat(truth).numpy()
     hits = found == wanted[:, None]
@@ -229,7 +229,7 @@ def _count(batches: Any, name: str) -> int:
         return len(batches)
     except TypeError as error:
         raise TypeError(
-            f"{name} must be batches with a length that can be read again, a DataLoader or a list, "
+            f"{name} must be batches with a length that can be read repeatedly, a DataLoader or a list, "
             f"got {type(batches).__name__}"
         ) from error
 
@@ -241,13 +241,13 @@ def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple
         empty = False
         if labels is None:
             raise ValueError(
-                f"{name} must give labels with every batch, as (images, labels), got images alone"
+                f"{name} must give labels with every batch, as (images, labels), got only images"
             )
         y = class_labels(labels, len(x), f"labels in {name}")
         if y.min() < 0 or y.max() >= classes:
             raise ValueError(
                 f"{name} must give labels from 0 to {classes - 1} for classes={classes}, "
-                f"got values from {y.min()} to {y.max()}; number the classes from 0 on"
+                f"got values from {y.min()} to {y.max()}; number the classes from 0"
             )
         yield x, torch.from_numpy(y)
     if empty:
@@ -255,7 +255,7 @@ def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple
 
 
 def _joined(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Batches to train on, and of how many each is made: one of a single image joins a larger one before it."""
+    """Join a batch of one image to a larger one before it; yields images, labels and the number of batches joined."""
     images, labels, count = torch.empty(0), torch.empty(0), 0
     for x, y in batches:
         if len(x) == 1 < len(images) and x.shape[1:] == images.shape[1:]:
@@ -274,19 +274,19 @@ def _logits(classifier: nn.Module, x: Tensor) -> Tensor:
         if len(x) > 1:
             raise
         raise ValueError(
-            f"train must give a model with batch normalisation more than one image at a time, got one ({error}); make "
-            "the batches larger"
+            f"train must hold batches of more than one image for a model with batch normalization, got one ({error}); "
+            "make the batches larger"
         ) from error
     return logits
 
 
 def _features(encoder: nn.Module, images: Tensor, name: str) -> Tensor:
-    """Features, looked at before anything is spent on training."""
+    """Check that the features are finite, before training."""
     with evaluation_mode(encoder), torch.no_grad():
         h = features_of(encoder, images, name)
     if not h.is_floating_point() or not h.isfinite().all():
         raise ValueError(
-            f"model must give finite features, got nan or inf, or {h.dtype}, for {name}; it has diverged, or the "
-            "images hold inf or nan"
+            f"model must give finite features in floating point, got nan or inf, or {h.dtype}, for {name}; it has "
+            "diverged, or the images hold inf or nan"
         )
     return h

@@ -1,4 +1,4 @@
-"""How few bits carry the classes: a random forest against the number of bits kept."""
+"""Accuracy of a random forest against the number of bits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["ForestCurve", "forest_curve"]
 
 
 class ForestCurve(NamedTuple):
-    """A forest's score against the number of features it sees.
+    """A random forest's score against its number of features.
 
     Args:
-        counts: numbers of features kept, ascending.
+        counts: numbers of features used, ascending.
         f1: mean over classes of the F1 score on the test set, one for each count, between 0 and 1.
         ranking: all features, the most important first.
     """
@@ -39,16 +39,16 @@ def forest_curve(
 ) -> ForestCurve:
     """F1 of a random forest on the most important features, for several numbers of them.
 
-    Features are ranked by a forest's importances on the training set alone; each count, and all features,
-    then gets a forest of its own.
+    Features are ranked by a forest's importances on the training set; then one forest is fitted for each count and
+    one for all features.
 
     Args:
         train_features: bits or other features. Shape: (N, D)
         train_labels: integer classes. Shape: (N,)
         test_features: Shape: (M, D)
         test_labels: Shape: (M,)
-        counts: numbers of features to keep; those of D and above become "all".
-        trees: trees of each forest.
+        counts: numbers of features to use; D and above mean all of them.
+        trees: trees per forest.
         seed: of the forests.
         jobs: threads for fitting; -1 for all cores.
 
@@ -57,7 +57,7 @@ def forest_curve(
 
     Raises:
         ValueError: for features and labels that do not fit together, missing labels, or a number out of its range.
-        TypeError: for labels that are not integers, or features that are no numbers.
+        TypeError: for labels that are not integers, or features that are not numbers.
         ModuleNotFoundError: without scikit-learn.
 
     Example:
@@ -78,13 +78,13 @@ def forest_curve(
     forest = sklearn("ensemble").RandomForestClassifier(trees, random_state=seed, n_jobs=jobs)
     f1_score = sklearn("metrics").f1_score
     ranking = forest.fit(x, y).feature_importances_.argsort()[::-1]
-    kept = sorted({min(count, x.shape[1]) for count in (*counts, x.shape[1])})
+    used = sorted({min(count, x.shape[1]) for count in (*counts, x.shape[1])})
     scores = []
-    for count in kept:
+    for count in used:
         if count < x.shape[1]:
             forest.fit(x[:, ranking[:count]], y)
             predicted = forest.predict(x_test[:, ranking[:count]])
         else:
             predicted = forest.fit(x, y).predict(x_test)
         scores.append(float(f1_score(y_test, predicted, average="macro")))
-    return ForestCurve(tuple(kept), tuple(scores), tuple(int(i) for i in ranking))
+    return ForestCurve(tuple(used), tuple(scores), tuple(int(i) for i in ranking))

@@ -32,7 +32,7 @@ class ProbeResult(NamedTuple):
     Args:
         accuracy: top-1 on the test set, between 0 and 1.
         f1: mean over classes of the F1 score on the test set, between 0 and 1.
-        regularisation: inverse strength C that was chosen.
+        regularisation: the chosen inverse strength C.
     """
 
     accuracy: float
@@ -54,8 +54,8 @@ def linear_probe(
 ) -> ProbeResult:
     """Multinomial logistic regression on frozen, standardised features.
 
-    The strength of the L2 penalty is chosen on a part of the training set, from strong to weak until accuracy
-    there falls; the probe is then fitted on the whole training set. The test set only gives the score.
+    The strength of the L2 penalty is chosen on a validation split of the training set, from strong to weak until
+    its accuracy falls; the probe is then fitted on the whole training set. The test set is used for the score only.
 
     Args:
         train_features: Shape: (N, F)
@@ -63,20 +63,20 @@ def linear_probe(
         test_features: Shape: (M, F)
         test_labels: Shape: (M,)
         regularisations: inverse strengths C to choose from.
-        validation_share: part of the training set to choose on.
-        max_iter: iterations of L-BFGS for one fit.
+        validation_share: share of the training set in the validation split.
+        max_iter: iterations of L-BFGS per fit.
         seed: of the split.
-        device: to fit on, the same objective by the same solver in float32; None for scikit-learn on the CPU. It
-            holds the training features.
+        device: fits the same objective by the same solver in float32 on this device, which holds the training
+            features; None for scikit-learn on the CPU.
 
     Returns:
-        Accuracy, F1 and the strength chosen.
+        Accuracy, F1 and the chosen strength.
 
     Raises:
-        ValueError: for features and labels that do not fit together, missing labels, regularisations that are missing
-            or not positive, another number out of its range, a class too small to be split, or a device that is not
-            there.
-        TypeError: for labels that are not integers, or features that are no numbers.
+        ValueError: for features and labels that do not fit together, missing labels, no regularisations or some that
+            are not positive, another number out of its range, a class too small to be split, or a device that is not
+            available.
+        TypeError: for labels that are not integers, or features that are not numbers.
         ModuleNotFoundError: without scikit-learn.
 
     Example:
@@ -95,18 +95,18 @@ def linear_probe(
     )
     share = real("validation_share", validation_share, above=0, below=1, hint="0.2 is usual")
     max_iter, seed = integer("max_iter", max_iter), seed_of(seed)
-    place = None if device is None else device_of(device, torch.device("cpu"))
+    target = None if device is None else device_of(device, torch.device("cpu"))
     if len(strengths) > 1:
         _check_split(y, share)
     scaler = sklearn("preprocessing").StandardScaler().fit(x)
     x, x_test = scaler.transform(x), scaler.transform(x_test)
     model: Any
-    if place is None:
+    if target is None:
         model = sklearn("linear_model").LogisticRegression(max_iter=max_iter)
     else:
-        model = DeviceLogisticRegression(max_iter, place)
+        model = DeviceLogisticRegression(max_iter, target)
     with warnings.catch_warnings():
-        # A probe stopped at max_iter is a probe all the same.
+        # Stopping at max_iter is fine for a probe.
         warnings.simplefilter("ignore", sklearn("exceptions").ConvergenceWarning)
         chosen = strengths[0]
         if len(strengths) > 1:
@@ -155,37 +155,37 @@ def knn_accuracy(
         k: neighbours that vote.
         temperature: with "cosine", a neighbour of similarity s votes with weight exp(s / temperature).
         metric: "cosine" for features, "hamming" for 0/1 bits (equal votes).
-        device: to compare and vote on; None for the CPU. It holds both sets, and 1,000 rows of similarities.
+        device: to compute on; None for the CPU. It holds both sets, and 1,000 rows of similarities.
 
     Returns:
         Accuracy, between 0 and 1.
 
     Raises:
         ValueError: for features and labels that do not fit together, missing labels, k above N, an unknown metric, a
-            temperature below 1e-6, which float32 cannot divide by, or a device that is not there.
-        TypeError: for labels that are not integers, or features that are no numbers.
+            temperature below 1e-6, by which float32 cannot divide, or a device that is not available.
+        TypeError: for labels that are not integers, or features that are not numbers.
 
     Source:
-        Wu et al. (arXiv 1805.01978), section 3.4, gives the weighted vote.
+        Weighted vote: Wu et al. (arXiv 1805.01978), section 3.4.
     """
     x, y, x_test, y_test = as_arrays(train_features, train_labels, test_features, test_labels)
-    k = integer("k", k, most=len(x), hint="more than all training images cannot vote")
+    k = integer("k", k, most=len(x), hint="at most all training images can vote")
     choice("metric", metric, ("cosine", "hamming"))
     temperature = real("temperature", temperature, least=MIN_CONCRETE, hint="0.1 is usual")
-    where = device_of(device, torch.device("cpu"))
-    classes, place = np.unique(y, return_inverse=True)
+    target = device_of(device, torch.device("cpu"))
+    classes, indices = np.unique(y, return_inverse=True)
     if metric == "hamming" and not all(np.isin(bits, (0, 1)).all() for bits in (x, x_test)):
         raise ValueError('metric="hamming" needs features that are 0 or 1; unpack codes, or use "cosine"')
-    if metric == "hamming":  # with entries of -1 and 1, the product orders as the Hamming distance does
+    if metric == "hamming":  # for entries of -1 and 1 the product ranks as the Hamming distance does
         x, x_test = 2 * x - 1, 2 * x_test - 1
-    train, test = torch.from_numpy(x).to(where), torch.from_numpy(x_test).to(where)
+    train, test = torch.from_numpy(x).to(target), torch.from_numpy(x_test).to(target)
     train = torch.nn.functional.normalize(train, dim=1)
-    votes_for = torch.nn.functional.one_hot(torch.from_numpy(place), len(classes)).float().to(where)
+    votes_for = torch.nn.functional.one_hot(torch.from_numpy(indices), len(classes)).float().to(target)
     predicted = []
     for rows in torch.split(torch.nn.functional.normalize(test, dim=1), 1000):
         similarity, neighbour = (rows @ train.T).topk(k, dim=1)
-        # Relative to the nearest, which changes no winner and keeps the exponential finite.
-        nearer = similarity - similarity[:, :1]
-        weight = (nearer / temperature).exp() if metric == "cosine" else torch.ones_like(similarity)
+        # Relative to the nearest neighbour, which changes no winner and keeps the exponential finite.
+        relative = similarity - similarity[:, :1]
+        weight = (relative / temperature).exp() if metric == "cosine" else torch.ones_like(similarity)
         predicted.append((weight.unsqueeze(-1) * votes_for[neighbour]).sum(dim=1).argmax(dim=1))
     return float(np.mean(classes[torch.cat(predicted).cpu().numpy()] == y_test))

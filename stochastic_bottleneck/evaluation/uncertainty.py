@@ -1,4 +1,4 @@
-"""What an uncertainty is worth: rejection curve, area under the receiver operating characteristic, calibration."""
+"""Measures of uncertainty: rejection curve, area under the ROC curve, calibration error."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Numbers = Tensor | NDArray[Any]
 
 
 class RejectionCurve(NamedTuple):
-    """Accuracy on the images that are kept when the least certain are rejected.
+    """Accuracy on the remaining images when the least certain are rejected.
 
     Args:
-        coverage: share of the images kept, 1/N to 1. Shape: (N,)
+        coverage: share of images not rejected, 1/N to 1. Shape: (N,)
         accuracy: on those, between 0 and 1. Shape: (N,)
-        area: mean of `accuracy`: 1 less the area under the risk-coverage curve (AURC).
+        area: mean of `accuracy`: 1 minus the area under the risk-coverage curve (AURC).
     """
 
     coverage: NDArray[np.float64]
@@ -32,21 +32,21 @@ class RejectionCurve(NamedTuple):
 
 
 def rejection_curve(uncertainty: Numbers, correct: Numbers) -> RejectionCurve:
-    """Accuracy against the share of images kept, the most certain first.
+    """Accuracy against coverage: the share of images that are not rejected, the most certain first.
 
-    Images of equal uncertainty are taken in random order; the curve is the expectation over it, so that the order of
-    the input does not matter. A useless uncertainty gives a flat curve at the accuracy of all images.
+    Images of equal uncertainty count as in random order: the curve is the expectation over it, and does not depend on
+    the order of the input. An uninformative uncertainty gives a flat curve at the accuracy on all images.
 
     Args:
-        uncertainty: one finite number an image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
+        uncertainty: one finite number per image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
         correct: whether a classifier was right, as booleans or 0 and 1. Shape: (N,)
 
     Returns:
-        A point for each number of images kept, and the area under them.
+        One point per number of images, and the area under the curve.
 
     Raises:
-        ValueError: for shapes that do not fit, uncertainty that is not finite (what has overflowed to infinity is in no
-            order any more), or `correct` other than 0 and 1.
+        ValueError: for shapes that do not fit, uncertainty that is not finite (overflowed values have lost their
+            order), or `correct` other than 0 and 1.
 
     Example:
         >>> import numpy as np
@@ -60,26 +60,26 @@ def rejection_curve(uncertainty: Numbers, correct: Numbers) -> RejectionCurve:
     u = _scores(uncertainty, "uncertainty")
     right = _binary(correct, "correct", len(u))
     _, group, size = np.unique(u, return_inverse=True, return_counts=True)
-    rate = np.bincount(group, weights=right) / size  # share that is right among equals
-    kept = np.arange(1, len(u) + 1)
-    accuracy = np.cumsum(np.repeat(rate, size)) / kept
-    return RejectionCurve(kept / len(u), accuracy, float(accuracy.mean()))
+    rate = np.bincount(group, weights=right) / size  # accuracy among images of equal uncertainty
+    count = np.arange(1, len(u) + 1)
+    accuracy = np.cumsum(np.repeat(rate, size)) / count
+    return RejectionCurve(count / len(u), accuracy, float(accuracy.mean()))
 
 
 def auroc(scores: Numbers, positive: Numbers) -> float:
-    """Area under the receiver operating characteristic: how well an uncertainty finds errors or foreign images.
+    """Area under the ROC curve: how well an uncertainty detects errors or out-of-distribution images.
 
     Args:
-        scores: one finite number an image; higher should mean positive. Shape: (N,)
-        positive: what is to be found, as booleans or 0 and 1: errors, corrupted or foreign images. Shape: (N,)
+        scores: one finite number per image; higher should mean positive. Shape: (N,)
+        positive: what to detect, as booleans or 0 and 1: errors, corrupted or out-of-distribution images. Shape: (N,)
 
     Returns:
-        Probability that a positive image has a higher score than another one, ties counting half: 0.5 for a useless
-        score, 1 for a perfect one.
+        Probability that a positive image has a higher score than a negative one, ties counting half: 0.5 for an
+        uninformative score, 1 for a perfect one.
 
     Raises:
         ValueError: for shapes that do not fit, scores that are not finite, as in `rejection_curve`, or `positive` other
-            than 0 and 1, or of one kind only.
+            than 0 and 1, or all 0 or all 1.
         ModuleNotFoundError: without scikit-learn.
 
     Example:
@@ -91,20 +91,20 @@ def auroc(scores: Numbers, positive: Numbers) -> float:
     found = _binary(positive, "positive", len(s))
     if found.min() == found.max():
         raise ValueError(
-            f"positive must hold both kinds, 0 and 1, got {len(found)} times {found[0]:.0f}; a score cannot be judged "
-            "without both"
+            f"positive must hold both 0 and 1, got {len(found)} times {found[0]:.0f}; the area is undefined without "
+            "both"
         )
     return float(sklearn("metrics").roc_auc_score(found, s))
 
 
 def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins: int = 15) -> float:
-    """How far a classifier's confidence is from its accuracy, on average over the images.
+    """Mean gap between a classifier's confidence and its accuracy (ECE).
 
-    Images are put into bins of equal width by the probability of the class that is predicted; a bin takes its upper
-    edge. The gaps between mean confidence and accuracy are weighted by the bins' numbers of images.
+    Images are binned by the probability of the predicted class, in bins of equal width that include their upper edge.
+    The gaps between mean confidence and accuracy are weighted by the number of images per bin.
 
     Args:
-        probabilities: of each class; rows add up to 1. Shape: (N, C)
+        probabilities: of each class; rows sum to 1. Shape: (N, C)
         labels: integer classes from 0 to C - 1. Shape: (N,)
         bins: number of bins.
 
@@ -112,14 +112,14 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
         Error, between 0 and 1.
 
     Raises:
-        ValueError: for shapes that do not fit, rows that are no distribution, labels that are missing or out of range,
-            or bins below 1.
+        ValueError: for shapes that do not fit, rows that are not distributions, labels that are missing or out of
+            range, or bins below 1.
         TypeError: for labels that are not integers.
 
     Example:
         >>> import numpy as np
         >>> certain = np.eye(2)[[0, 1, 0, 0]]
-        >>> expected_calibration_error(certain, np.array([0, 1, 0, 1]))  # sure of all, right in three of four
+        >>> expected_calibration_error(certain, np.array([0, 1, 0, 1]))  # certain of all, correct for three of four
         0.25
 
     Source:
@@ -132,7 +132,7 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
     wrong = ~((p >= 0).all(axis=1) & np.isclose(p.sum(axis=1), 1, atol=1e-3))
     if wrong.any():
         raise ValueError(
-            f"probabilities must be rows of at least 0 that add up to 1, got {wrong.sum()} of {len(p)} that are not, "
+            f"probabilities must be rows of at least 0 that sum to 1, got {wrong.sum()} of {len(p)} that do not, "
             f"such as row {wrong.argmax()}; take the softmax of the logits first"
         )
     y = class_labels(labels, len(p), "labels")
@@ -141,8 +141,8 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
             f"labels must be integers from 0 to {p.shape[1] - 1}, got values from {y.min()} to {y.max()}"
         )
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
-    place = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    gaps = np.bincount(place, weights=right - confidence)
+    chosen = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    gaps = np.bincount(chosen, weights=right - confidence)
     return float(np.abs(gaps).sum() / len(p))
 
 
@@ -150,7 +150,7 @@ def _scores(x: Numbers, name: str) -> NDArray[np.float64]:
     scores = array(x, name).astype(np.float64)
     if scores.ndim != 1 or len(scores) == 0:
         raise ValueError(
-            f"{name} must have shape (N,) with N at least 1, one number an image, got {scores.shape}"
+            f"{name} must have shape (N,) with N at least 1, one number per image, got {scores.shape}"
         )
     check_finite_rows(np.isfinite(scores), name)
     return scores
@@ -159,7 +159,7 @@ def _scores(x: Numbers, name: str) -> NDArray[np.float64]:
 def _binary(x: Numbers, name: str, count: int) -> NDArray[np.float64]:
     values = array(x, name)
     if values.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), one an image, got {values.shape}")
+        raise ValueError(f"{name} must have shape ({count},), one per image, got {values.shape}")
     if not np.isin(values, (0, 1)).all():
         others = np.unique(values[~np.isin(values, (0, 1))])
         raise ValueError(f"{name} must be booleans, or 0 and 1, got {', '.join(map(str, others[:5]))}")

@@ -1,8 +1,8 @@
-"""Pictures of a stochastic latent: what its bits carry, and what its uncertainty knows.
+"""Figures of a stochastic latent: its bits and its uncertainty.
 
-Colours are told apart by colour-blind readers; dashes and markers tell lines and classes apart in grey print.
-Matplotlib draws, and is imported where it is used. What is one diagram goes into `axes` of yours, or into a new
-figure of pyplot's; what shows images is a figure of its own.
+The colours are safe for colour-blind readers; dashes and markers distinguish lines and classes in greyscale print.
+Matplotlib is imported where it is used. Functions that draw one diagram take `axes`, or make a new figure; functions
+that show images return a figure.
 """
 
 from stochastic_bottleneck.plots.curves import bit_usage, f1_against_bits, rejection_curves

@@ -1,4 +1,4 @@
-"""What the pictures share: matplotlib, colours, and axes to draw in."""
+"""Shared by the figures: matplotlib, colours, styles and axes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from stochastic_bottleneck._extras import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito (2008), "Color Universal Design": eight colours that colour-blind readers tell apart. Black, as in
-# their order, comes first; yellow, hard to see as a line on white, last.
+# Okabe and Ito (2008), "Color Universal Design": eight colours that colour-blind readers can distinguish. Yellow, hard
+# to see as a line on white, comes last.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -25,16 +25,16 @@ def pyplot() -> Any:
 
 
 def check_axes(axes: object) -> None:
-    """Refuse what cannot be drawn in, before anything is worked out."""
+    """Check the `axes` argument before anything is computed."""
     if axes is not None and not isinstance(axes, pyplot().Axes):
         raise TypeError(
-            f"axes must be one Axes of matplotlib's, or None for a new figure, got {type(axes).__name__}; of several, "
-            "choose one, as in axes[0]"
+            f"axes must be one matplotlib Axes, or None for a new figure, got {type(axes).__name__}; choose one of "
+            "several, as in axes[0]"
         )
 
 
 def new_axes(axes: Axes | None, x: str, y: str) -> Axes:
-    """The axes given, or those of a new figure, with their labels."""
+    """The given axes or new ones, with axis labels."""
     if axes is None:
         _, axes = pyplot().subplots(figsize=(6.0, 3.6), layout="constrained")
     axes.set(xlabel=x, ylabel=y)
@@ -43,7 +43,7 @@ def new_axes(axes: Axes | None, x: str, y: str) -> Axes:
 
 
 def lines(values: object, name: str, count: int, of: str) -> tuple[str, ...]:
-    """As many lines of text or numbers as there are images or classes."""
+    """Check that there is one text or number per image or class."""
     rule = f"{count} lines, one {of}"
     found = sequence(values, name, rule, _line, empty=True)
     if len(found) != count:
@@ -58,7 +58,7 @@ def _line(_: str, value: object) -> str:
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:
-    """As many styles as lines, each with a colour, dashes and a marker."""
+    """One style per line: colour, dashes and marker."""
     return [
         {
             "color": COLOURS[i % len(COLOURS)],
@@ -70,7 +70,7 @@ def line_styles(count: int) -> list[dict[str, Any]]:
 
 
 def point_styles() -> list[dict[str, Any]]:
-    """Every pair of a colour and a marker once; neighbours in the list differ in both."""
+    """Every pair of colour and marker once; consecutive pairs differ in both."""
     return [
         {"color": colour, "marker": MARKERS[(i + turn) % len(MARKERS)]}
         for turn in range(len(MARKERS))

@@ -1,4 +1,4 @@
-"""Diagrams: how bits are used, how few carry the classes, and what rejecting the uncertain gains."""
+"""Diagrams of bit usage, F1 against the number of bits, and accuracy under rejection."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["bit_usage", "f1_against_bits", "rejection_curves"]
 def bit_usage(bits: Tensor | NDArray[Any], *, axes: Axes | None = None) -> Axes:
     """Share of ones of each bit, sorted, with a line at one half; entropy and correlation in the title.
 
-    Flat at one half is a balanced code. Balance alone proves no use of capacity, so the title gives the mean absolute
-    correlation between bits too.
+    A balanced code is flat at one half. Balance alone does not show that capacity is used, so the title also gives the
+    mean absolute correlation between bits.
 
     Args:
         bits: 0/1 values. Shape: (N, D)
@@ -36,7 +36,7 @@ def bit_usage(bits: Tensor | NDArray[Any], *, axes: Axes | None = None) -> Axes:
 
     Raises:
         ValueError: for anything but 0 and 1, or another shape.
-        TypeError: for bits that are no array or tensor, or axes that are not matplotlib's.
+        TypeError: for bits that are not an array or a tensor, or axes that are not matplotlib's.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -57,7 +57,7 @@ def bit_usage(bits: Tensor | NDArray[Any], *, axes: Axes | None = None) -> Axes:
     axes.set(ylim=(0, 100), xlim=(0, len(shares)))
     correlated = "" if np.isnan(correlation) else f", mean |correlation| {correlation:.2f}"
     axes.set_title(
-        f"{100 * shares.mean():.1f} % ones, {entropy:.3f} bits of entropy a bit{correlated}", fontsize=9
+        f"{100 * shares.mean():.1f} % ones, {entropy:.3f} bits of entropy per bit{correlated}", fontsize=9
     )
     return axes
 
@@ -65,10 +65,10 @@ def bit_usage(bits: Tensor | NDArray[Any], *, axes: Axes | None = None) -> Axes:
 def f1_against_bits(
     curves: Mapping[str, ForestCurve], *, chance: float | None = None, axes: Axes | None = None
 ) -> Axes:
-    """A random forest's F1 against the number of bits that it sees, a line for each model.
+    """A random forest's F1 against the number of bits, one line per model.
 
     Args:
-        curves: what `evaluation.forest_curve` returned, by the name for the legend.
+        curves: results of `evaluation.forest_curve`, by name for the legend.
         chance: F1 of guessing, between 0 and 1, to draw as a line; None for no line.
         axes: to draw in; None for a new figure.
 
@@ -77,7 +77,7 @@ def f1_against_bits(
 
     Raises:
         ValueError: for no curve, a curve that is not finite, or a chance outside 0 to 1.
-        TypeError: for anything but curves by name, or axes that are not matplotlib's.
+        TypeError: for anything but a dict of curves, or axes that are not matplotlib's.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -93,7 +93,7 @@ def f1_against_bits(
     check_axes(axes)
     if chance is not None:
         chance = real("chance", chance, least=0, most=1)
-    axes = new_axes(axes, "bits kept, the most important first", "random forest, mean F1 (%)")
+    axes = new_axes(axes, "number of bits, the most important first", "random forest, mean F1 (%)")
     for (name, curve), style in zip(curves.items(), line_styles(len(curves)), strict=True):
         axes.plot(curve.counts, [100 * f1 for f1 in curve.f1], label=name, markersize=5, **style)
     if chance is not None:
@@ -111,20 +111,20 @@ def f1_against_bits(
 
 
 def rejection_curves(curves: Mapping[str, RejectionCurve], *, axes: Axes | None = None) -> Axes:
-    """Accuracy on the images kept, against their share, a line for each measure of uncertainty.
+    """Accuracy against coverage, one line per measure of uncertainty.
 
-    A curve that rises to the left belongs to an uncertainty that knows which images are hard.
+    A curve that rises to the left shows an uncertainty that ranks the hard images.
 
     Args:
-        curves: what `evaluation.rejection_curve` returned, by the name for the legend.
+        curves: results of `evaluation.rejection_curve`, by name for the legend.
         axes: to draw in; None for a new figure.
 
     Returns:
-        The axes; the area under each curve stands in the legend.
+        The axes; the legend gives the area under each curve.
 
     Raises:
         ValueError: for no curve, or a curve that is not finite.
-        TypeError: for anything but curves by name, or axes that are not matplotlib's.
+        TypeError: for anything but a dict of curves, or axes that are not matplotlib's.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -139,7 +139,7 @@ def rejection_curves(curves: Mapping[str, RejectionCurve], *, axes: Axes | None 
     """
     _check_curves(curves, RejectionCurve)
     check_axes(axes)
-    axes = new_axes(axes, "images kept, the most certain first (%)", "accuracy on them (%)")
+    axes = new_axes(axes, "coverage, the most certain images first (%)", "accuracy on them (%)")
     for (name, curve), style in zip(curves.items(), line_styles(len(curves)), strict=True):
         style.pop("marker")  # there is a point for every image
         axes.plot(
@@ -155,7 +155,7 @@ def rejection_curves(curves: Mapping[str, RejectionCurve], *, axes: Axes | None 
 
 def _check_curves(curves: object, kind: type[ForestCurve | RejectionCurve]) -> None:
     source = "forest_curve" if kind is ForestCurve else "rejection_curve"
-    hint = f"curves must hold at least one curve, by name; make one with evaluation.{source}"
+    hint = f"curves must hold at least one curve, by name, from evaluation.{source}"
     if not isinstance(curves, Mapping):
         raise TypeError(f"{hint}, got {type(curves).__name__}; pass a dict, as in {{'model': curve}}")
     if not curves:
@@ -169,6 +169,6 @@ def _check_curves(curves: object, kind: type[ForestCurve | RejectionCurve]) -> N
         ]
         if points[0].ndim != 1 or points[0].shape != points[1].shape or not np.isfinite(points).all():
             raise ValueError(
-                f"curves must hold finite numbers, as many of {curve._fields[0]} as of {curve._fields[1]}, got other "
-                f"ones for {name!r}"
+                f"curves must hold as many {curve._fields[0]} as {curve._fields[1]}, all finite, got others for "
+                f"{name!r}"
             )

@@ -1,4 +1,4 @@
-"""Images that say what a bit or an uncertainty means."""
+"""Figures of the images that activate a bit, or that are most and least certain."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ Images = Tensor | NDArray[Any]
 def bit_images(
     images: Images, probs: Tensor | NDArray[Any], bits: Sequence[int] = (0, 1, 2, 3), *, count: int = 6
 ) -> Figure:
-    """For each of some bits, the images that turn it on most surely and those that turn it off.
+    """For each given bit, the images with the highest and the lowest probability of a one.
 
     Args:
         images: float in [0, 1] or uint8, of one or three channels. Shape: (N, C, H, W)
-        probs: probability of a one, `posterior.probs`, or the bits themselves: among equal values the first images are
-            shown. Shape: (N, D)
-        bits: which bits, a row for each: any sequence, array or tensor of integers.
+        probs: probability of a one, `posterior.probs`, or the bits themselves; ties are shown in the order of the
+            images. Shape: (N, D)
+        bits: indices of the bits, one row each: any sequence, array or tensor of integers.
         count: images on each side of a row.
 
     Returns:
-        A figure: on the left the images that turn the bit on, the surest first, on the right those that turn it off.
-        A bit that is on (or off) for fewer than `count` images, at a probability of 0.5, leaves places empty.
+        A figure: on the left the images for which the bit is on (probability above 0.5), the highest probability
+        first; on the right those for which it is off, the lowest first. Cells stay empty if there are fewer than
+        `count`.
 
     Raises:
         ValueError: for shapes that do not fit, values outside their range, a bit that does not exist, or a count
             below 1.
-        TypeError: for images or probs that are no real numbers, or bits or a count that are no integers.
+        TypeError: for images or probs that are not real numbers, or bits or a count that are not integers.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -52,10 +53,10 @@ def bit_images(
         12
     """
     pictures = _pictures(images)
-    p = array(probs, "probs").astype(np.float64)  # bits too: bytes and booleans have no negative
+    p = array(probs, "probs").astype(np.float64)  # also bits: bytes and booleans cannot be negated
     if p.ndim != 2 or len(p) != len(pictures):
         raise ValueError(
-            f"probs must have shape ({len(pictures)}, D), a row for each image, got {p.shape}; unpack codes first"
+            f"probs must have shape ({len(pictures)}, D), one row per image, got {p.shape}; unpack codes first"
         )
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(
@@ -67,10 +68,8 @@ def bit_images(
     count = integer("count", count)
     rows = []
     for bit in chosen:
-        surest = np.argsort(-p[:, bit], kind="stable")
-        on = [i for i in surest[:count] if p[i, bit] > 0.5]
-        surest = np.argsort(p[:, bit], kind="stable")
-        off = [i for i in surest[:count] if p[i, bit] <= 0.5]
+        on = [i for i in np.argsort(-p[:, bit], kind="stable")[:count] if p[i, bit] > 0.5]
+        off = [i for i in np.argsort(p[:, bit], kind="stable")[:count] if p[i, bit] <= 0.5]
         rows.append((f"bit {bit}", _padded(on, count) + _padded(off, count)))
     figure, grid = _grid(pictures, rows)
     _heading(grid, 0, "on")
@@ -89,17 +88,18 @@ def certain_images(
 
     Args:
         images: float in [0, 1] or uint8, of one or three channels. Shape: (N, C, H, W)
-        uncertainty: one number an image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
-        captions: a line under each image, such as the class predicted, as text or numbers. Length: N
+        uncertainty: one number per image, such as `posterior.entropy()`; higher is less certain. Shape: (N,)
+        captions: one text or number under each image, such as the predicted class. Length: N
         count: images in each row.
 
     Returns:
-        A figure: above the most certain images, the surest first; below the least certain, the least sure first.
+        A figure: in the upper row the most certain images, the most certain first; in the lower row the least
+        certain, the least certain first.
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite, or a count below 1.
-        TypeError: for images or uncertainty that are no real numbers, captions that are no lines, or a count that is no
-            integer.
+        TypeError: for images or uncertainty that are not real numbers, captions that are not texts or numbers, or a
+            count that is not an integer.
         ModuleNotFoundError: without matplotlib.
 
     Example:
@@ -111,7 +111,7 @@ def certain_images(
     pictures = _pictures(images)
     values = array(uncertainty, "uncertainty")
     if values.shape != (len(pictures),):
-        raise ValueError(f"uncertainty must have shape ({len(pictures)},), one an image, got {values.shape}")
+        raise ValueError(f"uncertainty must have shape ({len(pictures)},), one per image, got {values.shape}")
     check_finite_rows(np.isfinite(values), "uncertainty")
     if captions is not None:
         captions = lines(captions, "captions", len(pictures), "an image")
@@ -129,7 +129,7 @@ def certain_images(
 
 
 def _pictures(images: Images) -> NDArray[Any]:
-    """Checked images, channels last, for imshow."""
+    """Check images and move the channels last, for imshow."""
     x = array(images, "images")
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
         raise ValueError(
@@ -138,7 +138,7 @@ def _pictures(images: Images) -> NDArray[Any]:
     if x.dtype != np.uint8 and not ((x >= 0) & (x <= 1)).all():
         raise ValueError(
             f"images must be uint8 or lie between 0 and 1, got values from {x.min():.3g} to {x.max():.3g}; "
-            "undo the normalisation that the model's input has had"
+            "undo the normalisation of the model's input"
         )
     return np.moveaxis(x if x.dtype == np.uint8 else x.astype(np.float32), 1, -1)
 
@@ -152,9 +152,9 @@ def _grid(
     rows: Sequence[tuple[str, Sequence[int | None]]],
     captions: Sequence[str] | None = None,
 ) -> tuple[Figure, NDArray[Any]]:
-    """Rows of images with a name at the left of each."""
+    """Rows of images, each with a name on the left."""
     columns = len(rows[0][1])
-    white = 255 if pictures.dtype == np.uint8 else 1  # or each grey image would be stretched to its own range
+    white = 255 if pictures.dtype == np.uint8 else 1  # otherwise each grey image is scaled to its own range
     height = 0.95 if captions is None else 1.15
     figure, grid = pyplot().subplots(
         len(rows),

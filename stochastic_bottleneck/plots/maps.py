@@ -1,4 +1,4 @@
-"""A map of the codes in two dimensions."""
+"""Two-dimensional map of codes."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def code_map(
     seed: int = 0,
     axes: Axes | None = None,
 ) -> Axes:
-    """Each image as a point in two dimensions, its class as colour and marker.
+    """Scatter plot of codes projected to two dimensions, with classes as colours and markers.
 
     Args:
         codes: bits, latents or features. Shape: (N, D)
         labels: integer classes. Shape: (N,)
-        names: of the classes, for the legend, in ascending order of their labels; None for the labels themselves.
-        method: "pca", two directions of largest variance, exact and quick; or "tsne", neighbourhoods, where distances
-            between groups mean nothing, slow from some thousand images on.
+        names: class names for the legend, in ascending order of the labels; None for the labels themselves.
+        method: "pca", the two directions of largest variance, exact and fast; or "tsne", which preserves
+            neighbourhoods but not distances between groups, and is slow above a few thousand images.
         seed: of the method.
         axes: to draw in; None for a new figure.
 
     Returns:
-        The axes; "pca" says on them which share of the variance each direction holds.
+        The axes; with "pca" their labels give the share of variance of each direction.
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite, missing labels, an unknown method, too few
-            images, one code for all of them, or more classes than there are marks for.
-        TypeError: for codes that are no real numbers, labels that are not integers, or axes that are not matplotlib's.
+            images, one code for all of them, or more classes than there are styles.
+        TypeError: for codes that are not real numbers, labels that are not integers, or axes that are not matplotlib's.
         ModuleNotFoundError: without matplotlib or scikit-learn.
 
     Example:
@@ -71,15 +71,15 @@ def code_map(
     styles = point_styles()
     if len(classes) > len(styles):
         raise ValueError(
-            f"labels must hold at most {len(styles)} classes to be told apart, got {len(classes)}; choose some, as in "
+            f"labels must hold at most {len(styles)} classes, one style each, got {len(classes)}; choose some, as in "
             "labels[np.isin(labels, [3, 5])]"
         )
     titles = lines(classes if names is None else names, "names", len(classes), "for each class in labels")
     points, x_label, y_label = _project(x.astype(np.float64), method, seed)
     axes = new_axes(axes, x_label, y_label)
     for label, name, style in zip(classes, titles, styles, strict=False):
-        of_class = points[y == label]
-        axes.scatter(of_class[:, 0], of_class[:, 1], s=14, linewidths=0, alpha=0.8, label=name, **style)
+        members = points[y == label]
+        axes.scatter(members[:, 0], members[:, 1], s=14, linewidths=0, alpha=0.8, label=name, **style)
     axes.set(xticks=[], yticks=[])
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     return axes
@@ -91,7 +91,7 @@ def _check(x: NDArray[Any]) -> None:
             f"codes must have shape (N, D) with D at least 2, got {x.shape}; unpack packed codes first"
         )
     if len(x) < 3:
-        raise ValueError(f"codes must hold at least 3 images to make a map of, got {len(x)}")
+        raise ValueError(f"codes must hold at least 3 images, got {len(x)}")
     check_finite_rows(np.isfinite(x), "codes")
     if (x == x[0]).all():
         raise ValueError(
@@ -100,14 +100,14 @@ def _check(x: NDArray[Any]) -> None:
 
 
 def _project(x: NDArray[Any], method: str, seed: int) -> tuple[NDArray[Any], str, str]:
-    """Points in two dimensions and what their axes mean."""
+    """Points in two dimensions and the labels of the axes."""
     if method == "pca":
         model = sklearn("decomposition").PCA(2, random_state=seed)
         points = model.fit_transform(x)
         first, second = (f"direction {i + 1}" for i in range(2))
         shares = [f" ({100 * share:.0f} % of the variance)" for share in model.explained_variance_ratio_]
         return points, first + shares[0], second + shares[1]
-    # scikit-learn's perplexity, which must stay below the number of images.
+    # scikit-learn's default perplexity, which must be below the number of images.
     perplexity = min(30.0, (len(x) - 1) / 3)
     model = sklearn("manifold").TSNE(2, perplexity=perplexity, random_state=seed)
     return model.fit_transform(x), "t-SNE 1", "t-SNE 2"

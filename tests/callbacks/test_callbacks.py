@@ -20,7 +20,7 @@ from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWra
 from stochastic_bottleneck import callbacks as callbacks_package
 from stochastic_bottleneck.callbacks import LatentMonitor, TemperatureAnnealing, latent_statistics
 from stochastic_bottleneck.callbacks._base import LIGHTNING
-from stochastic_bottleneck.callbacks.latent_monitor import _joined
+from stochastic_bottleneck.callbacks.latent_monitor import _concatenated
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
 
 N, DIM, STEPS, EVERY = 6, 11, 4, 2
@@ -195,13 +195,13 @@ def test_statistics_of_a_kind_of_ones_own_are_what_all_kinds_offer():
     assert latent_statistics(SampledPosterior(mean)) == {}
 
 
-def test_posteriors_of_a_step_are_joined_along_the_images():
+def test_posteriors_of_a_step_are_concatenated_along_the_images():
     """Fields that images share, tensors or not, are the last one's."""
     parts = [
         LaplacePosterior(*torch.randn(2, n, DIM, generator=generator(n)), torch.tensor(float(n)), f"of {n}")
         for n in (2, 5)
     ]
-    joined = _joined(parts)
+    joined = _concatenated(parts)
     assert isinstance(joined, LaplacePosterior)
     for field in ("mean", "log_scale"):
         a, b = (getattr(part, field) for part in parts)
@@ -277,7 +277,7 @@ def test_a_posterior_of_ones_own_is_logged(bottleneck, kind, keys, tmp_path):
 
 def test_a_posterior_with_nothing_to_log_is_told_once(tmp_path):
     module = make_module(LIGHTNING[0], wrapper(bottleneck=SampledBottleneck("gauss", DIM)))
-    message = r"nothing of inner\.model\.bottleneck, whose posterior has neither kl\(\) nor entropy\(\)"
+    message = r"nothing for inner\.model\.bottleneck, whose posterior has neither kl\(\) nor entropy\(\)"
     with pytest.warns(UserWarning, match=message) as told:
         rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
     assert sum("LatentMonitor" in str(warning.message) for warning in told) == 1
@@ -287,7 +287,7 @@ def test_a_posterior_with_nothing_to_log_is_told_once(tmp_path):
 def test_several_bottlenecks_are_logged_by_name(tmp_path):
     module = make_module(LIGHTNING[0], wrapper())
     module.inner["other"] = StochasticBottleneck("gauss", 3, in_features=4)
-    with pytest.warns(UserWarning, match=r"nothing of inner\.other, whose forward was not called") as told:
+    with pytest.warns(UserWarning, match=r"nothing for inner\.other, whose forward was not called") as told:
         rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
     assert sum("LatentMonitor" in str(warning.message) for warning in told) == 1
     assert "latent/inner.model.bottleneck/kl" in rows[3]

@@ -337,8 +337,8 @@ def with_missing(labels, value, kind=np.array):
         ),
         (lambda y: y + 0j, TypeError, "must be integers, .* complex128"),
         (lambda y: torch.tensor(y).to("meta"), TypeError, "must be a dense tensor .* got a meta one"),
-        (lambda y: np.eye(CLASSES)[y], ValueError, r"got \(90, 3\); of one-hot rows take argmax"),
-        (lambda y: None, TypeError, "must be 90 integers, one an image, got None"),
+        (lambda y: np.eye(CLASSES)[y], ValueError, r"got \(90, 3\); for one-hot rows take argmax"),
+        (lambda y: None, TypeError, "must be 90 integers, one per image, got None"),
     ],
 )
 def test_labels_that_are_missing_or_no_integers_are_refused(name, kind, error, message):
@@ -360,8 +360,8 @@ NOT_FINITE = np.full((4, 3), np.nan, np.float32)
         ((X[0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F at least 1, got \(3,\)"),
         ((X, Y, X[:0], Y[:0]), r"test_features must have shape \(N, F\) with N and F .* got \(0, 3\)"),
         ((X[:, :0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F .* got \(4, 0\)"),
-        ((X, Y[:3], X, Y), r"train_labels must have shape \(4,\), one an image, got \(3,\)"),
-        ((X, Y, X, Y[:, None]), r"test_labels must have shape \(4,\), one an image, got \(4, 1\)"),
+        ((X, Y[:3], X, Y), r"train_labels must have shape \(4,\), one per image, got \(3,\)"),
+        ((X, Y, X, Y[:, None]), r"test_labels must have shape \(4,\), one per image, got \(4, 1\)"),
         (
             (X, Y, NOT_FINITE, Y),
             r"test_features must be finite, got nan or inf in 4 of 4 rows \(0, 1, 2, 3\)",

@@ -142,7 +142,7 @@ def test_labels_come_back_as_an_array(labels):
     ],
 )
 def test_labels_that_are_not_one_an_image_are_refused(labels, shape):
-    message = f"images must give one label an image, got labels of shape {shape} for 11 images"
+    message = f"images must give one label per image, got labels of shape {shape} for 11 images"
     with pytest.raises(ValueError, match=message):
         encode(small_model(), [(IMAGES, labels)])
 

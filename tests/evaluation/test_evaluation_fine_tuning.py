@@ -252,7 +252,7 @@ ALONE = [(IMAGES,)]
         (
             {"test": [(IMAGES, LABELS[:5])]},
             ValueError,
-            r"test must give one label an image.*\(5,\) for 48 images",
+            r"test must give one label per image.*\(5,\) for 48 images",
         ),
         ({"train": [(IMAGES, LABELS / 2)]}, TypeError, "labels in train must be integers.*float32"),
         ({"train": [(IMAGES / 0, LABELS)]}, ValueError, "model must give finite features"),

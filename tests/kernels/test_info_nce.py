@@ -401,7 +401,7 @@ ERRORS = [
     ((A.long(), A), {}, TypeError, "v must be a floating point tensor, got torch.int64; convert it"),
     ((A, A.bool()), {}, TypeError, "v_prime must be a floating point tensor"),
     ((A[0], A[0]), {}, ValueError, r"v must have shape \(N, D\) or \(K, N, D\), got \(3,\)"),
-    ((A[None, None], A[None, None]), {}, ValueError, "flatten features to one row an image"),
+    ((A[None, None], A[None, None]), {}, ValueError, "flatten features to one row per image"),
     ((A, A[:1]), {}, ValueError, r"v and v_prime must have one shape, got \(2, 3\) and \(1, 3\)"),
     ((A[:0], A[:0]), {}, ValueError, r"v is empty, shape \(0, 3\); skip empty batches"),
     ((A[:, :0], A[:, :0]), {}, ValueError, "v is empty"),

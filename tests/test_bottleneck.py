@@ -1,7 +1,6 @@
-"""`StochasticBottleneck`: projector, latent, upsampler, and everything a module must survive."""
+"""`StochasticBottleneck`: projector, latent and upsampler; lazy widths, precision, compilation, errors."""
 
 import copy
-import io
 import math
 import pickle
 
@@ -39,7 +38,10 @@ KINDS = {
     "gauss": {"kind": "gauss"},
     "gauss isotropic": {"kind": "gauss", "variance": "isotropic"},
 }
+LEARNABLE = {f"{kind} learnable scale": {"kind": kind, "learnable_scale": True} for kind in ("bern", "gauss")}
 each_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+each_learnable = pytest.mark.parametrize("options", LEARNABLE.values(), ids=LEARNABLE)
+every_kind = pytest.mark.parametrize("options", (KINDS | LEARNABLE).values(), ids=KINDS | LEARNABLE)
 
 
 # ---- shapes, train and eval --------------------------------------------------------------------------------
@@ -65,50 +67,48 @@ def test_returns_features_latent_and_posterior(options, training, out):
 
 
 @each_kind
-def test_train_samples_and_eval_takes_the_mode(options):
+def test_training_draws_and_evaluation_takes_the_mode_unless_told_otherwise(options):
     module = bottleneck(**options)
-    first, second = module(features()), module(features())
-    assert not torch.equal(first.z, second.z)
-    module.eval()
-    first, second = module(features()), module(features())
-    assert torch.equal(first.z, second.z)
-    assert torch.equal(first.z, first.posterior.mode())
-    if options["kind"] == "bern":
-        assert set(first.z.unique().tolist()) == {0.0, 1.0}
-    else:
-        assert torch.equal(first.z, first.posterior.mean)
-
-
-def test_samples_are_soft_unless_hard():
-    assert ((z := bottleneck()(features()).z) > 0).all()
-    assert (z < 1).all()
-    assert set(bottleneck(hard=True)(features()).z.unique().tolist()) == {0.0, 1.0}
+    for draw in (module(features()), module.eval()(features(), sample=True)):
+        assert not torch.equal(draw.z, draw.posterior.mode())
+        if options["kind"] == "bern":
+            assert set(draw.z.unique().tolist()) == {0.0, 1.0} if options.get("hard") else draw.z.min() > 0
+    for mode in (module(features()), module.train()(features(), sample=False)):
+        assert torch.equal(mode.z, mode.posterior.mode())
+        assert options["kind"] == "gauss" or set(mode.z.unique().tolist()) == {0.0, 1.0}
 
 
 @each_kind
-def test_sample_overrides_the_mode_of_the_module(options):
-    module = bottleneck(**options)
-    mode = module(features(), sample=False)
-    assert torch.equal(mode.z, mode.posterior.mode())
-    module.eval()
-    drawn = module(features(), sample=True, generator=generator())
-    assert not torch.equal(drawn.z, drawn.posterior.mode())
-    noise = {} if options["kind"] == "gauss" else {"hard": options.get("hard", False)}
-    assert torch.equal(drawn.z, drawn.posterior.rsample(generator=generator(), **noise))
-
-
-@each_kind
-def test_a_generator_repeats_the_sample_and_leaves_the_global_one_alone(options):
+def test_a_generator_repeats_the_sample_without_the_global_one(options):
     module, state = bottleneck(**options), torch.get_rng_state()
-    first, again, other = (module(features(), generator=generator(s)).z for s in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    first, again, other = (module(features(), generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first.z, again.z)
+    assert not torch.equal(first.z, other.z)
     assert torch.equal(torch.get_rng_state(), state)
+    hard = {"hard": options.get("hard", False)} if options["kind"] == "bern" else {}
+    assert torch.equal(first.z, first.posterior.rsample(generator=generator(), **hard))
     torch.manual_seed(1)
-    assert torch.equal(module(features()).z, first)
+    assert torch.equal(module(features()).z, first.z)
 
 
 @each_kind
+@pytest.mark.parametrize("upsampler", ["linear", "mlp"])
+def test_several_samples_are_single_ones_of_one_posterior(options, upsampler):
+    module = bottleneck(**options, upsampler=upsampler)
+    several = module(features(), generator=generator(), samples=3)
+    assert several.z.shape == (3, N, D)
+    assert several.features.shape == (3, N, F)
+    source = generator()
+    for z, upsampled in zip(several.z, several.features, strict=True):
+        single = module(features(), generator=source)
+        assert torch.equal(z, single.z)
+        assert torch.equal(upsampled, single.features)
+    assert torch.equal(several.posterior[0], single.posterior[0])
+    assert torch.equal(module(features(), samples=0).z, several.posterior.mode())
+    assert module.eval()(features(), samples=3).z.shape == (N, D)
+
+
+@every_kind
 def test_every_parameter_gets_a_gradient_in_training(options):
     module = bottleneck(**options)
     h = features().requires_grad_()
@@ -117,7 +117,7 @@ def test_every_parameter_gets_a_gradient_in_training(options):
     for name, parameter in module.named_parameters():
         assert parameter.grad.isfinite().all()
         moved = parameter.grad.abs().amax(dim=-1) if parameter.ndim == 2 else parameter.grad.abs()
-        # A bias in front of a normalisation has no effect; every other row has.
+        # A bias before the normalisation has no effect.
         assert (moved[D:] if name == "projector.bias" else moved).gt(1e-12).all(), name
 
 
@@ -127,7 +127,7 @@ def test_hard_training_has_the_relaxed_gradient():
     hard.hard = True
     weights, grads = torch.randn(N, D), []
     for m in (module, hard):
-        # The gradient before the upsampler, whose own gradient does depend on the bits.
+        # The upsampler's own gradient depends on the bits.
         (m(features(), generator=generator()).z * weights).sum().backward()
         grads.append([p.grad for p in m.projector.parameters()])
     assert grads[0][0].abs().max() > 0
@@ -139,7 +139,7 @@ def test_hard_training_has_the_relaxed_gradient():
 
 
 @each_kind
-def test_without_normalisation_it_is_the_papers_formula(options):
+def test_without_normalisation_it_is_the_formula_of_the_paper(options):
     module = bottleneck(**options, location_std=None)
     h, other = features(), features(seed=3)
     output = module(h, other, generator=generator())
@@ -149,10 +149,10 @@ def test_without_normalisation_it_is_the_papers_formula(options):
         z = torch.sigmoid(parameters + u.log() - (1 - u).log())
         z = (z > 0.5).float() if options.get("hard") else z
     else:
-        of_other = other @ module.projector.weight.T + module.projector.bias
-        # the bound on log_std is within 1e-3 of the identity here
-        std = (10 * torch.tanh(of_other[:, D:] / 10)).exp()
-        assert_close(std, of_other[:, D:].exp(), factor=1e3)
+        parameters_of_other = other @ module.projector.weight.T + module.projector.bias
+        # The bound on log_std is within 1e-3 of the identity here.
+        std = (10 * torch.tanh(parameters_of_other[:, D:] / 10)).exp()
+        assert_close(std, parameters_of_other[:, D:].exp(), factor=1e3)
         z = parameters[:, :D] + std * torch.randn(N, D, generator=generator())
     assert_close(output.z, z)
     assert_close(output.features, z @ module.upsampler.weight.T + module.upsampler.bias)
@@ -179,29 +179,23 @@ def test_without_normalisation_there_are_no_statistics():
     assert module(features(1)).z.shape == (1, D)
 
 
-def test_evaluation_uses_running_statistics_and_leaves_them_alone():
+def test_evaluation_uses_running_statistics_without_changing_them():
     module = bottleneck()
     for _ in range(300):
         module(3 + 5 * torch.randn(64, F))
-    kept = copy.deepcopy(module.state_dict())
+    before = copy.deepcopy(module.state_dict())
     module.eval()
     h = 3 + 5 * torch.randn(512, F)
     logits = module.posterior(h).logits
-    # five standard errors of 512 images, and of the ten or so batches that the running mean remembers
+    # Five standard errors of 512 images, and of the ten or so batches in the running mean.
     assert (logits.mean(0).abs() < 5 * 2.0 * math.sqrt(1 / 512 + 1 / 640)).all()
     assert ((logits.std(0) / 2.0 - 1).abs() < 5 * math.sqrt((1 / 512 + 1 / 640) / 2)).all()
-    assert_close(module.posterior(h[:1]).logits[0], logits[0])  # the rest of the batch does not matter
+    assert_close(module.posterior(h[:1]).logits[0], logits[0])  # independent of the batch
     for key, value in module.state_dict().items():
-        assert torch.equal(value, kept[key]), key
+        assert torch.equal(value, before[key]), key
 
 
-# ---- a learnable scale -------------------------------------------------------------------------------------
-
-LEARNABLE = pytest.mark.parametrize(
-    "options",
-    [{**KINDS["bern"], "learnable_scale": True}, {**KINDS["gauss"], "learnable_scale": True}],
-    ids=str,
-)
+# ---- learnable scale -------------------------------------------------------------------------------------
 
 
 def as_fixed(module, location_std=2.0):
@@ -212,7 +206,7 @@ def as_fixed(module, location_std=2.0):
     return other.train(module.training)
 
 
-@LEARNABLE
+@each_learnable
 @pytest.mark.parametrize("location_std", [0.5, 3])
 def test_a_learnable_scale_starts_at_location_std(options, location_std):
     module = bottleneck(**options, location_std=location_std)
@@ -225,7 +219,7 @@ def test_a_learnable_scale_starts_at_location_std(options, location_std):
         assert_close(found.posterior[0], right.posterior[0])
 
 
-@LEARNABLE
+@each_learnable
 def test_a_learnable_scale_lets_a_kl_shrink_logits_and_means(options):
     module = bottleneck(**options)
     fixed = as_fixed(module)
@@ -241,9 +235,10 @@ def test_a_learnable_scale_lets_a_kl_shrink_logits_and_means(options):
     assert max(spread[module]) < 0.5
     assert spread[fixed][0] == pytest.approx(2.0, rel=0.02)
     assert module.log_scale.exp().item() < 0.5
+    assert module.log_scale.ndim == 1  # optimizers leave it out of weight decay, and fully_shard accepts it
 
 
-@LEARNABLE
+@each_learnable
 def test_a_learnable_scale_gets_the_gradient_of_finite_differences(options):
     module = bottleneck(**options).double()
 
@@ -256,50 +251,12 @@ def test_a_learnable_scale_gets_the_gradient_of_finite_differences(options):
     assert torch.autograd.gradcheck(objective, (module.log_scale.detach().clone().requires_grad_(),))
 
 
-@LEARNABLE
-def test_a_learnable_scale_is_saved_and_kept_out_of_weight_decay(options):
-    module = bottleneck(**options)
-    with torch.no_grad():
-        module.log_scale.fill_(math.log(0.3))
-    other = bottleneck(**options)
-    other.load_state_dict(module.state_dict())
-    results = [m(features(), generator=generator()).features for m in (module, other)]
-    assert torch.equal(*results)
-    assert (
-        module.log_scale.ndim == 1
-    )  # what leaves biases and norms out of weight decay; 0 would not be sharded
-    assert "log_scale" not in bottleneck(options["kind"]).state_dict()
-
-
-@LEARNABLE
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_learnable_scale_keeps_the_precision_of_the_features(options, dtype):
-    module = bottleneck(**options)
-    fixed = as_fixed(module)
-    with torch.autocast("cpu", dtype=dtype):
-        found, right = (m(features(), generator=generator()) for m in (module, fixed))
-    assert found.posterior[0].dtype == right.posterior[0].dtype
-    assert found.z.dtype == right.z.dtype
-
-
-@LEARNABLE
-def test_a_learnable_scale_compiles_whole_and_exports(options, fresh_compiler):
-    module = bottleneck(**options)
-    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
-    gradients = []
-    for m in (module, compiled):
-        m.posterior(features())  # alike, before what follows is compiled
-        m(features(), sample=False).posterior.kl().sum().backward()
-        gradients.append(m.log_scale.grad)
-    assert gradients[0].abs() > 0
-    assert_close(gradients[1], gradients[0])
-    program = torch.export.export(module.eval(), (features(),))
-    assert_close(program.module()(features())[0], module(features()).features)
+# ---- opposing features -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variance", ["diagonal", "isotropic"])
 @pytest.mark.parametrize("training", [True, False])
-def test_opposing_features_give_the_variance_and_nothing_else(variance, training):
+def test_opposing_features_give_the_variance_only(variance, training):
     module = bottleneck("gauss", variance=variance).train(training)
     h, other = features(), features(seed=3)
     mixed, own, theirs = module.posterior(h, other), module.posterior(h), module.posterior(other)
@@ -312,15 +269,15 @@ def test_opposing_features_give_the_variance_and_nothing_else(variance, training
         assert_close(module(h, other, **noise).z, expected)
 
 
-def test_the_opposing_variance_takes_its_gradient_to_the_other_view():
+def test_the_gradient_of_the_opposing_variance_goes_to_the_other_view():
     module = bottleneck("gauss")
     h, other = features().requires_grad_(), features(seed=3).requires_grad_()
     posterior = module.posterior(h, other)
-    of_mean, of_std = (
+    mean_grads, std_grads = (
         torch.autograd.grad(x.pow(3).sum(), (h, other), retain_graph=True, materialize_grads=True)
         for x in posterior
     )
-    assert [grad.any().item() for grad in (*of_mean, *of_std)] == [True, False, False, True]
+    assert [grad.any().item() for grad in (*mean_grads, *std_grads)] == [True, False, False, True]
 
 
 def test_bits_ignore_opposing_features():
@@ -328,7 +285,7 @@ def test_bits_ignore_opposing_features():
     assert torch.equal(module(features(), features(seed=3)).z, module(features()).z)
 
 
-def test_log_std_is_bounded_so_that_everything_stays_finite():
+def test_log_std_is_bounded_so_that_results_stay_finite():
     module = bottleneck("gauss", location_std=None)
     posterior = module.posterior(1e6 * features())
     assert posterior.log_std.abs().max() <= 10
@@ -351,11 +308,11 @@ def test_maps(options, projector, upsampler, out, lazy):
     assert (module.in_features, module.out_features) == (F, out or F)
     shapes = {name: p.shape for name, p in bottleneck(**options, **maps).state_dict().items()}
     assert {name: p.shape for name, p in module.state_dict().items()} == shapes
-    for name, choice in (("projector", projector), ("upsampler", upsampler)):
-        part = getattr(module, name)
-        layers = list(part) if choice == "mlp" else [part]
-        expected = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear] if choice == "mlp" else [nn.Linear]
-        assert [type(layer) for layer in layers] == expected
+    mlp = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    for layers, choice in ((module.projector, projector), (module.upsampler, upsampler)):
+        assert [type(m) for m in layers.modules()][choice == "mlp" :] == (
+            mlp if choice == "mlp" else [nn.Linear]
+        )
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -376,7 +333,7 @@ def test_identity_maps(lazy):
         assert not list(module.parameters())
 
 
-def test_own_modules_are_used_as_they_are():
+def test_custom_modules_are_used_unchanged():
     projector, upsampler = nn.Sequential(nn.Linear(F, 3), nn.Tanh(), nn.Linear(3, 2 * D)), nn.Linear(D, 7)
     module = bottleneck("gauss", projector=projector, upsampler=upsampler, out_features=7)
     assert module.projector is projector
@@ -384,7 +341,7 @@ def test_own_modules_are_used_as_they_are():
     assert module(features()).features.shape == (N, 7)
 
 
-def test_own_lazy_modules_keep_their_widths_and_training_flags():
+def test_custom_lazy_modules_keep_their_widths_and_training_flags():
     frozen = nn.BatchNorm1d(F).eval()
     projector = nn.Sequential(frozen, nn.LazyLinear(9), nn.LazyLinear(D))
     module = bottleneck(projector=projector, upsampler=nn.LazyLinear(7), out_features=7, in_features=None)
@@ -417,42 +374,23 @@ def test_an_optimizer_made_before_the_first_batch_trains_the_parameters(maps):
 
 
 @MAPS
-def test_a_first_batch_in_evaluation_or_without_gradient(maps):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_first_batch_in_evaluation_is_followed_by_training(maps, mode):
     module = lazy(maps).eval()
-    with torch.no_grad():
-        module.posterior(features())
+    with mode():
+        module(features())
     assert not module.training
-    assert all(p.requires_grad for p in module.parameters())
-    assert module.train()(features()).features.requires_grad
+    module.train()(features()).features.square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert not any(t.is_inference() for t in (*module.parameters(), *module.buffers()))
 
 
 @MAPS
-def test_the_first_batch_draws_no_extra_noise(maps):
-    """Adopting the width only initialises parameters; the statistics see the batch once."""
-    module = lazy(maps)
-    state = generator(3)
-    z = module(features(), generator=state).z
-    expected = module.eval().posterior(features())
-    counts = [b for name, b in module.named_buffers() if name.endswith("num_batches_tracked")]
-    assert counts
-    assert all(c == 1 for c in counts)
-    assert z.shape == expected.logits.shape
-    assert torch.equal(torch.rand(1, generator=state), torch.rand(N * D + 1, generator=generator(3))[-1:])
-
-
-@MAPS
-def test_a_state_loaded_before_the_first_batch_counts(maps):
-    trained = bottleneck(projector=maps, upsampler=maps)
-    trained(features())
-    module = lazy(maps)
-    module.load_state_dict(trained.state_dict())
-    expected = trained.eval()(features(seed=2))
-    output = module.eval()(features(seed=2))
-    assert torch.equal(output.features, expected.features)
-    assert module.in_features == F
-    assert {k: v.shape for k, v in module.state_dict().items()} == {
-        k: v.shape for k, v in trained.state_dict().items()
-    }
+def test_the_first_batch_draws_no_extra_noise_and_is_counted_once(maps):
+    module, source = lazy(maps), generator(3)
+    module(features(), generator=source)
+    assert {int(b) for name, b in module.named_buffers() if name.endswith("num_batches_tracked")} == {1}
+    assert torch.equal(torch.rand(1, generator=source), torch.rand(N * D + 1, generator=generator(3))[-1:])
 
 
 @MAPS
@@ -462,13 +400,6 @@ def test_a_batch_that_does_not_fit_the_loaded_state_is_refused(maps):
     with pytest.raises(ValueError, match=rf"features must be {F} wide \(in_features\), got 9"):
         module(features(width=9))
     assert module(features()).features.shape == (N, F)
-
-
-@MAPS
-def test_a_state_saved_before_the_first_batch_round_trips(maps):
-    module, other = lazy(maps), lazy(maps)
-    other.load_state_dict(module.state_dict())
-    assert other(features()).features.shape == (N, F)
 
 
 @MAPS
@@ -494,7 +425,7 @@ def test_copies_after_the_first_batch_are_equal(options, copier, lazily):
 
 
 @MAPS
-def test_a_width_given_late_is_the_width_given_early(maps):
+def test_materialize_equals_a_width_given_to_the_constructor(maps):
     torch.manual_seed(1)
     early = bottleneck(projector=maps, upsampler=maps)
     torch.manual_seed(1)
@@ -507,20 +438,8 @@ def test_a_width_given_late_is_the_width_given_early(maps):
     for (name, a), b in zip(late.state_dict().items(), early.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     late.materialize(F)
-    with pytest.raises(
-        ValueError, match=rf"bottleneck takes {F} features \(in_features\), but the encoder gives 9"
-    ):
+    with pytest.raises(ValueError, match=rf"bottleneck takes {F} features .*, but the encoder gives 9"):
         late.materialize(9)
-
-
-@pytest.mark.parametrize("projector", ["linear", "mlp", nn.LazyLinear(D)], ids=str)
-def test_a_first_batch_in_inference_mode_is_followed_by_training(projector):
-    module = bottleneck(in_features=None, projector=copy.deepcopy(projector), upsampler="mlp")
-    with torch.inference_mode():
-        module.eval()(features())
-    module.train()(features()).features.square().sum().backward()
-    assert all(p.grad is not None for p in module.parameters())
-    assert not any(t.is_inference() for t in (*module.parameters(), *module.buffers()))
 
 
 def test_double_before_the_first_batch():
@@ -528,28 +447,10 @@ def test_double_before_the_first_batch():
     assert module(features(dtype=torch.float64)).features.dtype == torch.float64
 
 
-# ---- state and temperature ---------------------------------------------------------------------------------
+# ---- temperature -------------------------------------------------------------------------------------------
 
 
-@each_kind
-def test_state_round_trips(options, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    module = bottleneck(**options, temperature=0.3)
-    module(features())
-    file = io.BytesIO()
-    torch.save(module.state_dict(), file)
-    file.seek(0)
-    save_file(module.state_dict(), tmp_path / "bottleneck.safetensors")
-    for state in (torch.load(file, weights_only=True), load_file(tmp_path / "bottleneck.safetensors")):
-        other = bottleneck(**options)
-        other.load_state_dict(state)
-        assert other.temperature == module.temperature
-        results = [m(features(), generator=generator()).features for m in (module, other)]
-        assert torch.equal(*results)
-
-
-def test_set_temperature_works_in_place_and_on_the_posterior():
+def test_set_temperature_works_in_place():
     module = bottleneck(temperature=1.0)
     buffer = module.temperature
     module.set_temperature(0.25)
@@ -564,7 +465,7 @@ def test_set_temperature_works_in_place_and_on_the_posterior():
 
 
 @pytest.mark.parametrize("hard", [False, True])
-def test_the_temperature_may_change_before_the_backward_pass(hard):
+def test_the_temperature_can_change_before_the_backward_pass(hard):
     module, twin = bottleneck(hard=hard), bottleneck(hard=hard)
     twin.load_state_dict(module.state_dict())
     weights = torch.randn(N, D)
@@ -577,7 +478,7 @@ def test_the_temperature_may_change_before_the_backward_pass(hard):
     assert torch.equal(module.projector.weight.grad, twin.projector.weight.grad)
 
 
-def test_describes_itself():
+def test_repr():
     assert "kind='bern', dim=4, in_features=6, hard=False" in repr(bottleneck())
     assert "kind='gauss', dim=4, in_features=6, variance='isotropic'" in repr(
         bottleneck("gauss", variance="isotropic")
@@ -587,7 +488,7 @@ def test_describes_itself():
 # ---- precision, compilation, export ------------------------------------------------------------------------
 
 
-@each_kind
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("maps", ["linear", "mlp"])
 def test_autocast(options, dtype, maps):
@@ -595,7 +496,8 @@ def test_autocast(options, dtype, maps):
     with torch.autocast("cpu", dtype=dtype):
         output = module(features(), features(seed=3))
         kl = output.posterior.kl()
-    assert output.features.dtype == dtype
+        assert module(features().to(dtype)).features.dtype == dtype
+    assert output.features.dtype == output.posterior[0].dtype == dtype
     assert kl.dtype == torch.float32
     (output.features.float().sum() + kl.sum()).backward()
     for parameter in module.parameters():
@@ -603,7 +505,7 @@ def test_autocast(options, dtype, maps):
         assert parameter.grad.isfinite().all()
 
 
-@each_kind
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_modules_of_other_dtypes(options, dtype):
     module = bottleneck(**options).to(dtype)
@@ -612,15 +514,13 @@ def test_modules_of_other_dtypes(options, dtype):
     assert output.features.isfinite().all()
 
 
-@each_kind
-def test_compiles_whole_and_agrees(options, fresh_compiler, monkeypatch):
+@pytest.mark.parametrize("name", ["bern hard", "gauss isotropic", "gauss learnable scale"])
+def test_compiled_code_agrees(name, fresh_compiler, monkeypatch):
     # Compiled for a CPU, noise comes from another generator.
     monkeypatch.setattr("stochastic_bottleneck._noise._compiled_for_cpu", lambda options: False)
-    module = bottleneck(**options)
+    module = bottleneck(**(KINDS | LEARNABLE)[name])
     other = copy.deepcopy(module)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
-    for m in (module, other):
-        m.zero_grad()
     outputs = []
     for m in (module, compiled):
         torch.manual_seed(3)
@@ -635,27 +535,9 @@ def test_compiles_whole_and_agrees(options, fresh_compiler, monkeypatch):
         torch.testing.assert_close(b.grad, a.grad, msg=lambda text, name=name: f"{name}: {text}")
     for a, b in zip(module.buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(b, a)
-    module.eval()
-    compiled.eval()
-    assert torch.equal(compiled(features()).z, module(features()).z)
 
 
-@pytest.mark.parametrize("kind", ["bern", "gauss"])
-def test_neither_batch_size_nor_temperature_recompiles(kind, graphs):
-    module = bottleneck(kind)
-    compiled = torch.compile(module, fullgraph=True, backend=graphs.backend)
-    for n in (8, 5):  # torch turns the size dynamic when it first changes
-        compiled(features(n))
-    seen = len(graphs)
-    assert seen <= 2
-    for n in (3, 17, 64):
-        module.set_temperature(n / 10)
-        z = compiled(features(n), generator=None).z
-        assert z.shape == (n, D)
-    assert len(graphs) == seen
-
-
-# torch warns of its own look at tensors where a graph breaks.
+# torch reads .grad of tensors at a graph break, and warns.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
@@ -664,7 +546,7 @@ def test_neither_batch_size_nor_temperature_recompiles(kind, graphs):
         ({}, {"generator": generator()}, "generator must be None in compiled code"),
     ],
 )
-def test_what_compiled_code_cannot_do_says_so_and_falls_back(
+def test_calls_that_cannot_be_compiled_have_a_message_and_fall_back(
     options, arguments, message, fresh_compiler, monkeypatch
 ):
     module = bottleneck(**options)
@@ -678,7 +560,7 @@ def test_what_compiled_code_cannot_do_says_so_and_falls_back(
     assert output.features.shape == (N, F)
 
 
-@each_kind
+@every_kind
 def test_exports_in_evaluation_mode(options):
     module = bottleneck(**options).eval()
     program = torch.export.export(
@@ -692,73 +574,50 @@ def test_exports_in_evaluation_mode(options):
 
 # ---- errors ------------------------------------------------------------------------------------------------
 
+T, V = TypeError, ValueError
+MAP = '"linear", "mlp", "identity" or a module'
 BUILT = [
-    ({"kind": "bernoulli"}, ValueError, 'kind must be "bern" or "gauss", got .bernoulli.'),
-    ({"variance": "full"}, ValueError, 'variance must be "diagonal" or "isotropic", got .full.'),
-    ({"dim": 0}, ValueError, "dim must be a positive int, got 0"),
-    ({"dim": 2.0}, ValueError, "dim must be a positive int, got 2.0"),
-    ({"dim": True}, TypeError, "dim must be a positive int, got True"),
-    ({"in_features": -1}, ValueError, "in_features must be a positive int, got -1"),
-    ({"out_features": 0}, ValueError, "out_features must be a positive int, got 0"),
-    ({"temperature": 0.0}, ValueError, "temperature must be a finite number of at least 1e-06, got 0.0"),
-    ({"temperature": math.nan}, ValueError, "temperature must be a finite number of at least 1e-06, got nan"),
-    ({"location_std": 0.0}, ValueError, "location_std must be a finite number above 0, got 0.0"),
-    ({"location_std": math.inf}, ValueError, "location_std must be a finite number above 0, got inf"),
-    ({"learnable_scale": 1}, TypeError, "learnable_scale must be True or False, got 1"),
+    ({"dim": 2.0}, V, "dim must be a positive int, got 2.0"),
+    ({"temperature": math.nan}, V, "temperature must be a finite number of at least 1e-06, got nan"),
+    (
+        {"temperature": torch.tensor(-1.0)},
+        V,
+        "temperature must be a finite number of at least 1e-06, got -1.0",
+    ),
+    ({"location_std": math.inf}, V, "location_std must be a finite number above 0, got inf"),
     (
         {"learnable_scale": True, "location_std": None},
-        ValueError,
-        "learnable_scale=True needs a scale to start from, got location_std=None; give location_std=2.0",
+        V,
+        "learnable_scale=True needs a scale .* location_std=2.0",
     ),
-    ({"kind": "gauss", "hard": True}, ValueError, 'hard=True needs bits, got kind="gauss"; leave hard=False'),
-    (
-        {"projector": "conv"},
-        ValueError,
-        'projector must be "linear", "mlp", "identity" or a module, got \'conv\'',
-    ),
-    ({"upsampler": 3}, TypeError, 'upsampler must be "linear", "mlp", "identity" or a module, got 3'),
-    ({"upsampler": nn.Linear}, TypeError, 'upsampler must be "linear", "mlp", "identity" or a module'),
-    ({"projector": "identity"}, ValueError, 'projector="identity" needs in_features=4 .* got 6; use'),
-    (
-        {"upsampler": "identity"},
-        ValueError,
-        'upsampler="identity" gives dim=4 features, but out_features is 6; set',
-    ),
+    ({"kind": "gauss", "hard": True}, V, 'hard=True needs bits, got kind="gauss"; leave hard=False'),
+    ({"projector": "conv"}, V, f"projector must be {MAP}, got 'conv'"),
+    ({"upsampler": nn.Linear}, T, f"upsampler must be {MAP}"),
+    ({"projector": "identity"}, V, 'projector="identity" needs in_features=4 .* got 6; use'),
+    ({"upsampler": "identity"}, V, 'upsampler="identity" gives dim=4 features, but out_features is 6; set'),
 ]
 
 
 @pytest.mark.parametrize(("options", "error", "message"), BUILT)
-def test_bad_options_are_refused_when_built(options, error, message):
+def test_bad_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         StochasticBottleneck(**{"dim": D, "in_features": F, **options})
 
 
+DTYPE = r"must have the dtype of the module's weights, torch.float32, got torch.float64; convert it with features.to"
 CALLED = [
-    ((features()[0],), ValueError, r"features must have shape \(N, F\), got \(6,\); pool or flatten"),
-    ((torch.ones(2, 6, 3, 3),), ValueError, "features must have shape"),
-    ((torch.ones(2, 6).long(),), TypeError, "features must be a floating point tensor, got torch.int64"),
-    ((features().numpy(),), TypeError, "features must be a tensor, got ndarray"),
-    ((features().to("meta"),), ValueError, "features must be on the module's device, cpu, got meta"),
-    ((torch.ones(0, 6),), ValueError, r"features is empty, shape \(0, 6\); skip empty batches"),
-    (
-        (features().double(),),
-        TypeError,
-        "features must have the dtype of the module's weights, torch.float32, got torch.float64; convert it with "
-        r"features.to\(torch.float32\)",
-    ),
-    ((features().half(),), TypeError, "features must have the dtype of the module's weights"),
-    ((torch.ones(2, 5),), ValueError, r"features must be 6 wide \(in_features\), got 5"),
-    (
-        (torch.ones(1, 6),),
-        ValueError,
-        "a training batch of one image cannot be normalised; use a larger batch",
-    ),
-    ((features(), features()[0]), ValueError, r"opposing must have shape \(N, F\)"),
-    ((features(), features(width=5)), ValueError, "opposing must be 6 wide"),
+    ((torch.ones(2, 6, 3, 3),), V, r"features must have shape \(N, F\), got \(2, 6, 3, 3\); pool or flatten"),
+    ((torch.ones(2, 6).long(),), T, "features must be a floating point tensor, got torch.int64"),
+    ((features().to("meta"),), V, "features must be on the module's device, cpu, got meta"),
+    ((torch.ones(0, 6),), V, r"features is empty, shape \(0, 6\); skip empty batches"),
+    ((features().double(),), T, f"features {DTYPE}"),
+    ((torch.ones(2, 5),), V, r"features must be 6 wide \(in_features\), got 5"),
+    ((torch.ones(1, 6),), V, "a training batch of one image cannot be normalised; use a larger batch"),
+    ((features(), features(width=5)), V, "opposing must be 6 wide"),
     (
         (features(), features(4)),
-        ValueError,
-        r"opposing must have the shape and dtype of features, \(8, 6\) and torch.float32, got \(4, 6\)",
+        V,
+        r"opposing must have the shape and dtype of features, \(8, 6\) .* \(4, 6\)",
     ),
 ]
 
@@ -771,69 +630,39 @@ def test_bad_features_are_refused(args, error, message):
             call(*args)
 
 
-def test_bad_switches_are_refused():
-    with pytest.raises(TypeError, match="sample must be True or False, got 'no'"):
-        bottleneck()(features(), sample="no")
-    with pytest.raises(TypeError, match=r"generator must be a torch.Generator or None, got int"):
-        bottleneck()(features(), generator=1)
-
-
-def test_autocast_takes_features_of_another_precision():
-    module = bottleneck()
-    with torch.autocast("cpu", torch.bfloat16):
-        for x in (features(), features().bfloat16()):
-            assert module(x).features.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("lazily", [False, True])
 def test_a_projector_of_another_width_is_refused(lazily):
     module = bottleneck("gauss", projector=nn.Linear(F, D), in_features=None if lazily else F)
-    with pytest.raises(
-        ValueError, match='projector must give 8 parameters per image for kind="gauss" and dim=4, got 4'
-    ):
+    message = 'projector must give 8 parameters per image for kind="gauss" and dim=4, got 4'
+    with pytest.raises(ValueError, match=message):
         module(features())
 
 
 def test_an_upsampler_of_another_width_is_refused():
-    module = bottleneck(upsampler=nn.Linear(D, 7))
     message = r"upsampler must give 6 features per image \(out_features\), got 7; set out_features"
     with pytest.raises(ValueError, match=message):
-        module(features())
+        bottleneck(upsampler=nn.Linear(D, 7))(features())
     assert bottleneck(upsampler=nn.Linear(D, 7), out_features=7)(features()).features.shape == (N, 7)
 
 
-def test_identities_that_do_not_fit_the_first_batch_are_refused_each_time():
-    for options, message in (
-        ({"projector": "identity"}, 'projector="identity" needs in_features=4'),
-        ({"upsampler": "identity"}, 'upsampler="identity" gives dim=4 features, but out_features is 6'),
-    ):
-        module = bottleneck(in_features=None, **options)
-        for _ in range(2):
-            with pytest.raises(ValueError, match=message):
-                module(features())
+@pytest.mark.parametrize("options", [{"projector": "identity"}, {"upsampler": "identity"}])
+def test_identities_that_do_not_fit_the_first_batch_are_refused_each_time(options):
+    module = bottleneck(in_features=None, **options)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r'="identity" (needs in_features=4|gives dim=4 features, but)'):
+            module(features())
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan])
-def test_bad_temperatures_are_refused(temperature):
+BAD_TEMPERATURES = [
+    *((x, V) for x in (0, -1.0, 1e-46, math.inf, torch.tensor(math.nan))),
+    *((x, T) for x in ("0.5", True, torch.ones(2), torch.tensor(True))),
+]
+
+
+@pytest.mark.parametrize(("temperature", "error"), BAD_TEMPERATURES)
+def test_bad_temperatures_are_refused(temperature, error):
     module = bottleneck()
-    with pytest.raises(ValueError, match="temperature must be a finite number of at least 1e-06"):
-        module.set_temperature(temperature)
-    assert module.temperature.item() == 1.0
-
-
-@pytest.mark.parametrize("temperature", [torch.tensor(-1.0), torch.tensor(float("nan")), 0.0])
-def test_temperatures_are_checked_whatever_holds_them(temperature):
-    with pytest.raises(ValueError, match="temperature must be a finite number of at least 1e-06"):
-        StochasticBottleneck("bern", D, in_features=F, temperature=temperature)
-    module = StochasticBottleneck("bern", D, in_features=F)
-    with pytest.raises(ValueError, match="temperature must be a finite number of at least 1e-06"):
-        module.set_temperature(temperature)
-    assert module.temperature == 1.0
-
-
-@pytest.mark.parametrize("temperature", ["0.5", True, None, torch.ones(2), torch.tensor(True)])
-def test_a_temperature_that_is_no_number_is_refused(temperature):
-    module = StochasticBottleneck("bern", D, in_features=F)
-    for call in (module.set_temperature, lambda t: StochasticBottleneck("bern", D, temperature=t)):
-        with pytest.raises(TypeError, match="temperature must be a finite number of at least 1e-06, got"):
+    for call in (module.set_temperature, lambda t: bottleneck(temperature=t)):
+        with pytest.raises(error, match="temperature must be a finite number of at least 1e-06, got"):
             call(temperature)
+    assert module.temperature == 1.0

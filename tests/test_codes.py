@@ -1,4 +1,4 @@
-"""Binary codes: packing, distance and counts, for numpy arrays and torch tensors alike."""
+"""Binary codes: packing, Hamming distance and counting metrics, for numpy arrays and torch tensors."""
 
 import math
 import tracemalloc
@@ -90,11 +90,11 @@ def test_hamming_distance_broadcasts_to_all_pairs(kind):
     np.testing.assert_array_equal(np.asarray(distance), (bits[:, None] != bits[None]).sum(-1))
 
 
-WAYS = {
+PATHS = {
     "numpy": codes.hamming_distance,
     "numpy 1": codes.hamming_distance,
     "tensors": codes.hamming_distance,
-    "another device": _hamming.distances,  # of tensors that numpy does not reach
+    "another device": _hamming.distances,  # the path of tensors that are not on the host
 }
 LAYOUTS = {
     "all pairs": lambda a, b: (a[:, None], b[None]),
@@ -110,13 +110,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("chunk", [2, 10**6])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_hamming_distance_of_codes_of_every_layout(way, chunk, layout, monkeypatch):
+def test_hamming_distance_of_all_layouts(path, chunk, layout, monkeypatch):
     monkeypatch.setattr(_hamming, "HOST_CHUNK", chunk)
     monkeypatch.setattr(_hamming, "DEVICE_CHUNK", chunk)
-    if way == "numpy 1":
+    if path == "numpy 1":
         monkeypatch.delattr(np, "bitwise_count", raising=False)
     for width in (1, 3, 8, 16, 17):
         rng = np.random.default_rng(width)
@@ -125,14 +125,14 @@ def test_hamming_distance_of_codes_of_every_layout(way, chunk, layout, monkeypat
         expected = [
             oracles.hamming(*pair) for pair in zip(*(x.reshape(-1, width) for x in pairs), strict=True)
         ]
-        distance = np.asarray(WAYS[way](*((a, b) if "numpy" in way else map(torch.from_numpy, (a, b)))))
+        distance = np.asarray(PATHS[path](*((a, b) if "numpy" in path else map(torch.from_numpy, (a, b)))))
         assert distance.dtype == np.int64
         assert distance.shape == pairs[0].shape[:-1]
         assert distance.ravel().tolist() == expected
 
 
 class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that an operation gives."""
+    """Bytes of the largest tensor that an operation returns."""
 
     size = 0
 
@@ -144,20 +144,19 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("broadcast", [False, True])
-@pytest.mark.parametrize("way", ["numpy", "tensors", "another device"])
-def test_all_pairs_take_the_memory_of_the_result(way, broadcast, monkeypatch):
+@pytest.mark.parametrize("path", ["numpy", "tensors", "another device"])
+def test_all_pairs_take_little_more_memory_than_the_result(path, broadcast, monkeypatch):
     monkeypatch.setattr(_hamming, "DEVICE_CHUNK", 2**16)
     a, b = np.random.default_rng(0).integers(0, 256, (2, 1200, 16), dtype=np.uint8)
-    a, b = (
-        (a[:, None], b[None]) if way == "numpy" else (torch.from_numpy(a)[:, None], torch.from_numpy(b)[None])
-    )
+    a, b = (a, b) if path == "numpy" else (torch.from_numpy(a), torch.from_numpy(b))
+    a, b = a[:, None], b[None]
     if broadcast:
-        a, b = np.broadcast_arrays(a, b) if way == "numpy" else torch.broadcast_tensors(a, b)
+        a, b = np.broadcast_arrays(a, b) if path == "numpy" else torch.broadcast_tensors(a, b)
     tracemalloc.start()
     try:
         with Largest() as largest:
-            distance = WAYS[way](a, b)
-        peak = tracemalloc.get_traced_memory()[1]  # numpy's; torch's own memory is not traced
+            distance = PATHS[path](a, b)
+        peak = tracemalloc.get_traced_memory()[1]  # numpy's memory; torch's is not traced
     finally:
         tracemalloc.stop()
     assert tuple(distance.shape) == (1200, 1200)
@@ -165,7 +164,7 @@ def test_all_pairs_take_the_memory_of_the_result(way, broadcast, monkeypatch):
     assert largest.size <= 8 * 1200**2
 
 
-def test_hamming_distance_is_compiled_and_mapped(fresh_compiler):
+def test_hamming_distance_works_under_compile_and_vmap(fresh_compiler):
     a, b = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 7, 9), dtype=np.uint8))
     expected = codes.hamming_distance(a[:, None], b[None])
     compiled = torch.compile(codes.hamming_distance, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -202,7 +201,7 @@ def test_counts_of_bits(bits):
     np.testing.assert_allclose(codes.share_of_ones(bits), [0.25, 1.0, 0.5, 0.5])
     np.testing.assert_allclose(codes.bit_entropy(bits), [entropy(0.25, 0.75), 0.0, 1.0, 1.0])
     assert codes.distinct_codes(bits) == 3
-    # bit 1 is constant and left out; bits 2 and 3 are opposites; bit 0 against either is 1 / sqrt(3)
+    # Bit 1 is constant and left out; bits 2 and 3 are opposites; bit 0 with either has 1 / sqrt(3).
     assert codes.bit_correlation(bits) == pytest.approx((1 + 2 / math.sqrt(3)) / 3)
 
 
@@ -221,7 +220,7 @@ def test_distinct_codes_beyond_one_byte():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_information_of_a_bit_about_the_class(kind):
+def test_information_between_bits_and_class(kind):
     labels = np.repeat(np.arange(4), 25)
     perfect, useless, constant = labels >= 2, np.tile([0, 1, 0, 1, 0], 20), np.ones(100)
     noisy = random_bits(100)
@@ -234,17 +233,8 @@ def test_information_of_a_bit_about_the_class(kind):
     np.testing.assert_allclose(information, [1.0, 1.0, 0.0, 0.0, expected], atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        list,
-        pandas.Series,
-        lambda y: pandas.Series(y, dtype="Int64"),
-        lambda y: y.astype(np.uint8),
-        torch.tensor,
-    ],
-)
-def test_classes_of_every_kind_of_integer(kind):
+@pytest.mark.parametrize("kind", [list, lambda y: pandas.Series(y, dtype="Int64"), torch.tensor])
+def test_labels_of_all_integer_types(kind):
     labels = random_bits(4)
     expected = codes.bit_class_information(BITS, labels)
     np.testing.assert_array_equal(codes.bit_class_information(BITS, kind(labels)), expected)
@@ -254,126 +244,51 @@ def test_classes_of_every_kind_of_integer(kind):
 # ---- errors ------------------------------------------------------------------------------------------------
 
 U8 = np.zeros((2, 3), np.uint8)
-ERRORS = [
-    (codes.pack_bits, ([0, 1],), TypeError, "z must be a numpy array or a tensor, got list"),
+V, T = ValueError, TypeError
+REFUSED = [
     (
         codes.pack_bits,
         (np.array(1),),
-        ValueError,
+        V,
         r"z must have at least one bit in its last dimension, got shape \(\)",
     ),
-    (codes.pack_bits, (torch.zeros(2, 0),), ValueError, r"at least one bit .* got shape \(2, 0\)"),
-    (codes.pack_bits, (np.array([0.5]),), ValueError, "z must hold only 0 and 1, got 0.5; take the mode"),
-    (codes.pack_bits, (torch.tensor([math.nan]),), ValueError, "z must hold only 0 and 1, got nan"),
-    (codes.pack_bits, (torch.tensor([[1], [2]]),), ValueError, "z must hold only 0 and 1, got 2"),
-    (codes.unpack_bits, ([1], 8), TypeError, "codes must be a numpy array or a tensor, got list"),
-    (
-        codes.unpack_bits,
-        (torch.zeros(1), 8),
-        TypeError,
-        "codes must be packed codes of dtype uint8, got torch.float32",
-    ),
-    (
-        codes.unpack_bits,
-        (np.zeros(1), 8),
-        TypeError,
-        "codes must be packed codes of dtype uint8, got float64",
-    ),
-    (
-        codes.unpack_bits,
-        (U8, 25),
-        ValueError,
-        r"dim=25 needs codes 4 bytes wide, got shape \(2, 3\)",
-    ),
-    (codes.unpack_bits, (U8, 16), ValueError, "dim=16 needs codes 2 bytes wide"),
-    (codes.unpack_bits, (U8, 0), ValueError, "dim must be a positive int, got 0"),
-    (codes.unpack_bits, (U8[:, :0], 8), ValueError, "codes must have at least one byte"),
-    (codes.hamming_distance, (U8, U8[:, :2]), ValueError, "a and b must be equally wide, got 3 and 2 bytes"),
-    (
-        codes.hamming_distance,
-        (U8, torch.from_numpy(U8)),
-        TypeError,
-        "a and b must both be .* got ndarray and Tensor",
-    ),
-    (codes.hamming_distance, (U8.astype(int), U8), TypeError, "a must be packed codes of dtype uint8"),
-    (codes.hamming_distance, (U8, U8.astype(int)), TypeError, "b must be packed codes of dtype uint8"),
-    (
-        codes.compression_ratio,
-        ((), 8),
-        ValueError,
-        r"image_shape must be one or more positive ints, got \(\)",
-    ),
-    (codes.compression_ratio, ((4, 0), 8), ValueError, r"image_shape must be .* positive ints, got \(4, 0\)"),
-    (codes.compression_ratio, ("44", 8), TypeError, "image_shape must be .* got '44'; give a list"),
-    (codes.compression_ratio, ((4, 4), 0), ValueError, "bits must be a positive int, got 0"),
-    (codes.compression_ratio, ((4, 4), 8, 0), ValueError, "bits_per_channel must be a positive int, got 0"),
-    (
-        codes.share_of_ones,
-        (np.zeros(3),),
-        ValueError,
-        r"bits must have shape \(N, D\) .* got \(3,\); unpack codes",
-    ),
-    (codes.bit_entropy, (np.zeros((0, 3)),), ValueError, "bits must have shape"),
-    (
-        codes.distinct_codes,
-        (np.full((2, 2), 7),),
-        ValueError,
-        "bits must hold only 0 and 1, got 7.0; unpack codes",
-    ),
-    (codes.bit_correlation, ("10",), TypeError, "bits must be a numpy array or a tensor, got str"),
+    (codes.pack_bits, (np.array([0.5]),), V, "z must hold only 0 and 1, got 0.5; take the mode"),
+    (codes.pack_bits, (torch.tensor([math.nan]),), V, "z must hold only 0 and 1, got nan"),
+    (codes.pack_bits, (np.array([0, None]),), T, "z must be a dense array.*got an array of dtype object"),
+    (codes.pack_bits, (torch.ones(2).to_sparse(),), T, "got a sparse_coo tensor"),
+    (codes.pack_bits, (torch.ones(2, device="meta"),), V, "got a meta tensor; pass validate=False"),
+    (codes.unpack_bits, (np.zeros(1), 8), T, "codes must be packed codes of dtype uint8, got float64"),
+    (codes.unpack_bits, (U8, 25), V, r"dim=25 needs codes 4 bytes wide, got shape \(2, 3\)"),
+    (codes.unpack_bits, (U8, 16), V, "dim=16 needs codes 2 bytes wide"),
+    (codes.unpack_bits, (U8[:, :0], 8), V, "codes must have at least one byte"),
+    (codes.hamming_distance, (U8, U8[:, :2]), V, "a and b must be equally wide, got 3 and 2 bytes"),
+    (codes.hamming_distance, (U8, torch.from_numpy(U8)), T, "a and b must both be .* got ndarray and Tensor"),
+    (codes.hamming_distance, (U8, U8.astype(int)), T, "b must be packed codes of dtype uint8"),
     (
         codes.hamming_distance,
         (U8, np.zeros((3, 3), np.uint8)),
-        ValueError,
-        r"must broadcast .* got shapes \(2, 3\) and \(3, 3\); a\[:, None\] and b\[None\] give all pairs",
+        V,
+        r"broadcast .* got shapes \(2, 3\) and \(3, 3",
     ),
-    (
-        codes.pack_bits,
-        (np.array([0, None]),),
-        TypeError,
-        "z must be a dense array.*got an array of dtype object",
-    ),
-    (codes.pack_bits, (torch.ones(2) + 0j,), TypeError, "got a strided tensor of complex64"),
-    (codes.pack_bits, (torch.ones(2).to_sparse(),), TypeError, "got a sparse_coo tensor"),
-    (codes.pack_bits, (torch.ones(2, device="meta"),), ValueError, "got a meta tensor; pass validate=False"),
-    (codes.unpack_bits, (U8, True), TypeError, "dim must be a positive int, got True"),
-    (codes.compression_ratio, ((4.5, 4), 8), ValueError, r"positive ints, got \(4.5, 4\)"),
-    (codes.compression_ratio, ((x for x in (4, 4)), 8), TypeError, "got <generator"),
-    (
-        codes.bit_entropy,
-        (np.array([["0"], ["1"]]),),
-        TypeError,
-        "real numbers or booleans, got an array of dtype <U1",
-    ),
-    (
-        codes.bit_class_information,
-        (BITS, [0, None, 1, 0]),
-        ValueError,
-        "labels must be integers.*1 of 4 missing",
-    ),
+    (codes.compression_ratio, ((), 8), V, r"image_shape must be one or more positive ints, got \(\)"),
+    (codes.compression_ratio, ("44", 8), T, "image_shape must be .* got '44'; give a list"),
+    (codes.compression_ratio, ((x for x in (4, 4)), 8), T, "got <generator"),
+    (codes.share_of_ones, (np.zeros(3),), V, r"bits must have shape \(N, D\) .* got \(3,\); unpack codes"),
+    (codes.distinct_codes, (np.full((2, 2), 7),), V, "bits must hold only 0 and 1, got 7.0; unpack codes"),
+    (codes.bit_correlation, ("10",), T, "bits must be a numpy array or a tensor, got str"),
+    (codes.bit_class_information, (BITS, [0, None, 1, 0]), V, "labels must be integers.*1 of 4 missing"),
     (
         codes.bit_class_information,
         (BITS, list("abca")),
-        TypeError,
+        T,
         "labels must be integers.*got .a. in list of dtype <U1",
     ),
-    (codes.bit_class_information, (BITS, np.eye(4)), ValueError, "for one-hot rows take argmax"),
-    (
-        codes.bit_class_information,
-        (BITS, [[0], [1, 2], 0, 0]),
-        ValueError,
-        "labels must be .* got list: setting",
-    ),
-    (
-        codes.bit_class_information,
-        (BITS, np.zeros(3)),
-        ValueError,
-        r"labels must have shape \(4,\), one per image",
-    ),
+    (codes.bit_class_information, (BITS, [[0], [1, 2], 0, 0]), V, "labels must be .* got list: setting"),
+    (codes.bit_class_information, (BITS, np.zeros(3)), V, r"labels must have shape \(4,\), one per image"),
 ]
 
 
-@pytest.mark.parametrize(("function", "args", "error", "message"), ERRORS)
-def test_mistakes_are_named(function, args, error, message):
+@pytest.mark.parametrize(("function", "args", "error", "message"), REFUSED)
+def test_bad_arguments_are_refused(function, args, error, message):
     with pytest.raises(error, match=message):
         function(*args)

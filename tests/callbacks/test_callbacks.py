@@ -1,4 +1,4 @@
-"""The Lightning callbacks: what is logged, how the temperature is annealed, and both of Lightning's packages."""
+"""The Lightning callbacks: logged statistics, annealing of the temperature, and both Lightning packages."""
 
 import copy
 import csv
@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -27,6 +28,7 @@ N, DIM, STEPS, EVERY = 6, 11, 4, 2
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*smaller than the logging interval"
 )
+CALLBACKS = ("LatentMonitor", "OnlineKNN", "TemperatureAnnealing")
 each_package = pytest.mark.parametrize("package", LIGHTNING)
 
 
@@ -44,7 +46,7 @@ def wrapper(kind="bern", **options):
 
 
 class LaplacePosterior(NamedTuple):
-    """A kind of one's own, as in docs/extending.rst; a field that images share, and one that is no tensor."""
+    """A custom posterior, as in docs/extending.rst, with a 0-d field and one that is not a tensor."""
 
     mean: torch.Tensor
     log_scale: torch.Tensor
@@ -67,7 +69,7 @@ class LaplacePosterior(NamedTuple):
 
 
 class SampledPosterior(NamedTuple):
-    """The least that a bottleneck asks for."""
+    """The minimal posterior that a bottleneck needs."""
 
     mean: torch.Tensor
 
@@ -95,7 +97,7 @@ class PlainTemperatureBottleneck(StochasticBottleneck):
 
 
 def make_module(package, model):
-    """A LightningModule of that package which trains the model, and notes what it saw."""
+    """A LightningModule of a package that trains the model, and records its posteriors and hooks."""
 
     class Module(importlib.import_module(package).LightningModule):
         def __init__(self):
@@ -117,7 +119,7 @@ def make_module(package, model):
 
 
 def fit(package, module, folder, *callbacks):
-    """Train, and give the rows that were logged, by step."""
+    """Train; returns the logged rows by step."""
     lightning = importlib.import_module(package)
     logger = importlib.import_module(f"{package}.loggers").CSVLogger(folder, name="", version="")
     trainer = lightning.Trainer(
@@ -137,7 +139,19 @@ def fit(package, module, folder, *callbacks):
     return {int(row["step"]): row for row in rows}
 
 
-# ---- numbers -----------------------------------------------------------------------------------------------
+# ---- statistics -----------------------------------------------------------------------------------------------
+
+
+STANDARD = {
+    torch.distributions.Normal: torch.distributions.Normal(torch.zeros(()), torch.ones(())),
+    torch.distributions.Laplace: torch.distributions.Laplace(torch.zeros(()), torch.ones(())),
+    torch.distributions.Bernoulli: torch.distributions.Bernoulli(torch.tensor(0.5)),
+}
+
+
+def kl_and_entropy(q):
+    divergence = torch.distributions.kl_divergence(q, STANDARD[type(q)].expand(q.batch_shape))
+    return {"kl": divergence.sum(1).mean().item(), "entropy": q.entropy().sum(1).mean().item()}
 
 
 def test_statistics_of_bits():
@@ -145,58 +159,33 @@ def test_statistics_of_bits():
     found = latent_statistics(BernoulliPosterior(logits, torch.tensor(0.25)))
     shares = (logits.numpy() > 0).mean(axis=0)
     entropy = -sum(np.where(p > 0, p * np.log2(np.maximum(p, 1e-9)), 0) for p in (shares, 1 - shares))
-    p = torch.distributions.Bernoulli(logits=logits)
-    fair = torch.distributions.Bernoulli(probs=torch.full_like(logits, 0.5))
-    assert found == pytest.approx(
-        {
-            "kl": torch.distributions.kl_divergence(p, fair).sum(1).mean().item(),
-            "entropy": p.entropy().sum(1).mean().item(),
-            "ones_mean": shares.mean(),
-            "ones_min": shares.min(),
-            "ones_max": shares.max(),
-            "bit_entropy": entropy.mean(),
-            "temperature": 0.25,
-        },
-        rel=1e-5,
-    )
+    ones = {"ones_mean": shares.mean(), "ones_min": shares.min(), "ones_max": shares.max()}
+    expected = kl_and_entropy(torch.distributions.Bernoulli(logits=logits)) | ones
+    expected |= {"bit_entropy": entropy.mean(), "temperature": 0.25}
+    assert found == pytest.approx(expected, rel=1e-5)
+    halves = latent_statistics(BernoulliPosterior(logits.view(2, 10, DIM), torch.tensor(0.25)))
+    assert halves == pytest.approx(found)  # a leading dimension, as of symmetric outputs, means more images
 
 
 @pytest.mark.parametrize("width", [DIM, 1])
 def test_statistics_of_gaussians(width):
     mean, log_std = (torch.randn(20, n, generator=generator(n)) for n in (DIM, width))
-    found = latent_statistics(GaussianPosterior(mean, log_std))
-    q = torch.distributions.Normal(mean, log_std.exp().expand_as(mean))
-    standard = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
     variance = np.exp(2 * log_std.double().numpy())
-    assert found == pytest.approx(
-        {
-            "kl": torch.distributions.kl_divergence(q, standard).sum(1).mean().item(),
-            "entropy": q.entropy().sum(1).mean().item(),
-            "variance_mean": variance.mean(),
-            "variance_min": variance.min(),
-            "variance_max": variance.max(),
-        },
-        rel=1e-5,
-    )
+    expected = kl_and_entropy(torch.distributions.Normal(mean, log_std.exp().expand_as(mean)))
+    for name in ("mean", "min", "max"):
+        expected[f"variance_{name}"] = getattr(variance, name)()
+    assert latent_statistics(GaussianPosterior(mean, log_std)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_statistics_of_a_kind_of_ones_own_are_what_all_kinds_offer():
+def test_statistics_of_a_custom_posterior_are_kl_and_entropy_if_it_has_them():
     mean, log_scale = torch.randn(2, 20, DIM, generator=generator(3))
+    expected = kl_and_entropy(torch.distributions.Laplace(mean, log_scale.exp()))
     found = latent_statistics(LaplacePosterior(mean, log_scale, torch.tensor(1.0)))
-    q = torch.distributions.Laplace(mean, log_scale.exp())
-    standard = torch.distributions.Laplace(torch.zeros(()), torch.ones(()))
-    assert found == pytest.approx(
-        {
-            "kl": torch.distributions.kl_divergence(q, standard).sum(1).mean().item(),
-            "entropy": q.entropy().sum(1).mean().item(),
-        },
-        rel=1e-5,
-    )
+    assert found == pytest.approx(expected, rel=1e-5)
     assert latent_statistics(SampledPosterior(mean)) == {}
 
 
 def test_posteriors_of_a_step_are_concatenated_along_the_images():
-    """Fields that images share, tensors or not, are the last one's."""
     parts = [
         LaplacePosterior(*torch.randn(2, n, DIM, generator=generator(n)), torch.tensor(float(n)), f"of {n}")
         for n in (2, 5)
@@ -204,18 +193,8 @@ def test_posteriors_of_a_step_are_concatenated_along_the_images():
     joined = _concatenated(parts)
     assert isinstance(joined, LaplacePosterior)
     for field in ("mean", "log_scale"):
-        a, b = (getattr(part, field) for part in parts)
-        assert torch.equal(getattr(joined, field)[:2], a)
-        assert torch.equal(getattr(joined, field)[2:], b)
-    assert (joined.temperature.item(), joined.name) == (5.0, "of 5")
-    weighted = sum(len(part.mean) * latent_statistics(part)["kl"] for part in parts) / 7
-    assert latent_statistics(joined)["kl"] == pytest.approx(weighted, rel=1e-5)
-
-
-def test_both_directions_at_once_are_more_images():
-    logits = torch.randn(2, 20, DIM, generator=generator(3))
-    both, flat = (latent_statistics(BernoulliPosterior(x)) for x in (logits, logits.flatten(0, 1)))
-    assert both == pytest.approx(flat)
+        assert torch.equal(getattr(joined, field), torch.cat([getattr(part, field) for part in parts]))
+    assert (joined.temperature.item(), joined.name) == (5.0, "of 5")  # shared fields are the last's
 
 
 # ---- training ----------------------------------------------------------------------------------------------
@@ -223,7 +202,7 @@ def test_both_directions_at_once_are_more_images():
 
 @each_package
 @pytest.mark.parametrize("kind", ["bern", "gauss"])
-def test_logs_the_batch_on_logging_steps_alone(package, kind, tmp_path):
+def test_logs_the_batch_on_logging_steps_only(package, kind, tmp_path):
     module = make_module(package, wrapper(kind))
     rows = fit(package, module, tmp_path, LatentMonitor())
     assert module.hooks == [0, 1, 0, 1]
@@ -247,8 +226,8 @@ def test_training_computes_the_same_with_and_without(options, tmp_path):
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-def test_both_directions_of_a_step_are_logged_together(tmp_path):
-    module = make_module(LIGHTNING[0], wrapper(symmetric=True))
+def test_both_directions_and_all_samples_of_a_step_are_logged_together(tmp_path):
+    module = make_module(LIGHTNING[0], wrapper(symmetric=True, samples=2))
     rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
     expected = latent_statistics(module.posteriors[1])
     assert float(rows[1]["latent/ones_mean"]) == pytest.approx(expected["ones_mean"])
@@ -266,7 +245,7 @@ def test_both_directions_of_a_step_are_logged_together(tmp_path):
         ),
     ],
 )
-def test_a_posterior_of_ones_own_is_logged(bottleneck, kind, keys, tmp_path):
+def test_a_custom_posterior_is_logged(bottleneck, kind, keys, tmp_path):
     module = make_module(LIGHTNING[0], wrapper(bottleneck=bottleneck(kind, DIM)))
     rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
     assert {key for key in rows[3] if key.startswith("latent/")} == {f"latent/{key}" for key in keys}
@@ -275,30 +254,26 @@ def test_a_posterior_of_ones_own_is_logged(bottleneck, kind, keys, tmp_path):
         assert {key: float(row[f"latent/{key}"]) for key in keys} == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_posterior_with_nothing_to_log_is_told_once(tmp_path):
+def test_a_posterior_without_statistics_warns_once(tmp_path):
     module = make_module(LIGHTNING[0], wrapper(bottleneck=SampledBottleneck("gauss", DIM)))
     message = r"nothing for inner\.model\.bottleneck, whose posterior has neither kl\(\) nor entropy\(\)"
-    with pytest.warns(UserWarning, match=message) as told:
+    with pytest.warns(UserWarning, match=message) as warned:
         rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
-    assert sum("LatentMonitor" in str(warning.message) for warning in told) == 1
+    assert sum("LatentMonitor" in str(warning.message) for warning in warned) == 1
     assert not any("latent" in key for row in rows.values() for key in row)
 
 
 def test_several_bottlenecks_are_logged_by_name(tmp_path):
     module = make_module(LIGHTNING[0], wrapper())
     module.inner["other"] = StochasticBottleneck("gauss", 3, in_features=4)
-    with pytest.warns(UserWarning, match=r"nothing for inner\.other, whose forward was not called") as told:
-        rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor())
-    assert sum("LatentMonitor" in str(warning.message) for warning in told) == 1
+    with pytest.warns(UserWarning, match=r"nothing for inner\.other, whose forward was not called") as warned:
+        rows = fit(LIGHTNING[0], module, tmp_path / "all", LatentMonitor())
+    assert sum("LatentMonitor" in str(warning.message) for warning in warned) == 1
     assert "latent/inner.model.bottleneck/kl" in rows[3]
     assert not any("other" in key for key in rows[3])
-
-
-def test_one_can_be_named(tmp_path):
-    module = make_module(LIGHTNING[0], wrapper())
-    module.inner["other"] = StochasticBottleneck("gauss", 3, in_features=4)
-    rows = fit(LIGHTNING[0], module, tmp_path, LatentMonitor("inner.model.bottleneck"))
-    assert "latent/kl" in rows[3]
+    assert (
+        "latent/kl" in fit(LIGHTNING[0], module, tmp_path / "one", LatentMonitor("inner.model.bottleneck"))[3]
+    )
 
 
 def test_the_first_of_several_processes_logs():
@@ -337,19 +312,19 @@ def test_an_error_in_training_leaves_no_hook(tmp_path):
 
 @pytest.fixture
 def not_yet_imported(monkeypatch):
-    """The callbacks are made anew, of the Lightning that is imported then."""
+    """The callbacks are imported again, with the Lightning packages that are imported then."""
     for name in [name for name in sys.modules if name.startswith("stochastic_bottleneck.callbacks.")]:
         monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.mark.usefixtures("not_yet_imported")
 @pytest.mark.parametrize("imported", [LIGHTNING[:1], LIGHTNING[1:], LIGHTNING])
-def test_are_classes_of_every_package_that_is_imported(imported, monkeypatch):
+def test_callbacks_inherit_from_every_imported_package(imported, monkeypatch):
     bases = [importlib.import_module(name).Callback for name in LIGHTNING]
     assert bases[0] is not bases[1]
     for name in set(LIGHTNING) - set(imported):
         monkeypatch.delitem(sys.modules, name)
-    for callback in (callbacks_package.LatentMonitor, callbacks_package.TemperatureAnnealing):
+    for callback in map(partial(getattr, callbacks_package), CALLBACKS):
         for name, base in zip(LIGHTNING, bases, strict=True):
             assert issubclass(callback, base) is (name in imported)
 
@@ -357,8 +332,7 @@ def test_are_classes_of_every_package_that_is_imported(imported, monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jsonargparse, of Lightning
 @pytest.mark.usefixtures("not_yet_imported")
 @each_package
-def test_lightning_cli_takes_them_from_a_file(package, tmp_path, monkeypatch):
-    """The file is the one that the page shows."""
+def test_lightning_cli_reads_them_from_the_file_in_the_docs(package, tmp_path, monkeypatch):
     lightning, cli = importlib.import_module(package), importlib.import_module(f"{package}.cli")
     page = (Path(__file__).parents[2] / "docs" / "lightning.rst").read_text()
     block = re.search(r"\.\. code-block:: yaml\n\n((?:   .*\n)+)", page)[1]
@@ -379,20 +353,11 @@ def test_lightning_cli_takes_them_from_a_file(package, tmp_path, monkeypatch):
             return torch.utils.data.DataLoader(BATCHES)
 
     monkeypatch.setattr(sys, "argv", sys.argv[:1])
-    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options = [f"--trainer.{name}=false" for name in silent]
-    run = cli.LightningCLI(
-        Module,
-        args=[
-            "fit",
-            f"--config={tmp_path / 'config.yaml'}",
-            "--seed_everything=0",
-            "--trainer.accelerator=cpu",
-            "--trainer.max_steps=4",
-            *options,
-        ],
-        save_config_callback=None,
-    )
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options = [*(f"{name}=false" for name in off), "accelerator=cpu", "max_steps=4"]
+    args = ["fit", f"--config={tmp_path / 'config.yaml'}", "--seed_everything=0"]
+    args += [f"--trainer.{option}" for option in options]
+    run = cli.LightningCLI(Module, args=args, save_config_callback=None)
     names = [type(callback).__name__ for callback in run.trainer.callbacks]
     assert {"LatentMonitor", "TemperatureAnnealing"} <= set(names)
     assert run.model.model.bottleneck.temperature.item() == pytest.approx(0.25 ** (4 / 10_000))
@@ -407,7 +372,7 @@ def test_can_be_copied(copier):
 
 
 @pytest.mark.usefixtures("not_yet_imported")
-def test_without_lightning_the_extra_is_named(monkeypatch):
+def test_without_lightning_the_error_names_the_extra(monkeypatch):
     for name in [
         name for name in sys.modules if name.partition(".")[0] in ("lightning", "pytorch_lightning")
     ]:
@@ -415,64 +380,38 @@ def test_without_lightning_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "lightning", None)
     message = r"stochastic_bottleneck\.callbacks needs lightning; .*stochastic-bottleneck\[lightning\]"
-    for name in ("LatentMonitor", "TemperatureAnnealing"):
+    for name in CALLBACKS:
         with pytest.raises(ModuleNotFoundError, match=message):
             getattr(callbacks_package, name)
     assert callbacks_package.latent_statistics is latent_statistics
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (None, "needs a StochasticBottleneck inside Linear, which has none; wrap its model"),
-        ("a", "needs a StochasticBottleneck inside Linear"),
-    ],
-)
-def test_a_module_without_a_bottleneck_is_refused(names, message):
-    with pytest.raises(ValueError, match=message):
-        LatentMonitor(names).on_fit_start(None, nn.Linear(2, 2))
-
-
-def test_a_name_that_is_not_ones_is_refused():
+def test_bottlenecks_that_are_not_found_are_refused():
+    with pytest.raises(
+        ValueError, match="needs a StochasticBottleneck inside Linear, which has none; wrap its model"
+    ):
+        LatentMonitor("a").on_fit_start(None, nn.Linear(2, 2))
     message = r"bottlenecks must name those of StochConWrapper, 'bottleneck', got 'encoder', 'x'"
     with pytest.raises(ValueError, match=message):
         LatentMonitor(["bottleneck", "encoder", "x"]).on_fit_start(None, wrapper())
-
-
-@pytest.mark.parametrize(
-    ("names", "error"),
-    [
-        (3, TypeError),
-        (True, TypeError),
-        ([3], TypeError),
-        ((n for n in "ab"), TypeError),
-        ("", ValueError),
-        ([], ValueError),
-    ],
-)
-def test_names_of_another_type_are_refused(names, error):
-    with pytest.raises(
-        error, match=r"bottlenecks must be a name, such as .*, a list of names, or None for all, got"
-    ):
-        LatentMonitor(names)
+    for names, error in (((n for n in "ab"), TypeError), ("", ValueError), ([], ValueError)):
+        with pytest.raises(
+            error, match=r"bottlenecks must be a name, .*, a list of names, or None for all, got"
+        ):
+            LatentMonitor(names)
 
 
 @pytest.mark.parametrize(
     ("posterior", "error", "message"),
     [
-        (None, TypeError, "posterior must be a posterior, .* got NoneType; pass output.posterior"),
-        (torch.zeros(2, 3), TypeError, "posterior must be a posterior, .* got Tensor"),
+        (torch.zeros(2, 3), TypeError, "posterior must be a posterior, .* got Tensor; pass output.posterior"),
         ((torch.zeros(2, 3),) * 3, TypeError, "posterior must be a posterior, .* got tuple"),
         (
             BernoulliPosterior(torch.zeros(3)),
             ValueError,
-            r"posterior.logits must have shape \(N, D\) .* got \(3,\)",
+            r"posterior.logits must have .* \(N, D\) .* got \(3,\)",
         ),
-        (
-            BernoulliPosterior(torch.zeros(0, 3)),
-            ValueError,
-            r"posterior.logits .* at least one image, got \(0, 3\)",
-        ),
+        (BernoulliPosterior(torch.zeros(0, 3)), ValueError, r"posterior.logits .* one image, got \(0, 3\)"),
         (GaussianPosterior([0.0], [0.0]), TypeError, "posterior.mean must be a tensor, got list"),
         (
             BernoulliPosterior(torch.ones(2, 3).int()),
@@ -481,7 +420,7 @@ def test_names_of_another_type_are_refused(names, error):
         ),
     ],
 )
-def test_statistics_of_something_else_are_refused(posterior, error, message):
+def test_statistics_of_anything_else_are_refused(posterior, error, message):
     with pytest.raises(error, match=message):
         latent_statistics(posterior)
 
@@ -490,7 +429,7 @@ def test_statistics_of_something_else_are_refused(posterior, error, message):
 
 
 class Batches:
-    """A loader that says which batch is next, so that Lightning resumes an epoch in its middle."""
+    """A loader that saves its position, so that Lightning can resume within an epoch."""
 
     def __init__(self):
         self.next = 0
@@ -511,8 +450,8 @@ class Batches:
         self.next = state["next"]
 
 
-def anneal(package, way, folder, resumed=None):
-    """Train for three epochs; gives the temperature of each batch and the weights at the end."""
+def anneal(package, mode, folder, resumed=None):
+    """Train for three epochs; returns the temperature of each batch and the final weights."""
     lightning = importlib.import_module(package)
     checkpoints = importlib.import_module(f"{package}.callbacks").ModelCheckpoint
     temperatures = []
@@ -521,7 +460,7 @@ def anneal(package, way, folder, resumed=None):
         def __init__(self):
             super().__init__()
             self.model = wrapper()
-            self.automatic_optimization = way != "two optimizers by hand"
+            self.automatic_optimization = mode != "two optimizers"
 
         def training_step(self, views, batch_idx):
             temperatures.append(self.model.bottleneck.temperature.item())
@@ -544,7 +483,7 @@ def anneal(package, way, folder, resumed=None):
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=3,
-        accumulate_grad_batches=2 if way == "accumulated" else 1,
+        accumulate_grad_batches=2 if mode == "accumulated" else 1,
         logger=False,
         callbacks=[
             TemperatureAnnealing(end=0.25, total_steps=9),
@@ -560,21 +499,21 @@ def anneal(package, way, folder, resumed=None):
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual", "ignore:Checkpoint directory")
 @each_package
-@pytest.mark.parametrize("way", ["each batch", "accumulated", "two optimizers by hand"])
-def test_annealing_resumes_where_it_was(package, way, tmp_path):
-    """From any checkpoint, in the middle of an epoch too."""
-    temperatures, weights = anneal(package, way, tmp_path)
-    a_batch = {"each batch": 1, "accumulated": 0.5, "two optimizers by hand": 2}[way]  # steps
-    expected = [0.25 ** (min(math.floor(i * a_batch), 9) / 9) for i in range(3 * STEPS)]
+@pytest.mark.parametrize("mode", ["each batch", "accumulated", "two optimizers"])
+def test_a_resumed_run_anneals_as_an_uninterrupted_one(package, mode, tmp_path):
+    """From any checkpoint, also within an epoch."""
+    temperatures, weights = anneal(package, mode, tmp_path)
+    steps_per_batch = {"each batch": 1, "accumulated": 0.5, "two optimizers": 2}[mode]
+    expected = [0.25 ** (min(math.floor(i * steps_per_batch), 9) / 9) for i in range(3 * STEPS)]
     assert temperatures == pytest.approx(expected, rel=1e-6)
     for batches in (2, 4, 6):
-        path = tmp_path / f"step={int(batches * a_batch)}.ckpt"
-        again, resumed = anneal(package, way, tmp_path, path)
+        path = tmp_path / f"step={int(batches * steps_per_batch)}.ckpt"
+        again, resumed = anneal(package, mode, tmp_path, path)
         assert again == temperatures[batches:]
         assert all(torch.equal(value, weights[name]) for name, value in resumed.items())
 
 
-def module_of(**bottlenecks):
+def modules(**bottlenecks):
     return nn.ModuleDict(bottlenecks)
 
 
@@ -582,33 +521,13 @@ def bits(**options):
     return StochasticBottleneck("bern", 3, in_features=4, **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"end": "0.5"}, TypeError, "end must be a finite number of at least 1e-06, got '0.5'"),
-        ({"end": -1}, ValueError, "end must be a finite number of at least 1e-06, got -1"),
-        ({"start": 0}, ValueError, "start must be a finite number of at least 1e-06, got 0"),
-        ({"total_steps": 2.5}, ValueError, "total_steps must be a positive int, got 2.5"),
-        ({"shape": "step"}, ValueError, 'shape must be "exponential", "cosine" or "linear", got .step.'),
-        (
-            {"bottleneck": 3},
-            TypeError,
-            'bottleneck must be a name, such as "model.bottleneck", or None, got 3',
-        ),
-    ],
-)
-def test_an_annealing_is_checked_when_it_is_made(options, error, message):
-    with pytest.raises(error, match=message):
-        TemperatureAnnealing(**{"end": 0.5, "total_steps": 4, **options})
-
-
 def test_an_annealing_finds_its_bottleneck():
     gauss = StochasticBottleneck("gauss", 3, in_features=4)
     trainer = SimpleNamespace(global_step=1)
     for module, name in (
-        (module_of(a=bits(), b=gauss), None),
-        (module_of(a=bits(), b=bits()), "a"),
-        (module_of(a=torch.compile(bits())), None),
+        (modules(a=bits(), b=gauss), None),
+        (modules(a=bits(), b=bits()), "a"),
+        (modules(a=torch.compile(bits())), None),
     ):
         other = dict(module.named_children()).get("b")
         TemperatureAnnealing(0.25, 2, start=1.0, bottleneck=name).on_train_start(trainer, module)
@@ -616,39 +535,38 @@ def test_an_annealing_finds_its_bottleneck():
         assert other is None or other.temperature == 1
     for module, name, message in (
         (
-            module_of(a=nn.Linear(2, 2)),
+            modules(a=nn.Linear(2, 2)),
             None,
             "TemperatureAnnealing needs a StochasticBottleneck inside ModuleDict",
         ),
         (
-            module_of(a=bits(), b=bits()),
+            modules(a=bits(), b=bits()),
             None,
             "must name the one of ModuleDict to anneal, 'a' or 'b', got None",
         ),
-        (module_of(a=bits()), "b", "must name the one of ModuleDict to anneal, 'a', got 'b'"),
-        (module_of(a=gauss), None, 'must be of kind "bern", got "gauss", which has no temperature'),
+        (modules(a=bits()), "b", "must name the one of ModuleDict to anneal, 'a', got 'b'"),
+        (modules(a=gauss), None, 'must be of kind "bern", got "gauss", which has no temperature'),
     ):
         with pytest.raises(ValueError, match=message):
             TemperatureAnnealing(0.25, 2, start=1.0, bottleneck=name).on_train_start(trainer, module)
 
 
-def test_the_state_of_an_annealing_is_where_it_began():
+def test_the_state_of_an_annealing_is_its_start():
     annealing, trainer = TemperatureAnnealing(0.25, 2), SimpleNamespace(global_step=0)
     assert annealing.state_dict() == {"start": None}
-    annealing.on_train_start(trainer, module_of(a=bits(temperature=4.0)))
+    annealing.on_train_start(trainer, modules(a=bits(temperature=4.0)))
     state = annealing.state_dict()
     assert state == {"start": 4.0}
-    for start, expected in ((None, 4.0), (2.0, 2.0)):  # a start that was given stays
+    for start, expected in ((None, 4.0), (2.0, 2.0)):  # a given start takes precedence
         other = TemperatureAnnealing(0.25, 2, start=start)
         other.load_state_dict(state)
         assert other.state_dict() == {"start": expected}
-    annealing.setup(trainer, None, "fit")  # of another training, which starts where its own bottleneck is
-    annealing.on_train_start(trainer, module_of(a=bits(temperature=2.0)))
+    annealing.setup(trainer, None, "fit")  # another run starts from its own bottleneck's temperature
+    annealing.on_train_start(trainer, modules(a=bits(temperature=2.0)))
     assert annealing.state_dict() == {"start": 2.0}
-    with pytest.raises(
-        ValueError, match="start must be given: the run resumes at step 3, got a checkpoint without"
-    ):
-        TemperatureAnnealing(0.25, 2).on_train_start(SimpleNamespace(global_step=3), module_of(a=bits()))
+    message = "start must be given: the run resumes at step 3, got a checkpoint without"
+    with pytest.raises(ValueError, match=message):
+        TemperatureAnnealing(0.25, 2).on_train_start(SimpleNamespace(global_step=3), modules(a=bits()))
     for bad, error in (
         ({}, TypeError),
         (None, TypeError),

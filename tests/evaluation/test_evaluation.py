@@ -1,4 +1,4 @@
-"""Linear probe, nearest neighbours and the forest curve, against scikit-learn and against rules of our own."""
+"""Linear probe, nearest neighbours and forest curve, against scikit-learn and slow code."""
 
 import sys
 from collections import Counter
@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from sklearn import ensemble, linear_model, model_selection, neighbors, pipeline, preprocessing
 
 from stochastic_bottleneck.evaluation import (
     ForestCurve,
@@ -15,13 +16,6 @@ from stochastic_bottleneck.evaluation import (
     knn_accuracy,
     linear_probe,
 )
-
-linear_model = pytest.importorskip("sklearn.linear_model")
-ensemble = pytest.importorskip("sklearn.ensemble")
-neighbors = pytest.importorskip("sklearn.neighbors")
-pipeline = pytest.importorskip("sklearn.pipeline")
-preprocessing = pytest.importorskip("sklearn.preprocessing")
-model_selection = pytest.importorskip("sklearn.model_selection")
 
 CLASSES = 3
 
@@ -36,7 +30,7 @@ def dataset(seed=0, n=90, m=60, width=8, noise=2.0):
 
 
 def bits(seed=0, n=90, m=60, width=64):
-    """Bits that tell little of the class each, and differ in how much."""
+    """Bits that each carry a little, and different, information about the class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n + m)
     odds = 0.5 + 0.4 * rng.uniform(-1, 1, (CLASSES, width))
@@ -53,7 +47,7 @@ def macro_f1(truth, predicted):
     return sum(scores) / len(scores)
 
 
-EVALUATIONS = {  # with options that make them quick
+EVALUATIONS = {  # with options that make them fast
     "linear_probe": (linear_probe, {"regularisations": (0.1,)}),
     "knn_accuracy": (knn_accuracy, {"k": 5}),
     "forest_curve": (forest_curve, {"counts": (2,), "trees": 5, "jobs": 1}),
@@ -62,8 +56,8 @@ each_evaluation = pytest.mark.parametrize("name", EVALUATIONS)
 
 
 def evaluate(name, *data, **options):
-    function, quick = EVALUATIONS[name]
-    return function(*data, **{**quick, **options})
+    function, fast = EVALUATIONS[name]
+    return function(*data, **{**fast, **options})
 
 
 # ---- linear probe ------------------------------------------------------------------------------------------
@@ -76,7 +70,7 @@ def logistic_regression(c):
 
 
 @pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
-def test_probe_of_one_strength_is_logistic_regression(c):
+def test_a_probe_of_one_strength_is_logistic_regression(c):
     x, y, x_test, y_test = dataset()
     predicted = logistic_regression(c).fit(x, y).predict(x_test)
     result = linear_probe(x, y, x_test, y_test, regularisations=(c,))
@@ -88,7 +82,7 @@ def test_probe_of_one_strength_is_logistic_regression(c):
 
 
 def choose(x, y, strengths, share, seed):
-    """The rule of the docstring: from strong to weak until accuracy on the part held out falls."""
+    """The rule of the docstring: from strong to weak until the validation accuracy falls."""
     x = preprocessing.StandardScaler().fit_transform(x)
     x_fit, x_held, y_fit, y_held = model_selection.train_test_split(
         x, y, test_size=share, random_state=seed, stratify=y
@@ -101,9 +95,9 @@ def choose(x, y, strengths, share, seed):
     return sorted(strengths)[falls[0] - 1 if falls else -1]
 
 
-def test_strength_is_chosen_on_the_part_held_out():
+def test_the_strength_is_chosen_on_the_validation_split():
     strengths, chosen = (1.0, 1e-4, 1e-2, 1e-1, 1e-3), set()
-    for seed in range(6):
+    for seed in range(4):
         data = dataset(seed, n=60, noise=4.0)
         for share in (0.2, 0.5):
             result = linear_probe(*data, regularisations=strengths, validation_share=share, seed=seed)
@@ -115,7 +109,7 @@ def test_strength_is_chosen_on_the_part_held_out():
     assert len(chosen) > 2
 
 
-def test_probe_learns_nothing_from_the_test_set():
+def test_the_probe_does_not_use_the_test_set():
     x, y, x_test, y_test = dataset(noise=4.0)
     order = np.random.default_rng(1).permutation(len(y_test))
     result = linear_probe(x, y, x_test, y_test)
@@ -124,12 +118,12 @@ def test_probe_learns_nothing_from_the_test_set():
     other = linear_probe(x, y, 100 + 10 * x_test, y_test)  # would move the scaler
     assert shuffled.regularisation == other.regularisation == result.regularisation
     assert shuffled.accuracy != result.accuracy
-    # One image alone gets the prediction it gets among the others.
+    # The prediction for an image does not depend on the other test images.
     alone = [linear_probe(x, y, x_test[i : i + 1], y_test[i : i + 1]).accuracy for i in range(10)]
     assert np.mean(alone) == linear_probe(x, y, x_test[:10], y_test[:10]).accuracy
 
 
-def test_probe_does_not_depend_on_the_scale_of_a_feature():
+def test_the_probe_does_not_depend_on_the_scale_of_a_feature():
     x, y, x_test, y_test = dataset()
     scale = np.float32(2.0) ** np.arange(x.shape[1])  # powers of two, exact
     assert linear_probe(scale * x, y, scale * x_test, y_test) == linear_probe(x, y, x_test, y_test)
@@ -143,7 +137,7 @@ def test_a_probe_stopped_early_does_not_warn():
 
 
 def assert_predicts(data, predicted, **options):
-    """Accuracy is 1 on the labels that are expected, and 0 on any others."""
+    """Accuracy is 1 for the expected labels, and 0 for others."""
     x, y, x_test, _ = data
     assert knn_accuracy(x, y, x_test, predicted, **options) == 1.0
     assert knn_accuracy(x, y, x_test, (predicted + 1) % CLASSES, **options) == 0.0
@@ -154,10 +148,8 @@ def assert_predicts(data, predicted, **options):
 def test_cosine_neighbours_are_scikit_learns(k, temperature):
     data = dataset()
 
-    def weights(distance):
-        return np.exp(
-            -distance.astype(np.float64) / temperature
-        )  # exp(similarity / temperature) but a factor
+    def weights(distance):  # proportional to exp(similarity / temperature)
+        return np.exp(-distance.astype(np.float64) / temperature)
 
     model = neighbors.KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights)
     predicted = model.fit(*data[:2]).predict(data[2])
@@ -169,36 +161,36 @@ def test_cosine_neighbours_are_scikit_learns(k, temperature):
 def test_hamming_neighbours_are_scikit_learns(k):
     x, y, x_test, y_test = bits()
     distances = np.sort((x_test[:, None] != x[None]).sum(-1), axis=1)
-    clear = distances[:, k - 1] < distances[:, k]  # which of equally distant neighbours votes is open
+    clear = distances[:, k - 1] < distances[:, k]  # ties may be broken either way
     assert clear.sum() >= 10
     model = neighbors.KNeighborsClassifier(k, metric="hamming", algorithm="brute").fit(x.astype(bool), y)
     predicted = model.predict(x_test[clear].astype(bool))
     assert_predicts((x, y, x_test[clear], y_test[clear]), predicted, k=k, metric="hamming")
 
 
-def test_weight_of_a_vote_falls_with_distance():
+def test_near_neighbours_have_more_weight():
     x = np.array([[1, 0], [0.8, 0.6], [0.8, -0.6]])  # similarities 1, 0.8 and 0.8 to the first
     data = x, np.array([0, 1, 1]), x[:1], np.array([0])
     assert knn_accuracy(*data, k=3, temperature=0.1) == 1.0  # e^10 against 2 e^8
     assert knn_accuracy(*data, k=3, temperature=1.0) == 0.0  # e against 2 e^0.8
 
 
-def test_neighbours_of_more_images_than_one_block():
+def test_neighbours_of_more_images_than_one_chunk():
     x, y, x_test, y_test = dataset(m=2100)
     whole = knn_accuracy(x, y, x_test, y_test, k=5)
-    parts = [knn_accuracy(x, y, x_test[i : i + 300], y_test[i : i + 300], k=5) for i in range(0, 2100, 300)]
-    assert whole == pytest.approx(np.mean(parts))
+    chunks = [knn_accuracy(x, y, x_test[i : i + 300], y_test[i : i + 300], k=5) for i in range(0, 2100, 300)]
+    assert whole == pytest.approx(np.mean(chunks))
 
 
-def test_neighbours_of_labels_that_are_not_consecutive():
+def test_labels_need_not_be_consecutive():
     x, y, x_test, y_test = dataset()
     names = np.array([40, -3, 7])
     assert knn_accuracy(x, names[y], x_test, names[y_test]) == knn_accuracy(x, y, x_test, y_test)
 
 
-def test_neighbours_are_found_on_the_device_that_is_asked_for():
+def test_neighbours_are_found_on_the_given_device():
     assert knn_accuracy(*dataset(), device="cpu") == knn_accuracy(*dataset())
-    with pytest.raises(NotImplementedError, match="meta tensor"):  # which holds no votes to be read
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # whose values cannot be read
         knn_accuracy(*dataset(), device="meta")
 
 
@@ -207,7 +199,7 @@ def test_neighbours_are_found_on_the_device_that_is_asked_for():
 @pytest.mark.parametrize("metric", ["cosine", "hamming"])
 def test_neighbours_on_a_gpu_are_those_on_the_cpu(metric):
     data = bits(width=257)
-    k = 1 if metric == "cosine" else 90  # of equally distant neighbours, none or all vote
+    k = 1 if metric == "cosine" else 90  # so that ties do not matter
     assert knn_accuracy(*data, k=k, metric=metric, device="cuda") == knn_accuracy(*data, k=k, metric=metric)
 
 
@@ -219,7 +211,7 @@ def test_neighbours_need_no_scikit_learn(monkeypatch):
 # ---- forest against the number of bits ---------------------------------------------------------------------
 
 
-def test_curve_is_scikit_learns_forest_on_the_best_bits():
+def test_the_curve_is_scikit_learns_forest_on_the_best_bits():
     x, y, x_test, y_test = bits()
     curve = forest_curve(x, y, x_test, y_test, counts=(1, 4, 16), trees=20, seed=3, jobs=1)
     assert isinstance(curve, ForestCurve)
@@ -229,14 +221,14 @@ def test_curve_is_scikit_learns_forest_on_the_best_bits():
     assert (np.diff(importances[list(curve.ranking)]) <= 0).all()
     assert curve.counts == (1, 4, 16, 64)
     for count, f1 in zip(curve.counts[:-1], curve.f1, strict=False):
-        kept = list(curve.ranking[:count])
-        predicted = forest.fit(x[:, kept], y).predict(x_test[:, kept])
+        best = list(curve.ranking[:count])
+        predicted = forest.fit(x[:, best], y).predict(x_test[:, best])
         assert f1 == pytest.approx(macro_f1(y_test, predicted))
     assert curve.f1[-1] == pytest.approx(macro_f1(y_test, forest.fit(x, y).predict(x_test)))
     assert len(set(curve.f1)) > 1
 
 
-def test_ranking_learns_nothing_from_the_test_set():
+def test_the_ranking_does_not_use_the_test_set():
     x, y, x_test, y_test = bits()
     curve = evaluate("forest_curve", x, y, x_test, y_test)
     other = evaluate("forest_curve", x, y, 1 - x_test, (y_test + 1) % CLASSES)
@@ -245,7 +237,7 @@ def test_ranking_learns_nothing_from_the_test_set():
     assert evaluate("forest_curve", 1 - x, y[::-1], x_test, y_test).ranking != curve.ranking
 
 
-def test_bits_that_tell_the_class_come_first():
+def test_bits_that_determine_the_class_come_first():
     x, y, x_test, y_test = bits()
     x[:, 17], x_test[:, 17] = y > 0, y_test > 0
     x[:, 40], x_test[:, 40] = y > 1, y_test > 1
@@ -255,22 +247,15 @@ def test_bits_that_tell_the_class_come_first():
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ((1, 2), (1, 2, 8)),
-        ((2, 1, 2), (1, 2, 8)),
-        ((8,), (8,)),
-        ((3, 8, 9, 1000), (3, 8)),
-        ((), (8,)),
-    ],
+    ("counts", "expected"), [((2, 1, 2), (1, 2, 8)), ((3, 8, 9, 1000), (3, 8)), ((), (8,))]
 )
-def test_counts_ascend_once_each_and_end_with_all(counts, expected):
+def test_counts_are_sorted_unique_and_end_with_all(counts, expected):
     curve = evaluate("forest_curve", *bits(width=8), counts=counts)
     assert curve.counts == expected
     assert len(curve.f1) == len(expected)
 
 
-def test_forests_follow_their_seed():
+def test_forests_depend_on_the_seed():
     first, again, other = (evaluate("forest_curve", *bits(), seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first.ranking != other.ranking
@@ -294,13 +279,13 @@ AS_TENSORS = {
 
 @each_evaluation
 @pytest.mark.parametrize("kind", AS_TENSORS)
-def test_tensors_and_arrays_alike(name, kind):
+def test_tensors_arrays_lists_and_frames_give_the_same(name, kind):
     data = bits()  # 0 and 1, exact in every dtype
     assert evaluate(name, *map(AS_TENSORS[kind], data)) == evaluate(name, *data)
 
 
 @each_evaluation
-def test_inputs_are_left_alone(name):
+def test_inputs_are_not_changed(name):
     data = bits()
     copies = [x.copy() for x in data]
     evaluate(name, *data)
@@ -313,35 +298,25 @@ def with_missing(labels, value, kind=np.array):
     return kind(labels)
 
 
+V, T = ValueError, TypeError
+LABELS = [
+    (lambda y: with_missing(y, np.nan), V, "got 3 of 90 missing"),
+    (lambda y: torch.tensor(with_missing(y, np.nan)), V, "got 3 of 90 missing"),
+    (lambda y: with_missing(y, None), V, "got 3 of 90 missing"),
+    (lambda y: with_missing(y, pandas.NA, pandas.Series), V, "got 3 of 90 missing"),
+    (lambda y: pandas.Series(with_missing(y, None, list), dtype="Int64"), V, "3 of 90 missing"),
+    (lambda y: np.ma.masked_equal(y, y[0]), V, "must have no masked values, got [0-9]+ of them"),
+    (lambda y: y.astype(float), T, "must be integers, .* got [012].0 in ndarray of dtype float64"),
+    (lambda y: with_missing(y, "cat", list), T, "must be integers, .* in list of dtype <U"),
+    (lambda y: with_missing(y, "cat", lambda x: np.array(x, object)), T, "got .cat. in .* of dtype object"),
+    (lambda y: y + 0j, T, "must be integers, .* complex128"),
+    (lambda y: np.eye(CLASSES)[y], V, r"got \(90, 3\); for one-hot rows take argmax"),
+]
+
+
 @each_evaluation
-@pytest.mark.parametrize(
-    ("kind", "error", "message"),
-    [
-        (lambda y: with_missing(y, np.nan), ValueError, "got 3 of 90 missing"),
-        (lambda y: torch.tensor(with_missing(y, np.nan)), ValueError, "got 3 of 90 missing"),
-        (lambda y: with_missing(y, None), ValueError, "got 3 of 90 missing"),
-        (lambda y: with_missing(y, pandas.NA, pandas.Series), ValueError, "got 3 of 90 missing"),
-        (lambda y: pandas.Series(with_missing(y, None, list), dtype="Int64"), ValueError, "3 of 90 missing"),
-        (lambda y: np.ma.masked_equal(y, y[0]), ValueError, "must have no masked values, got [0-9]+ of them"),
-        (
-            lambda y: y.astype(float),
-            TypeError,
-            "must be integers, .* got [012].0 in ndarray of dtype float64",
-        ),
-        (lambda y: y.astype(str), TypeError, "must be integers, .* got .[012]. in ndarray of dtype <U"),
-        (lambda y: with_missing(y, "cat", list), TypeError, "must be integers, .* in list of dtype <U"),
-        (
-            lambda y: with_missing(y, "cat", lambda x: np.array(x, object)),
-            TypeError,
-            "got .cat. in ndarray of dtype object",
-        ),
-        (lambda y: y + 0j, TypeError, "must be integers, .* complex128"),
-        (lambda y: torch.tensor(y).to("meta"), TypeError, "must be a dense tensor .* got a meta one"),
-        (lambda y: np.eye(CLASSES)[y], ValueError, r"got \(90, 3\); for one-hot rows take argmax"),
-        (lambda y: None, TypeError, "must be 90 integers, one per image, got None"),
-    ],
-)
-def test_labels_that_are_missing_or_no_integers_are_refused(name, kind, error, message):
+@pytest.mark.parametrize(("kind", "error", "message"), LABELS)
+def test_labels_that_are_missing_or_not_integers_are_refused(name, kind, error, message):
     x, y, x_test, y_test = bits()
     with pytest.raises(error, match=f"train_labels {message}" if "must" in message else message):
         evaluate(name, x, kind(y), x_test, y_test)
@@ -350,119 +325,49 @@ def test_labels_that_are_missing_or_no_integers_are_refused(name, kind, error, m
 
 
 X, Y = np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
-NOT_FINITE = np.full((4, 3), np.nan, np.float32)
+DATA = [
+    ((X[0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F at least 1, got \(3,\)"),
+    ((X, Y[:3], X, Y), r"train_labels must have shape \(4,\), one per image, got \(3,\)"),
+    ((X, Y, X, Y[:, None]), r"test_labels must have shape \(4,\), one per image, got \(4, 1\); flatten them"),
+    ((X, Y, X * np.float32(np.nan), Y), r"test_features must be .* nan or inf in 4 of 4 rows \(0, 1, 2, 3\)"),
+    ((np.float64(1e300) * X, Y, X, Y), "train_features must be finite"),
+    ((X, Y, X[:, :2], Y), "train_features and test_features must be equally wide, got 3 and 2"),
+    ((X, Y * 0, X, Y), "train_labels must hold at least two classes, got only 0"),
+]
 
 
 @each_evaluation
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ((X[0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F at least 1, got \(3,\)"),
-        ((X, Y, X[:0], Y[:0]), r"test_features must have shape \(N, F\) with N and F .* got \(0, 3\)"),
-        ((X[:, :0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F .* got \(4, 0\)"),
-        ((X, Y[:3], X, Y), r"train_labels must have shape \(4,\), one per image, got \(3,\)"),
-        ((X, Y, X, Y[:, None]), r"test_labels must have shape \(4,\), one per image, got \(4, 1\)"),
-        (
-            (X, Y, NOT_FINITE, Y),
-            r"test_features must be finite, got nan or inf in 4 of 4 rows \(0, 1, 2, 3\)",
-        ),
-        ((X * np.float32(np.inf), Y, X, Y), "train_features must be finite"),
-        ((X, Y, X[:, :2], Y), "train_features and test_features must be equally wide, got 3 and 2"),
-        ((X, Y * 0, X, Y), "train_labels must hold at least two classes, got only 0"),
-        ((np.float64(1e300) * X, Y, X, Y), "train_features must be finite"),
-    ],
-)
-def test_data_that_does_not_fit_is_refused(name, data, message):
+@pytest.mark.parametrize(("data", "message"), DATA)
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_data_that_does_not_fit_is_refused(name, data, message, kind):
     with pytest.raises(ValueError, match=message):
-        evaluate(name, *data)
-    with pytest.raises(ValueError, match=message):
-        evaluate(name, *map(torch.from_numpy, data))
+        evaluate(name, *map(kind, data))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("knn_accuracy", {"k": 0}, "k must be a positive int and at most 4, got 0"),
-        ("knn_accuracy", {"k": 5}, "k must be a positive int and at most 4, got 5"),
-        ("knn_accuracy", {"k": 1, "metric": "l2"}, 'metric must be "cosine" or "hamming", got \'l2\''),
-        ("knn_accuracy", {"k": 1, "temperature": 0.0}, "temperature must be .* of at least 1e-06, got 0"),
-        (
-            "knn_accuracy",
-            {"k": 1, "temperature": np.nan},
-            "temperature must be a finite number of at least 1e-06, got nan",
-        ),
-        (
-            "knn_accuracy",
-            {"k": 1, "metric": "hamming", "halve": True},
-            'metric="hamming" needs features that are 0 or 1',
-        ),
-        ("linear_probe", {"regularisations": ()}, r"must be one or more finite numbers above 0, got \(\)"),
-        ("linear_probe", {"regularisations": (1.0, 0.0)}, r"numbers above 0, got \(1\.0, 0\.0\)"),
-        (
-            "linear_probe",
-            {"validation_share": 0.0, "regularisations": (0.1, 1.0)},
-            "validation_share must be a finite number above 0 and below 1, got 0.0",
-        ),
-        (
-            "linear_probe",
-            {"validation_share": 1, "regularisations": (0.1, 1.0)},
-            "validation_share must be a finite number above 0 and below 1, got 1",
-        ),
-        (
-            "linear_probe",
-            {"regularisations": (0.1, 1.0)},
-            "each of the 2 classes, .*got 4 images, 2 in the smallest class; give more",
-        ),
-        ("forest_curve", {"counts": (2, 0)}, r"counts must be positive ints, got \(2, 0\)"),
-    ],
-)
-def test_options_outside_their_range_are_refused(name, options, message):
-    x = X / 2 if options.pop("halve", False) else X
-    with pytest.raises(ValueError, match=message):
-        evaluate(name, x, Y, x, Y, **options)
+OPTIONS = [
+    ("knn_accuracy", {"k": 5}, V, "k must be a positive int and at most 4, got 5"),
+    ("knn_accuracy", {"k": 2.0}, V, "k must be .* got 2.0"),
+    ("knn_accuracy", {"k": 1, "temperature": 0.0}, V, "temperature must be .* of at least 1e-06, got 0"),
+    ("knn_accuracy", {"k": 1, "metric": "hamming"}, V, 'metric="hamming" needs features that are 0 or 1'),
+    ("knn_accuracy", {"k": 1, "device": "cuda:99"}, V, "device must be available, .* got 'cuda:99'"),
+    ("linear_probe", {"device": 2.5}, T, "device must be .* got 2.5"),
+    ("linear_probe", {"regularisations": (1.0, 0.0)}, V, r"numbers above 0, got \(1\.0, 0\.0\)"),
+    ("linear_probe", {"regularisations": (c for c in (0.1, 1.0))}, T, "regularisations .*generator"),
+    ("linear_probe", {"regularisations": (0.1, 1.0)}, V, "the 2 classes, .*got 4 images, 2 in the smallest"),
+    ("forest_curve", {"counts": (2, 0)}, V, r"counts must be positive ints, got \(2, 0\)"),
+    ("forest_curve", {"counts": (True,)}, T, r"counts must be positive ints, got \(True,\)"),
+    ("forest_curve", {"jobs": 0}, V, "jobs must be a positive int, or -1 for all cores, got 0"),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "error", "message"),
-    [
-        ("knn_accuracy", {"k": True}, TypeError, "k must be .* got True"),
-        ("knn_accuracy", {"k": 2.0}, ValueError, "k must be .* got 2.0"),
-        ("knn_accuracy", {"temperature": "0.1"}, TypeError, "temperature must be .* got '0.1'"),
-        ("knn_accuracy", {"metric": None}, TypeError, 'metric must be "cosine" or "hamming", got None'),
-        ("knn_accuracy", {"device": "gpu"}, ValueError, "device must be one that is there, .* got 'gpu'"),
-        ("knn_accuracy", {"device": "cuda:99"}, ValueError, "device must be .* got 'cuda:99'"),
-        ("linear_probe", {"device": 2.5}, TypeError, "device must be .* got 2.5"),
-        ("linear_probe", {"regularisations": "0.1"}, TypeError, "regularisations must be .* got '0.1'"),
-        ("linear_probe", {"regularisations": 0.1}, TypeError, "regularisations must be .* got 0.1"),
-        (
-            "linear_probe",
-            {"regularisations": (c for c in (0.1, 1.0))},
-            TypeError,
-            "regularisations .*generator",
-        ),
-        (
-            "linear_probe",
-            {"regularisations": (np.nan,)},
-            ValueError,
-            r"regularisations must be .* got \(nan,\)",
-        ),
-        ("linear_probe", {"validation_share": "0.2"}, TypeError, "validation_share must be .* got '0.2'"),
-        ("linear_probe", {"max_iter": 0}, ValueError, "max_iter must be a positive int, got 0"),
-        ("linear_probe", {"seed": 0.5}, ValueError, "seed must be .* got 0.5"),
-        ("forest_curve", {"counts": (True,)}, TypeError, r"counts must be positive ints, got \(True,\)"),
-        ("forest_curve", {"trees": 0}, ValueError, "trees must be a positive int, got 0"),
-        ("forest_curve", {"seed": -1}, ValueError, "seed must be .* got -1"),
-        ("forest_curve", {"jobs": 0}, ValueError, "jobs must be .* got 0"),
-        ("forest_curve", {"jobs": "all"}, TypeError, "jobs must be .* got 'all'"),
-    ],
-)
-def test_options_of_another_kind_are_refused(name, options, error, message):
+@pytest.mark.parametrize(("name", "options", "error", "message"), OPTIONS)
+def test_bad_options_are_refused(name, options, error, message):
     with pytest.raises(error, match=message):
-        evaluate(name, *bits(), **options)
+        evaluate(name, X / 2, Y, X / 2, Y, **options)
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, pandas.Series])
-def test_options_are_numbers_of_any_kind(kind):
+def test_options_may_be_numbers_of_any_type(kind):
     data = dataset()
     probe = linear_probe(*data, regularisations=kind([0.5, 0.25]), seed=np.int64(1))
     assert probe == linear_probe(*data, regularisations=(0.5, 0.25), seed=1)
@@ -477,14 +382,12 @@ def test_options_are_numbers_of_any_kind(kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (lambda x: x + 0j, "of dtype complex"),
-        (lambda x: x.astype(str), "of dtype <U"),
-        (lambda x: x.astype(object), "of dtype object"),
-        (lambda x: torch.tensor(x).to_sparse(), "got a sparse_coo one"),
-        (lambda x: (row for row in x), "got generator"),
+        (lambda x: x + 0j, "complex"),
+        (lambda x: x.astype(object), "object"),
+        (lambda x: iter(x), "got .*iterator"),
     ],
 )
-def test_features_that_are_no_numbers_are_refused(name, kind, message):
+def test_features_that_are_not_numbers_are_refused(name, kind, message):
     x, y, x_test, y_test = bits()
     with pytest.raises(TypeError, match=f"train_features must be .*{message}"):
         evaluate(name, kind(x), y, x_test, y_test)

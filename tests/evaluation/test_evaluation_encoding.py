@@ -1,4 +1,4 @@
-"""Images to arrays: the same as the model's own `encode`, whatever they come in; and bits in numbers."""
+"""`encode` of images in tensors and loaders, against the model's own `encode`; `bit_statistics`."""
 
 import math
 
@@ -81,7 +81,7 @@ def test_any_module_that_gives_features_is_encoded(around):
         (((x, y) for x, y in [(IMAGES, LABELS)]), True),
     ],
 )
-def test_batches_of_every_kind_give_the_same(batches, labelled):
+def test_all_kinds_of_batches_give_the_same(batches, labelled):
     model = small_model()
     found = encode(model, batches)
     assert found.features == pytest.approx(model.encode(IMAGES).numpy(), abs=1e-6)
@@ -92,7 +92,7 @@ def test_batches_of_every_kind_give_the_same(batches, labelled):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_was(training):
+def test_the_model_is_not_changed(training):
     model = small_model().train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     encode(model, IMAGES, "bits")
@@ -102,14 +102,14 @@ def test_the_model_is_left_as_it_was(training):
 
 @pytest.mark.parametrize("representation", ["bits", "z", "h", "upsampled"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_images_without_features_are_counted_and_named(representation, value):
+def test_the_error_counts_images_whose_features_are_not_finite(representation, value):
     images = IMAGES.clone()
     images[[3, 9], 0, 2, 2] = value
     with pytest.raises(ValueError, match=r"features of images must be finite, .* in 2 of 11 rows \(3, 9\)"):
         encode(small_model(), images, representation, batch_size=4)
 
 
-def test_a_model_that_has_diverged_gives_no_bits():
+def test_a_diverged_model_gives_no_bits():
     model = small_model()
     with torch.no_grad():
         next(model.encoder.parameters()).fill_(math.nan)
@@ -118,14 +118,14 @@ def test_a_model_that_has_diverged_gives_no_bits():
 
 
 @pytest.mark.parametrize("around", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel])
-def test_a_model_is_taken_out_of_what_is_around_it(around):
+def test_compiled_and_parallel_models_are_unwrapped(around):
     model = small_model()
     found, expected = encode(around(model), IMAGES, "bits"), encode(model, IMAGES, "bits")
     assert np.array_equal(found.features, expected.features)
 
 
 @pytest.mark.parametrize("labels", [LABELS.tolist(), LABELS.numpy(), LABELS, [f"class {y}" for y in LABELS]])
-def test_labels_come_back_as_an_array(labels):
+def test_labels_are_returned_as_an_array(labels):
     assert encode(small_model(), [(IMAGES, labels)]).labels.tolist() == [*map(type(labels[0]), labels)]
 
 
@@ -133,107 +133,54 @@ def test_labels_come_back_as_an_array(labels):
     ("labels", "shape"),
     [
         (LABELS[:3], r"\(3,\)"),
-        (LABELS[:3].tolist(), r"\(3,\)"),
         (torch.eye(3)[LABELS], r"\(11, 3\)"),
-        (torch.tensor(1), r"\(\)"),
-        (1, r"\(\)"),
         ({"class": LABELS}, r"\(\)"),
         (IMAGES.flip(-1), r"\(11, 3, 8, 8\)"),
     ],
 )
-def test_labels_that_are_not_one_an_image_are_refused(labels, shape):
+def test_labels_that_are_not_one_per_image_are_refused(labels, shape):
     message = f"images must give one label per image, got labels of shape {shape} for 11 images"
     with pytest.raises(ValueError, match=message):
         encode(small_model(), [(IMAGES, labels)])
 
 
-def test_a_bar_changes_no_number(capsys):
+def test_a_progress_bar_changes_no_number(capsys):
     model = small_model()
     shown = encode(model, IMAGES, "z", batch_size=4, progress=True)
     assert np.array_equal(shown.features, encode(model, IMAGES, "z", batch_size=4).features)
     assert "encoding" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("work", "error", "message"),
-    [
-        (lambda: encode("resnet18", IMAGES), TypeError, "model must be a StochConWrapper or .* got str"),
-        (
-            lambda: encode(nn.Flatten(), IMAGES, ("h", "bits")),
-            ValueError,
-            r"must be \"h\" for a model without a latent, got \['h', 'bits'\] for Flatten; wrap it",
-        ),
-        (
-            lambda: encode(nn.Identity(), IMAGES),
-            ValueError,
-            r"to features of shape \(N, F\), got shape \(11, 3",
-        ),
-        (lambda: encode(small_model(), IMAGES, []), ValueError, "representation must be a name .* got none"),
-        (
-            lambda: encode(small_model(), IMAGES, ["h", "y"]),
-            ValueError,
-            "representation must be \"h\", .* got 'y'",
-        ),
-        (lambda: encode(small_model(), IMAGES, 3), TypeError, 'representation must be "h", .* got 3'),
-        (
-            lambda: encode(small_model(), IMAGES, batch_size=0),
-            ValueError,
-            "batch_size must be a positive int, got 0",
-        ),
-        (lambda: encode(small_model(), IMAGES, batch_size="8"), TypeError, "batch_size must be .* got '8'"),
-        (lambda: encode(small_model(), IMAGES, progress="no"), TypeError, "progress must be True or False"),
-        (
-            lambda: encode(small_model(), IMAGES, device="cuda:99"),
-            ValueError,
-            "device must be .* got 'cuda:99'",
-        ),
-        (lambda: encode(small_model(), IMAGES.byte()), TypeError, "in floating point, got torch.uint8"),
-        (
-            lambda: encode(small_model(), IMAGES.double()),
-            TypeError,
-            "weights, torch.float32, got torch.float64",
-        ),
-        (lambda: encode(small_model(), IMAGES + 0j), TypeError, "images must be .* got torch.complex64"),
-        (lambda: encode(small_model(), IMAGES.to("meta")), ValueError, "images must .* got a meta tensor"),
-        (
-            lambda: encode(small_model(), IMAGES.to_sparse()),
-            TypeError,
-            "images must be .* got a sparse_coo one",
-        ),
-        (
-            lambda: encode(small_model(), IMAGES[0]),
-            ValueError,
-            r"usually of shape \(N, C, H, W\), got \(3, 8, 8\)",
-        ),
-        (
-            lambda: encode(small_model(), torch.tensor(1.0)),
-            ValueError,
-            r"images must .* \(N, C, H, W\), got \(\)",
-        ),
-        (lambda: encode(small_model(), IMAGES.numpy()), TypeError, "images as tensors, .* batch of ndarray"),
-        (lambda: encode(small_model(), 3), TypeError, "images must be a DataLoader .* got 3"),
-        (lambda: encode(small_model(), []), ValueError, "images is empty"),
-        (lambda: encode(small_model(), IMAGES[:0]), ValueError, "images is empty"),
-        (
-            lambda: encode(small_model("gauss"), IMAGES, "bits"),
-            ValueError,
-            'needs a bottleneck of kind "bern"',
-        ),
-        (
-            lambda: encode(small_model(), [{"image": IMAGES}]),
-            TypeError,
-            "first in a tuple, got a batch of dict",
-        ),
-        (
-            lambda: encode(small_model(), [(IMAGES, LABELS), IMAGES]),
-            ValueError,
-            "labels with every batch or with none",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_refused(work, error, message):
+V, T = ValueError, TypeError
+REFUSED = [
+    ("resnet18", IMAGES, "h", T, "model must be a StochConWrapper or a module .* got str"),
+    (
+        nn.Flatten(),
+        IMAGES,
+        ("h", "bits"),
+        V,
+        r"must be \"h\" for a model without a latent, got \['h', 'bits'\]",
+    ),
+    (nn.Identity(), IMAGES, "h", V, r"to features of shape \(N, F\), got shape \(11, 3"),
+    ("bern", IMAGES, [], V, "representation must be a name or several, got none"),
+    ("bern", IMAGES, ["h", "y"], V, "representation must be .* got 'y'"),
+    ("gauss", IMAGES, "bits", V, 'needs a bottleneck of kind "bern"'),
+    ("bern", IMAGES.double(), "h", T, "images must have .* weights, torch.float32, got torch.float64"),
+    ("bern", IMAGES.to("meta"), "h", V, "images must .* got a meta tensor"),
+    ("bern", IMAGES[0], "h", V, r"usually of shape \(N, C, H, W\), got \(3, 8, 8\); the model's error"),
+    ("bern", IMAGES.numpy(), "h", T, "images as tensors, .* batch of ndarray"),
+    ("bern", [], "h", V, "images is empty"),
+    ("bern", IMAGES[:0], "h", V, "images is empty"),
+    ("bern", [{"image": IMAGES}], "h", T, "first in a tuple, got a batch of dict"),
+    ("bern", [(IMAGES, LABELS), IMAGES], "h", V, "labels with every batch or with none, got both"),
+]
+
+
+@pytest.mark.parametrize(("model", "images", "representation", "error", "message"), REFUSED)
+def test_bad_arguments_are_refused(model, images, representation, error, message):
+    model = small_model(model) if model in ("bern", "gauss") else model
     with pytest.raises(error, match=message):
-        work()
+        encode(model, images, representation)
 
 
 # ---- bits -----------------------------------------------------------------------------------------------------
@@ -260,6 +207,6 @@ def test_copies_of_one_bit_are_balanced_and_redundant():
     assert found.class_information is None
 
 
-def test_packed_codes_are_no_bits():
+def test_packed_codes_are_refused_as_bits():
     with pytest.raises(ValueError, match="unpack codes with unpack_bits"):
         bit_statistics(codes.pack_bits(np.ones((3, 16))))

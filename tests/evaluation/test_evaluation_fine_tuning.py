@@ -1,4 +1,4 @@
-"""Fine-tuning beside a loop written out by hand, and what it leaves alone."""
+"""Fine-tuning, against a slow training loop."""
 
 import copy
 import math
@@ -25,35 +25,35 @@ def small_encoder():
     return nn.Sequential(nn.Flatten(), nn.Linear(18, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU())
 
 
-def by_hand(seed, epochs, lr, weight_decay, warmup):
-    """SGD with momentum on softmax regression from torch's initial weights, gradient and rate as formulas."""
+def slow_fine_tune(seed, epochs, lr, weight_decay, warmup):
+    """SGD with momentum for softmax regression from torch's initial weights, gradient and rate as formulas."""
     steps = epochs * len(BATCHES)
     torch.manual_seed(seed)
     head = nn.Linear(18, CLASSES).double()
     w = torch.cat([head.weight.detach(), head.bias.detach()[:, None]], dim=1)
     velocity, step, losses = torch.zeros_like(w), 0, []
     for _ in range(epochs):
-        of_epoch = []
+        epoch = []
         for x, y in BATCHES:
             rows = torch.cat([x.flatten(1).double(), torch.ones(len(x), 1)], dim=1)
             p = (rows @ w.T).softmax(dim=1)
-            of_epoch.append(-p[torch.arange(len(y)), y].log().mean().item())
+            epoch.append(-p[torch.arange(len(y)), y].log().mean().item())
             gradient = (p - torch.eye(CLASSES)[y]).T @ rows / len(y)
             gradient[:, :-1] += weight_decay * w[:, :-1]  # not on the bias
             velocity = 0.9 * velocity + gradient
             rate = (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
             w = w - lr * ((step + 1) / (warmup + 1) if step < warmup else rate) * velocity
             step += 1
-        losses.append(np.mean(of_epoch))
+        losses.append(np.mean(epoch))
     return w, losses
 
 
 @pytest.mark.parametrize(("weight_decay", "warmup_epochs"), [(0, 0), (0.3, 1.5)])
-def test_it_is_momentum_and_a_cosine_from_torchs_initial_weights(weight_decay, warmup_epochs):
+def test_it_is_sgd_with_warm_up_and_cosine(weight_decay, warmup_epochs):
     options = {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
     result = fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=4, lr=0.02, seed=5, **options)
     assert isinstance(result, FineTuned)
-    w, losses = by_hand(5, 4, 0.02, weight_decay, round(warmup_epochs * len(BATCHES)))
+    w, losses = slow_fine_tune(5, 4, 0.02, weight_decay, round(warmup_epochs * len(BATCHES)))
     head = result.classifier[1]
     found = torch.cat([head.weight, head.bias[:, None]], dim=1).detach()
     assert found.numpy() == pytest.approx(w.numpy(), abs=1e-5)
@@ -96,7 +96,7 @@ def test_bfloat16_runs_under_autocast():
     assert result.losses != full.losses
 
 
-def test_all_weights_of_a_copy_are_trained_and_the_model_is_left_alone():
+def test_all_weights_of_a_copy_are_trained_and_the_model_is_not_changed():
     model = StochConWrapper(small_encoder(), dim=4, feature_dim=8).eval()
     model.encoder.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
@@ -113,18 +113,18 @@ def test_all_weights_of_a_copy_are_trained_and_the_model_is_left_alone():
 @pytest.mark.parametrize(
     "around", [lambda m: m, lambda m: torch.compile(m, backend="eager"), lambda m: nn.DataParallel(m)]
 )
-def test_a_wrapper_gives_its_encoder_and_is_taken_out_of_what_is_around_it(around):
+def test_the_encoder_of_a_wrapper_is_taken_also_if_compiled_or_parallel(around):
     plain, model = small_encoder(), around(StochConWrapper(small_encoder(), dim=4, feature_dim=8))
     results = [fine_tune(m, BATCHES, BATCHES, CLASSES, epochs=2) for m in (plain, model, around(plain))]
     assert results[0][:3] == results[1][:3] == results[2][:3]
 
 
-def test_a_last_image_alone_is_trained_on_with_the_batch_before():
+def test_a_single_last_image_is_joined_to_the_batch_before():
     nine = list(zip(IMAGES[:9].split(4), LABELS[:9].split(4), strict=True))
     joined = list(zip(IMAGES[:9].split((4, 5)), LABELS[:9].split((4, 5)), strict=True))
     alone, expected = (
         fine_tune(small_encoder(), batches, BATCHES, CLASSES, epochs=1, optimizer=torch.optim.SGD)
-        for batches in (nine, [*joined, (IMAGES[:0], LABELS[:0])])  # as many batches for the schedule
+        for batches in (nine, [*joined, (IMAGES[:0], LABELS[:0])])  # as many batches, for the schedule
     )
     assert alone[:3] == expected[:3]
     assert np.isfinite(alone.losses).all()
@@ -137,10 +137,10 @@ def test_a_last_image_alone_is_trained_on_with_the_batch_before():
         epochs=3,
         optimizer=lambda p, lr: made.append(torch.optim.SGD(p, lr)) or made[-1],
     )
-    assert made[0].param_groups[0]["lr"] < 1e-12  # the cosine comes to its end
+    assert made[0].param_groups[0]["lr"] < 1e-12  # the end of the cosine
 
 
-def test_a_frozen_encoder_is_trained_wherever_it_is():
+def test_a_frozen_encoder_inside_another_module_is_trained():
     model = StochConWrapper(small_encoder(), dim=4, feature_dim=8).freeze_encoder()
     inside = nn.Sequential(model.encoder, nn.Identity())
     trained = fine_tune(inside, BATCHES, BATCHES, CLASSES, epochs=1).classifier[0]
@@ -149,18 +149,18 @@ def test_a_frozen_encoder_is_trained_wherever_it_is():
     assert model.encoder.frozen
 
 
-def test_batches_of_one_image_each_train_what_they_can():
+def test_batches_of_one_image_train_a_model_without_batch_norm():
     ones = list(zip(IMAGES[:5].split(1), LABELS[:5].split(1), strict=True))
     seen = []
     encoder = nn.Flatten()
     encoder.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     fine_tune(encoder, ones, BATCHES[:1], CLASSES, epochs=1)
-    assert seen == [1, 20, *[1] * 5, 20]  # looked at first, trained, tested
-    with pytest.raises(ValueError, match="batch normalisation more than one image at a time, got one"):
+    assert seen == [1, 20, *[1] * 5, 20]  # checked first, trained, tested
+    with pytest.raises(ValueError, match="more than one image for a model with batch normalization, got one"):
         fine_tune(small_encoder(), ones, BATCHES, CLASSES)
 
 
-def test_an_encoder_in_double_precision_is_trained_in_it():
+def test_double_precision():
     doubles = [(x.double(), y) for x, y in BATCHES]
     result = fine_tune(small_encoder().double(), doubles, doubles, CLASSES, epochs=2)
     single = fine_tune(small_encoder(), BATCHES, BATCHES, CLASSES, epochs=2)
@@ -168,7 +168,7 @@ def test_an_encoder_in_double_precision_is_trained_in_it():
     assert {weight.dtype for weight in result.classifier.parameters()} == {torch.float64}
 
 
-def test_a_seed_repeats_a_shuffling_loader_and_the_global_generator_goes_on():
+def test_a_seed_repeats_a_shuffling_loader_and_the_global_generator_is_restored():
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=20, shuffle=True)
     state = torch.get_rng_state()
     first, again, other = (
@@ -180,21 +180,21 @@ def test_a_seed_repeats_a_shuffling_loader_and_the_global_generator_goes_on():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_optimizer_of_ones_own_is_used():
+def test_a_custom_optimizer_is_used():
     made = []
 
     def adam(parameters, lr):
         made.append(torch.optim.AdamW(parameters, lr=lr, weight_decay=0.1))
         return made[-1]
 
-    ours = fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, lr=0.01, optimizer=adam)
+    found = fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, lr=0.01, optimizer=adam)
     assert len(made) == 1
     assert made[0].param_groups[0]["initial_lr"] == 0.01
-    assert made[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)  # the cosine has ended
-    assert ours.losses != fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, lr=0.01).losses
+    assert made[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)  # the end of the cosine
+    assert found.losses != fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, lr=0.01).losses
 
 
-def test_a_bar_changes_no_number(capsys):
+def test_a_progress_bar_changes_no_number(capsys):
     shown, plain = (
         fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, progress=progress)
         for progress in (True, False)
@@ -203,83 +203,41 @@ def test_a_bar_changes_no_number(capsys):
     assert "fine-tuning" in capsys.readouterr().out
 
 
-ALONE = [(IMAGES,)]
+V, T = ValueError, TypeError
+REFUSED = [
+    ({"model": nn.Identity()}, V, r"features of shape \(N, F\), got shape \(20, 2, 3, 3\)"),
+    ({"train": [(IMAGES, LABELS / 0)]}, V, "labels in train must be integers.* 16 of 48 missing"),
+    ({"train": [(IMAGES, [*LABELS.tolist()[:-1], None])]}, V, "in train must be .* 1 of 48 missing"),
+    ({"train": [(IMAGES, LABELS / 2)]}, T, "labels in train must be integers.*float32"),
+    ({"train": [(IMAGES, LABELS + 1)]}, V, "train must give labels from 0 to 2.*from 1 to 3"),
+    ({"train": [(IMAGES,)]}, V, r"train must give labels with every batch, as \(images, labels\)"),
+    ({"train": [(IMAGES / 0, LABELS)]}, V, "model must give finite features"),
+    ({"train": []}, V, "train is empty; give at least one labelled image"),
+    ({"train": iter(BATCHES)}, T, "train must be batches with a length.*got list_iterator"),
+    ({"test": [(IMAGES, torch.eye(3)[LABELS])]}, V, r"test must give one label .* \(48, 3\)"),
+    ({"test": [(IMAGES, LABELS[:5])]}, V, r"test must give one label per image.*\(5,\) for 48 images"),
+    ({"test": [(IMAGES.double(), LABELS)]}, V, "test must give features of the width and dtype of train's"),
+    ({"test": [(IMAGES[:0], LABELS[:0])]}, V, "test is empty"),
+    ({"optimizer": lambda p, lr: None}, T, "optimizer must give an optimizer, got NoneType"),
+    (
+        {"weight_decay": 0.1, "optimizer": torch.optim.AdamW},
+        V,
+        "weight_decay must be 0 for .*, got 0.1; set it",
+    ),
+    ({"warmup_epochs": 2}, V, "warmup_epochs must be .* at least 0 and below 2, got 2"),
+    ({"precision": "16"}, V, 'precision must be "32-true" or "bf16-mixed", got .16.'),
+    ({"lr": 1e38}, V, r"loss to stay finite, got (nan|inf) in epoch \d with lr=1e\+38; lower it"),
+]
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"model": len}, TypeError, "model must be a module, got builtin_function_or_method"),
-        ({"model": nn.Identity()}, ValueError, r"features of shape \(N, F\), got shape \(20, 2, 3, 3\)"),
-        ({"model": nn.Linear}, TypeError, "model must be a module, got type"),
-        (
-            {"train": [(IMAGES, LABELS / 0)]},
-            ValueError,
-            "labels in train must be integers.* 16 of 48 missing",
-        ),
-        (
-            {"train": [(IMAGES, [*LABELS.tolist()[:-1], None])]},
-            ValueError,
-            "in train must be .* 1 of 48 missing",
-        ),
-        ({"test": [(IMAGES, [str(y) for y in LABELS])]}, TypeError, "labels in test must be integers"),
-        ({"test": [(IMAGES, torch.eye(3)[LABELS])]}, ValueError, r"test must give one label .* \(48, 3\)"),
-        ({"test": [(IMAGES.byte(), LABELS)]}, TypeError, "test must hold images in floating point"),
-        ({"test": [(IMAGES.double(), LABELS)]}, ValueError, "test must give features like those of train"),
-        ({"train": 3}, TypeError, "train must be batches with a length"),
-        ({"epochs": True}, TypeError, "epochs must be a positive int, got True"),
-        ({"seed": "0"}, TypeError, "seed must be .* got '0'"),
-        ({"lr": "0.1"}, TypeError, "lr must be .* got '0.1'"),
-        ({"weight_decay": -0.1}, ValueError, "weight_decay must be a finite number of at least 0, got -0.1"),
-        (
-            {"weight_decay": 0.1, "optimizer": torch.optim.AdamW},
-            ValueError,
-            "weight_decay must be 0 for an optimizer of your own, got 0.1; set it there",
-        ),
-        ({"warmup_epochs": 2}, ValueError, "warmup_epochs must be .* at least 0 and below 2, got 2"),
-        ({"precision": "16"}, ValueError, 'precision must be "32-true" or "bf16-mixed", got .16.'),
-        ({"device": "gpu"}, ValueError, "device must be .* got 'gpu'"),
-        ({"progress": 1}, TypeError, "progress must be True or False, got 1"),
-        ({"optimizer": "sgd"}, TypeError, "optimizer must be called .* got 'sgd'"),
-        ({"optimizer": lambda p, lr: None}, TypeError, "optimizer must give an optimizer, got NoneType"),
-        ({"train": []}, ValueError, "train is empty; give at least one labelled image"),
-        ({"test": [(IMAGES[:0], LABELS[:0])]}, ValueError, "test is empty"),
-        ({"train": iter(BATCHES)}, TypeError, "train must be batches with a length.*got list_iterator"),
-        ({"test": iter(BATCHES)}, TypeError, "test must be batches with a length.*got list_iterator"),
-        ({"train": ALONE}, ValueError, r"train must give labels with every batch, as \(images, labels\)"),
-        ({"train": [(IMAGES, LABELS + 1)]}, ValueError, "train must give labels from 0 to 2.*from 1 to 3"),
-        ({"test": [(IMAGES, LABELS - 1)]}, ValueError, "test must give labels from 0 to 2.*from -1 to 1"),
-        (
-            {"test": [(IMAGES, LABELS[:5])]},
-            ValueError,
-            r"test must give one label per image.*\(5,\) for 48 images",
-        ),
-        ({"train": [(IMAGES, LABELS / 2)]}, TypeError, "labels in train must be integers.*float32"),
-        ({"train": [(IMAGES / 0, LABELS)]}, ValueError, "model must give finite features"),
-        ({"classes": 1}, ValueError, "classes must be an int of at least 2, got 1"),
-        ({"epochs": 0}, ValueError, "epochs must be a positive int, got 0"),
-        ({"lr": 0.0}, ValueError, "lr must be a finite number above 0, got 0.0"),
-        ({"lr": math.nan}, ValueError, "lr must be a finite number above 0, got nan"),
-        (
-            {"lr": 1e38},
-            ValueError,
-            r"loss to stay finite, got (nan|inf) in epoch \d with lr=1e\+38; lower it",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_refused(changes, error, message):
-    given = {
-        "model": nn.Flatten(),
-        "train": BATCHES,
-        "test": BATCHES,
-        "classes": CLASSES,
-        "epochs": 2,
-    } | changes
+@pytest.mark.parametrize(("changes", "error", "message"), REFUSED)
+def test_bad_arguments_are_refused(changes, error, message):
+    options = {"model": nn.Flatten(), "train": BATCHES, "test": BATCHES, "classes": CLASSES, "epochs": 2}
     with pytest.raises(error, match=message):
-        fine_tune(**given)
+        fine_tune(**options | changes)
 
 
-def test_labels_of_the_test_set_are_looked_at_before_training():
+def test_test_labels_are_checked_before_training():
     trained = []
     encoder = nn.Flatten()
     encoder.register_forward_hook(lambda *_: trained.append(1))
@@ -296,7 +254,7 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_it_learns_the_same_and_keeps_the_generators():
+def test_on_a_gpu_it_learns_and_restores_the_generators():
     encoder = small_encoder()
     cpu = fine_tune(encoder, BATCHES, BATCHES, CLASSES, epochs=3, lr=0.01)
     state = torch.cuda.get_rng_state()

@@ -1,4 +1,4 @@
-"""Logistic regression on a device against scikit-learn's, and its gradient against autograd."""
+"""Logistic regression on a device, against scikit-learn's; its gradient, against autograd."""
 
 import numpy as np
 import pytest
@@ -19,17 +19,17 @@ def device(request):
 
 
 def dataset(classes, n=400, width=24, noise=2.0, seed=0):
-    """Standardised features around a centre for each class, and labels that do not begin at 0."""
-    draw = np.random.default_rng(seed)
-    centres = draw.normal(size=(classes, width))
-    labels = draw.integers(0, classes, 2 * n)
-    features = (centres[labels] + noise * draw.normal(size=(2 * n, width))).astype(np.float32)
+    """Standardised features around one centre per class, and labels that do not start at 0."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(classes, width))
+    labels = rng.integers(0, classes, 2 * n)
+    features = (centres[labels] + noise * rng.normal(size=(2 * n, width))).astype(np.float32)
     features = preprocessing.StandardScaler().fit_transform(features)
     return features[:n], 5 + labels[:n], features[n:], 5 + labels[n:]
 
 
 def objective(weights, features, labels, c):
-    """What scikit-learn minimises, in float64: penalty, and C times the sum of cross-entropies."""
+    """scikit-learn's objective in float64: penalty plus C times the sum of cross-entropies."""
     logits = features.astype(np.float64) @ weights[:, :-1].T + weights[:, -1]
     logits -= logits.max(1, keepdims=True)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -37,7 +37,7 @@ def objective(weights, features, labels, c):
 
 
 @pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
-def test_it_finds_the_minimum_that_scikit_learn_finds(device, c):
+def test_it_finds_scikit_learns_minimum(device, c):
     x, y, x_test, _ = dataset(4)
     theirs = linear_model.LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(x.astype(np.float64), y)
     ours = DeviceLogisticRegression(1000, device).set_params(C=c).fit(x, y)
@@ -49,7 +49,7 @@ def test_it_finds_the_minimum_that_scikit_learn_finds(device, c):
 
 
 @pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
-def test_two_classes_have_the_penalty_that_scikit_learn_gives_them(device, c):
+def test_two_classes_have_scikit_learns_penalty(device, c):
     x, y, _, _ = dataset(2)
     theirs = linear_model.LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(x.astype(np.float64), y)
     weights = DeviceLogisticRegression(1000, device).set_params(C=c).fit(x, y).weights.double().cpu().numpy()
@@ -57,7 +57,7 @@ def test_two_classes_have_the_penalty_that_scikit_learn_gives_them(device, c):
     np.testing.assert_allclose(difference[:-1], theirs.coef_[0], atol=0.02 * np.abs(theirs.coef_).max())
 
 
-def test_more_iterations_are_not_taken_than_allowed(device):
+def test_max_iter_limits_the_iterations(device):
     x, y, _, _ = dataset(4)
     few, many = (DeviceLogisticRegression(n, device).set_params(C=10.0).fit(x, y).weights for n in (1, 200))
     few, many = (objective(w.double().cpu().numpy(), x, y, 10.0) for w in (few, many))
@@ -69,15 +69,15 @@ def test_the_gradient_is_that_of_autograd():
     weights = torch.randn(3, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     x = torch.randn(11, 5, generator=generator, dtype=torch.float64)
     y = torch.randint(3, (11, 1), generator=generator)
-    free, intercepts = weights[:, :-1], weights[:, -1]
-    loss = torch.nn.functional.cross_entropy(x @ free.T + intercepts, y[:, 0]) + 0.15 * free.square().sum()
+    w, intercepts = weights[:, :-1], weights[:, -1]
+    loss = torch.nn.functional.cross_entropy(x @ w.T + intercepts, y[:, 0]) + 0.15 * w.square().sum()
     (gradient,) = torch.autograd.grad(loss, weights)
     found = _loss_and_gradient(weights.detach(), x, y, penalty=0.3)
     torch.testing.assert_close(found, torch.cat([loss.detach()[None], gradient.flatten()]))
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_a_probe_on_a_device_scores_as_one_by_scikit_learn(device, classes):
+def test_a_probe_on_a_device_scores_as_scikit_learns(device, classes):
     data = dataset(classes, n=1000)
     ours, theirs = linear_probe(*data, device=device), linear_probe(*data)
     assert ours.accuracy == pytest.approx(theirs.accuracy, abs=0.01)

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was measured, in marks that can be told apart."""
+"""Figures: the drawn data are the measured ones, in distinguishable styles."""
 
 import importlib
 from itertools import combinations
@@ -25,33 +25,31 @@ def _figures_closed():
 
 
 def grey_images(count, size=6):
-    """Image i has the brightness i / count, by which it is known again."""
+    """Image i has the brightness i / count, which identifies it."""
     return torch.arange(count).div(count).reshape(-1, 1, 1, 1).expand(count, 3, size, size)
 
 
 def shown(axes, count):
-    """Number of the image in some axes; None in empty ones."""
+    """Index of the image in axes; None if they are empty."""
     return round(float(axes.images[0].get_array()[0, 0, 0]) * count) if axes.images else None
 
 
 # ---- diagrams -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("as_kind", [np.asarray, torch.from_numpy])
-def test_bit_usage_shows_the_shares_sorted(as_kind):
-    axes = plots.bit_usage(as_kind(BITS))
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_bit_usage_shows_the_sorted_shares(kind):
+    axes = plots.bit_usage(kind(BITS))
     (stairs,) = axes.patches
     assert stairs.get_data().values == pytest.approx(np.sort(100 * BITS.mean(axis=0)))
-    assert f"{100 * BITS.mean():.1f} % ones" in axes.get_title()
-    assert f"{codes.bit_entropy(BITS).mean():.3f} bits" in axes.get_title()
-    assert f"{codes.bit_correlation(BITS):.2f}" in axes.get_title()
+    assert axes.get_title() == (
+        f"{100 * BITS.mean():.1f} % ones, {codes.bit_entropy(BITS).mean():.3f} bits of entropy per bit, "
+        f"mean |correlation| {codes.bit_correlation(BITS):.2f}"
+    )
+    assert "correlation" not in plots.bit_usage(kind(BITS[:, :1])).get_title()
 
 
-def test_bit_usage_of_one_bit_names_no_correlation():
-    assert "correlation" not in plots.bit_usage(BITS[:, :1]).get_title()
-
-
-def test_diagrams_draw_into_axes_given_and_open_no_figure():
+def test_diagrams_draw_into_the_given_axes():
     figure, (one, two, three, four) = plt.subplots(1, 4)
     curve = rejection_curve(np.arange(4.0), np.array([True, True, False, True]))
     assert plots.bit_usage(BITS, axes=one) is one
@@ -75,7 +73,7 @@ def test_f1_against_bits_draws_each_curve_on_its_counts():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["Bern", "Gauss"]
 
 
-def test_rejection_curves_draw_coverage_and_accuracy_and_name_the_area():
+def test_rejection_curves_show_coverage_accuracy_and_area():
     curve = rejection_curve(np.array([0.1, 0.2, 0.3, 0.9]), np.array([True, True, True, False]))
     axes = plots.rejection_curves({"entropy": curve})
     (line,) = axes.lines
@@ -84,18 +82,10 @@ def test_rejection_curves_draw_coverage_and_accuracy_and_name_the_area():
     assert axes.get_legend().get_texts()[0].get_text() == f"entropy, area {curve.area:.3f}"
 
 
-@pytest.mark.parametrize(
-    ("draw", "source"), [(plots.f1_against_bits, "forest_curve"), (plots.rejection_curves, "rejection_curve")]
-)
-def test_no_curve_is_refused(draw, source):
-    with pytest.raises(ValueError, match=f"curves must hold at least one curve.*{source}"):
-        draw({})
-
-
 # ---- images ---------------------------------------------------------------------------------------------------
 
 
-def test_bit_images_stand_in_the_order_of_their_probabilities():
+def test_bit_images_are_sorted_by_probability():
     n = 10
     probs = np.stack([np.arange(n) / 9, 1 - np.arange(n) / 9], axis=1)
     figure = plots.bit_images(grey_images(n), probs, bits=(0, 1), count=3)
@@ -104,21 +94,19 @@ def test_bit_images_stand_in_the_order_of_their_probabilities():
     assert [figure.axes[i].get_title(loc="left") for i in (0, 3)] == ["on", "off"]
 
 
-def test_bit_images_of_a_bit_that_is_rarely_on_leave_places_empty():
-    n = 5
+def test_bit_images_of_a_rare_bit_have_empty_cells():
     probs = torch.tensor([0.5, 0.4, 0.9, 0.0, 0.1])[:, None]
-    figure = plots.bit_images(grey_images(n), probs, bits=(0,), count=3)
-    assert [shown(axes, n) for axes in figure.axes] == [2, None, None, 3, 4, 1]
+    figure = plots.bit_images(grey_images(5), probs, bits=(0,), count=3)
+    assert [shown(axes, 5) for axes in figure.axes] == [2, None, None, 3, 4, 1]
 
 
-def test_bits_themselves_serve_as_probabilities():
-    n = 4
-    figure = plots.bit_images(grey_images(n), np.array([[1], [0], [1], [0]]), bits=[0], count=2)
-    assert [shown(axes, n) for axes in figure.axes] == [0, 2, 1, 3]
+def test_bit_images_accept_bits_as_probabilities():
+    figure = plots.bit_images(grey_images(4), np.array([[1], [0], [1], [0]]), bits=[0], count=2)
+    assert [shown(axes, 4) for axes in figure.axes] == [0, 2, 1, 3]
 
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda x: pandas.Series(x, index=[7, 3])])
-def test_bits_are_chosen_by_any_sequence_of_integers(kind):
+def test_bits_may_be_any_sequence_of_integers(kind):
     n = 4
     probs = np.stack([np.arange(n) / 3, 1 - np.arange(n) / 3], axis=1)
     figure = plots.bit_images(grey_images(n), probs.tolist(), bits=kind([1, 0]), count=1)
@@ -127,7 +115,7 @@ def test_bits_are_chosen_by_any_sequence_of_integers(kind):
 
 
 @pytest.mark.parametrize("kind", [np.array, lambda x: pandas.Series(x, index=[3, 2, 1, 0])])
-def test_captions_and_names_are_any_sequence_of_lines(kind):
+def test_captions_and_names_may_be_any_sequence(kind):
     figure = plots.certain_images(
         grey_images(4), [0.0, 1, 2, 3], captions=kind(["a", "b", "c", "d"]), count=4
     )
@@ -136,7 +124,7 @@ def test_captions_and_names_are_any_sequence_of_lines(kind):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["2", "3", "5", "7"]
 
 
-def test_certain_images_stand_from_both_ends():
+def test_certain_images_are_sorted_from_both_ends():
     n = 8
     uncertainty = torch.tensor([3.0, 1, 7, 0, 2, 6, 5, 4])
     figure = plots.certain_images(
@@ -159,106 +147,73 @@ IMAGES = grey_images(4)
 CURVE = ForestCurve((1, 2), (0.1, 0.2), (1, 0))
 
 
-@pytest.mark.parametrize(
-    ("draw", "error", "message"),
-    [
-        (lambda: plots.bit_images(IMAGES, BITS[:4], bits=2), TypeError, "bits must be .* got 2; give a list"),
-        (
-            lambda: plots.bit_images(IMAGES, BITS[:4], bits=BITS[0]),
-            TypeError,
-            "bits must be .* indices .* array",
-        ),
-        (
-            lambda: plots.bit_images(IMAGES, BITS[:4], bits=(0.5,)),
-            ValueError,
-            r"bits must be .* got \(0.5,\)",
-        ),
-        (lambda: plots.bit_images(IMAGES, BITS[:4], bits=(-1,)), ValueError, r"bits must be .* got \(-1,\)"),
-        (lambda: plots.bit_images(IMAGES, BITS[:4], count="2"), TypeError, "count must be .* got '2'"),
-        (lambda: plots.bit_images(IMAGES, BITS[:4] + 0j), TypeError, "probs must be .* of dtype complex128"),
-        (lambda: plots.bit_images(None, BITS[:4]), TypeError, "images must be .* got NoneType"),
-        (lambda: plots.certain_images(IMAGES, torch.ones(4, device="meta")), TypeError, "uncertainty.* meta"),
-        (
-            lambda: plots.certain_images(IMAGES, np.ones(4), captions="abcd"),
-            TypeError,
-            "captions must be 4 lines",
-        ),
-        (lambda: plots.certain_images(IMAGES, np.ones(4), captions=[None] * 4), TypeError, "got .None, None"),
-        (
-            lambda: plots.code_map(BITS, np.full(200, np.nan)),
-            ValueError,
-            "labels must be .* 200 of 200 missing",
-        ),
-        (lambda: plots.code_map(BITS, np.arange(200) % 2, seed=-1), ValueError, "seed must be .* got -1"),
-        (
-            lambda: plots.code_map(BITS, np.arange(200) % 2, axes=np.empty(2)),
-            TypeError,
-            "axes must be .* ndarray",
-        ),
-        (lambda: plots.bit_usage(BITS, axes="x"), TypeError, "axes must be one Axes of matplotlib's"),
-        (lambda: plots.f1_against_bits(CURVE), TypeError, "got ForestCurve; pass a dict"),
-        (
-            lambda: plots.f1_against_bits({"a": (1, 2)}),
-            TypeError,
-            "evaluation.forest_curve, got tuple for 'a'",
-        ),
-        (
-            lambda: plots.f1_against_bits({"a": CURVE._replace(f1=(0.1, np.nan))}),
-            ValueError,
-            "finite numbers, as many of counts as of f1.*'a'",
-        ),
-        (lambda: plots.f1_against_bits({"a": CURVE}, chance=10), ValueError, "chance must be .* got 10"),
-        (
-            lambda: plots.rejection_curves({"a": CURVE}),
-            TypeError,
-            "evaluation.rejection_curve, got ForestCurve",
-        ),
-    ],
-)
-def test_what_is_of_another_kind_is_refused_and_opens_no_figure(draw, error, message):
+T, V = TypeError, ValueError
+HALVES = np.arange(200) % 2
+REFUSED = [
+    (lambda: plots.bit_images(IMAGES, BITS[:4], bits=2), T, "bits must be .* got 2; give a list"),
+    (lambda: plots.bit_images(IMAGES, BITS[:4], bits=BITS[0]), T, "bits must be .* indices .* array"),
+    (lambda: plots.bit_images(IMAGES, BITS[:4], bits=(12,)), V, r"indices from 0 to 11, got \(12,\)"),
+    (lambda: plots.bit_images(IMAGES, BITS[:4], bits=()), V, r"one or more indices from 0 to 11, got \(\)"),
+    (lambda: plots.bit_images(IMAGES, BITS), V, r"probs must have shape \(4, D\).*got \(200, 12\)"),
+    (
+        lambda: plots.bit_images(IMAGES, 2.0 * BITS[:4]),
+        V,
+        "between 0 and 1, got .* 0 to 2; take posterior.probs",
+    ),
+    (
+        lambda: plots.bit_images(3 * IMAGES, BITS[:4]),
+        V,
+        "images must be uint8 or lie between 0 and 1, got values",
+    ),
+    (lambda: plots.bit_images(IMAGES[0], BITS[:4]), V, r"images must have shape \(N, C, .*got \(3, 6, 6\)"),
+    (lambda: plots.certain_images(IMAGES, np.ones((4, 1))), V, r"uncertainty must have .*\(4,\).*\(4, 1\)"),
+    (lambda: plots.certain_images(IMAGES, np.full(4, np.nan)), V, "uncertainty must be finite"),
+    (lambda: plots.certain_images(IMAGES, np.ones(4), captions="abcd"), T, "captions must be 4 lines"),
+    (lambda: plots.certain_images(IMAGES, np.ones(4), captions=["a"]), V, "captions must be 4 lines.*got 1"),
+    (lambda: plots.bit_usage(BITS, axes="x"), T, "axes must be one matplotlib Axes, or None .* got str"),
+    (
+        lambda: plots.f1_against_bits({}),
+        V,
+        "at least one curve, by name, from evaluation.forest_curve, got none",
+    ),
+    (lambda: plots.f1_against_bits(CURVE), T, "got ForestCurve; pass a dict"),
+    (
+        lambda: plots.f1_against_bits({"a": CURVE._replace(f1=(0.1, np.nan))}),
+        V,
+        "counts as f1, all finite.*'a'",
+    ),
+    (lambda: plots.rejection_curves({"a": CURVE}), T, "evaluation.rejection_curve, got ForestCurve for 'a'"),
+    (lambda: plots.code_map(BITS, HALVES, axes=np.empty(2)), T, "axes must be .* ndarray; choose one"),
+    (lambda: plots.code_map(BITS, np.full(200, np.nan)), V, "labels must be .* 200 of 200 missing"),
+    (
+        lambda: plots.code_map(BITS, np.arange(200)),
+        V,
+        "labels must hold at most 64 classes, one style each, got 200",
+    ),
+    (
+        lambda: plots.code_map(BITS, HALVES, names=["cat"]),
+        V,
+        "names must be 2 lines, one for each class.* got 1",
+    ),
+    (lambda: plots.code_map(BITS[:, :1], HALVES), V, r"codes must have .* D at least 2.*\(200, 1\)"),
+    (lambda: plots.code_map(BITS[:2], np.arange(2)), V, "codes must hold at least 3 images, got 2"),
+    (lambda: plots.code_map(np.full((4, 2), np.inf), np.arange(4)), V, "codes must be finite"),
+    (lambda: plots.code_map(np.ones((4, 2)), np.arange(4)), V, "codes must differ between images"),
+]
+
+
+@pytest.mark.parametrize(("draw", "error", "message"), REFUSED)
+def test_bad_arguments_are_refused_before_a_figure_is_made(draw, error, message):
     with pytest.raises(error, match=message):
         draw()
     assert not plt.get_fignums()
-
-
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (
-            lambda: plots.bit_images(IMAGES[0], BITS[:4]),
-            r"images must have shape \(N, C, H, W\).*got \(3, 6, 6\)",
-        ),
-        (
-            lambda: plots.bit_images(3 * IMAGES, BITS[:4]),
-            "images must be uint8 or lie between 0 and 1, got values",
-        ),
-        (lambda: plots.bit_images(IMAGES, BITS), r"probs must have shape \(4, D\).*got \(200, 12\)"),
-        (
-            lambda: plots.bit_images(IMAGES, 2.0 * BITS[:4]),
-            "probs must lie between 0 and 1, got values from 0 to 2; take posterior.probs",
-        ),
-        (lambda: plots.bit_images(IMAGES, BITS[:4], bits=(12,)), r"indices from 0 to 11, got \(12,\)"),
-        (lambda: plots.bit_images(IMAGES, BITS[:4], bits=()), r"one or more indices from 0 to 11, got \(\)"),
-        (lambda: plots.bit_images(IMAGES, BITS[:4], count=0), "count must be a positive int, got 0"),
-        (
-            lambda: plots.certain_images(IMAGES, np.ones((4, 1))),
-            r"uncertainty must have shape \(4,\).*\(4, 1\)",
-        ),
-        (lambda: plots.certain_images(IMAGES, np.full(4, np.nan)), "uncertainty must be finite"),
-        (lambda: plots.certain_images(IMAGES, np.ones(4), captions=["a"]), "captions must be 4 lines.*got 1"),
-        (lambda: plots.certain_images(IMAGES, np.ones(4), count=0), "count must be a positive int, got 0"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(draw, message):
-    with pytest.raises(ValueError, match=message):
-        draw()
 
 
 # ---- map ------------------------------------------------------------------------------------------------------
 
 
 def clusters(classes, each=20, width=8):
-    """Groups of codes around corners far apart."""
+    """Groups of codes around distant centres."""
     rng = np.random.default_rng(0)
     centres = 10.0 * rng.standard_normal((classes, width))
     labels = np.arange(classes).repeat(each)
@@ -266,7 +221,7 @@ def clusters(classes, each=20, width=8):
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_the_map_keeps_groups_apart(method):
+def test_the_map_separates_groups(method):
     x, labels = clusters(3)
     axes = plots.code_map(x, torch.from_numpy(labels), names=["cat", "dog", "ship"], method=method)
     groups = [np.asarray(points.get_offsets()) for points in axes.collections]
@@ -277,7 +232,7 @@ def test_the_map_keeps_groups_apart(method):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cat", "dog", "ship"]
 
 
-def test_the_map_says_how_much_of_the_variance_it_shows():
+def test_the_map_gives_the_share_of_variance():
     x = np.zeros((8, 4))
     x[:4, 1], x[::2, 3] = 3.0, 1.0  # variances of 9 to 1
     axes = plots.code_map(x, np.arange(8) % 2)
@@ -285,30 +240,7 @@ def test_the_map_says_how_much_of_the_variance_it_shows():
     assert axes.get_ylabel() == "direction 2 (10 % of the variance)"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((BITS[:, :1], np.arange(200)), r"codes must have shape \(N, D\) with D at least 2.*\(200, 1\)"),
-        ((BITS, np.arange(3)), r"labels must have shape \(200,\).*got \(3,\)"),
-        ((BITS, np.arange(200)), "labels must hold at most 64 classes to be told apart, got 200"),
-        ((BITS[:2], np.arange(2)), "codes must hold at least 3 images.*got 2"),
-        ((np.full((4, 2), np.inf), np.arange(4)), "codes must be finite"),
-        ((np.ones((4, 2)), np.arange(4)), "codes must differ between images"),
-    ],
-)
-def test_codes_that_make_no_map_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        plots.code_map(*arguments)
-
-
-def test_unknown_methods_and_missing_names_are_refused():
-    with pytest.raises(ValueError, match=r"method must be.*got 'umap'"):
-        plots.code_map(BITS, np.arange(200) % 2, method="umap")
-    with pytest.raises(ValueError, match="names must be 2 lines, one for each class in labels, got 1"):
-        plots.code_map(BITS, np.arange(200) % 2, names=["cat"])
-
-
-# ---- marks ----------------------------------------------------------------------------------------------------
+# ---- styles ---------------------------------------------------------------------------------------------------
 
 
 def test_lines_differ_in_more_than_colour():
@@ -316,7 +248,7 @@ def test_lines_differ_in_more_than_colour():
     assert len(set(styles)) == 8
 
 
-def test_classes_have_marks_of_their_own():
+def test_classes_differ_in_colour_or_marker():
     styles = _style.point_styles()
     assert len({(style["color"], style["marker"]) for style in styles}) == len(styles)
     assert all(a["marker"] != b["marker"] for a, b in combinations(styles[:8], 2))
@@ -338,7 +270,7 @@ def test_a_missing_package_names_the_extra(missing, extra, monkeypatch):
         plots.code_map(BITS, np.arange(200) % 2)
 
 
-def test_a_package_that_is_there_but_broken_says_so_itself(monkeypatch):
+def test_the_error_of_a_broken_package_is_not_hidden(monkeypatch):
     def broken(name, *_):
         raise ModuleNotFoundError("No module named 'kiwisolver'", name="kiwisolver")
 

@@ -67,7 +67,7 @@ def test_returns_features_latent_and_posterior(options, training, out):
 
 
 @each_kind
-def test_training_draws_and_evaluation_takes_the_mode_unless_told_otherwise(options):
+def test_training_draws_and_evaluation_takes_the_mode_unless_sample_is_given(options):
     module = bottleneck(**options)
     for draw in (module(features()), module.eval()(features(), sample=True)):
         assert not torch.equal(draw.z, draw.posterior.mode())
@@ -308,24 +308,16 @@ def test_maps(options, projector, upsampler, out, lazy):
     assert (module.in_features, module.out_features) == (F, out or F)
     shapes = {name: p.shape for name, p in bottleneck(**options, **maps).state_dict().items()}
     assert {name: p.shape for name, p in module.state_dict().items()} == shapes
-    mlp = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
-    for layers, choice in ((module.projector, projector), (module.upsampler, upsampler)):
-        assert [type(m) for m in layers.modules()][choice == "mlp" :] == (
-            mlp if choice == "mlp" else [nn.Linear]
-        )
+    expected = {"linear": [nn.Linear], "mlp": [nn.Sequential, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]}
+    assert [type(m) for m in module.projector.modules()] == expected[projector]
+    assert [type(m) for m in module.upsampler.modules()] == expected[upsampler]
 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_identity_maps(lazy):
     for options, width in ((KINDS["bern"], D), (KINDS["gauss"], 2 * D), (KINDS["gauss isotropic"], D + 1)):
-        module = bottleneck(
-            **options,
-            in_features=None if lazy else width,
-            out_features=D,
-            projector="identity",
-            upsampler="identity",
-            location_std=None,
-        )
+        maps = {"projector": "identity", "upsampler": "identity", "out_features": D, "location_std": None}
+        module = bottleneck(**options, **maps, in_features=None if lazy else width)
         h = features(width=width)
         output = module(h)
         assert torch.equal(output.features, output.z)
@@ -345,7 +337,10 @@ def test_custom_lazy_modules_keep_their_widths_and_training_flags():
     frozen = nn.BatchNorm1d(F).eval()
     projector = nn.Sequential(frozen, nn.LazyLinear(9), nn.LazyLinear(D))
     module = bottleneck(projector=projector, upsampler=nn.LazyLinear(7), out_features=7, in_features=None)
-    assert module(features()).features.shape == (N, 7)
+    with torch.inference_mode():
+        assert module(features()).features.shape == (N, 7)
+    module(features()).features.square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
     assert not frozen.training
     assert projector.training
     assert projector[1].weight.shape == (9, F)
@@ -412,18 +407,6 @@ def test_copies_before_the_first_batch_are_independent(maps, copier):
     assert module(features()).features.shape == (N, F)
 
 
-@each_kind
-@pytest.mark.parametrize("lazily", [False, True])
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_after_the_first_batch_are_equal(options, copier, lazily):
-    module = bottleneck(**options, in_features=None if lazily else F)
-    module(features())
-    other = copier(module)
-    results = [m(features(seed=2), generator=generator()) for m in (module, other)]
-    assert torch.equal(results[0].features, results[1].features)
-    assert not {id(p) for p in module.parameters()} & {id(p) for p in other.parameters()}
-
-
 @MAPS
 def test_materialize_equals_a_width_given_to_the_constructor(maps):
     torch.manual_seed(1)
@@ -440,11 +423,6 @@ def test_materialize_equals_a_width_given_to_the_constructor(maps):
     late.materialize(F)
     with pytest.raises(ValueError, match=rf"bottleneck takes {F} features .*, but the encoder gives 9"):
         late.materialize(9)
-
-
-def test_double_before_the_first_batch():
-    module = lazy("mlp").double()
-    assert module(features(dtype=torch.float64)).features.dtype == torch.float64
 
 
 # ---- temperature -------------------------------------------------------------------------------------------
@@ -577,14 +555,11 @@ def test_exports_in_evaluation_mode(options):
 T, V = TypeError, ValueError
 MAP = '"linear", "mlp", "identity" or a module'
 BUILT = [
-    ({"dim": 2.0}, V, "dim must be a positive int, got 2.0"),
-    ({"temperature": math.nan}, V, "temperature must be a finite number of at least 1e-06, got nan"),
     (
         {"temperature": torch.tensor(-1.0)},
         V,
         "temperature must be a finite number of at least 1e-06, got -1.0",
     ),
-    ({"location_std": math.inf}, V, "location_std must be a finite number above 0, got inf"),
     (
         {"learnable_scale": True, "location_std": None},
         V,
@@ -607,13 +582,11 @@ def test_bad_options_are_refused(options, error, message):
 DTYPE = r"must have the dtype of the module's weights, torch.float32, got torch.float64; convert it with features.to"
 CALLED = [
     ((torch.ones(2, 6, 3, 3),), V, r"features must have shape \(N, F\), got \(2, 6, 3, 3\); pool or flatten"),
-    ((torch.ones(2, 6).long(),), T, "features must be a floating point tensor, got torch.int64"),
     ((features().to("meta"),), V, "features must be on the module's device, cpu, got meta"),
     ((torch.ones(0, 6),), V, r"features is empty, shape \(0, 6\); skip empty batches"),
     ((features().double(),), T, f"features {DTYPE}"),
     ((torch.ones(2, 5),), V, r"features must be 6 wide \(in_features\), got 5"),
     ((torch.ones(1, 6),), V, "a training batch of one image cannot be normalised; use a larger batch"),
-    ((features(), features(width=5)), V, "opposing must be 6 wide"),
     (
         (features(), features(4)),
         V,

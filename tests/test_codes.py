@@ -48,20 +48,16 @@ def test_leading_dimensions(kind, shape):
     assert (codes.unpack_bits(packed, 9) == bits).all()
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64]
-)
-def test_torch_dtypes_and_layouts(dtype):
-    bits = torch.from_numpy(random_bits(10, 4)).to(dtype)
-    expected = torch.from_numpy(np.packbits(bits.T.double().numpy().astype(bool), axis=-1))
-    assert torch.equal(codes.pack_bits(bits.T), expected)
-    assert torch.equal(codes.pack_bits(bits.T, validate=False), expected)
+TORCH = (torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float16, np.float64])
-def test_numpy_dtypes(dtype):
-    bits = random_bits(4, 10)
-    np.testing.assert_array_equal(codes.pack_bits(bits.astype(dtype)), np.packbits(bits, axis=-1))
+@pytest.mark.parametrize("dtype", [*TORCH, bool, np.uint8, np.int64, np.float16, np.float64])
+def test_dtypes_and_layouts(dtype):
+    bits = random_bits(10, 4)
+    given = torch.from_numpy(bits).to(dtype) if dtype in TORCH else bits.astype(dtype)
+    for validate in (True, False):
+        packed = codes.pack_bits(given.T, validate=validate)
+        np.testing.assert_array_equal(np.asarray(packed), np.packbits(bits.T, axis=-1))
 
 
 # ---- distance ----------------------------------------------------------------------------------------------
@@ -246,24 +242,14 @@ def test_labels_of_all_integer_types(kind):
 U8 = np.zeros((2, 3), np.uint8)
 V, T = ValueError, TypeError
 REFUSED = [
-    (
-        codes.pack_bits,
-        (np.array(1),),
-        V,
-        r"z must have at least one bit in its last dimension, got shape \(\)",
-    ),
     (codes.pack_bits, (np.array([0.5]),), V, "z must hold only 0 and 1, got 0.5; take the mode"),
     (codes.pack_bits, (torch.tensor([math.nan]),), V, "z must hold only 0 and 1, got nan"),
     (codes.pack_bits, (np.array([0, None]),), T, "z must be a dense array.*got an array of dtype object"),
-    (codes.pack_bits, (torch.ones(2).to_sparse(),), T, "got a sparse_coo tensor"),
     (codes.pack_bits, (torch.ones(2, device="meta"),), V, "got a meta tensor; pass validate=False"),
-    (codes.unpack_bits, (np.zeros(1), 8), T, "codes must be packed codes of dtype uint8, got float64"),
     (codes.unpack_bits, (U8, 25), V, r"dim=25 needs codes 4 bytes wide, got shape \(2, 3\)"),
     (codes.unpack_bits, (U8, 16), V, "dim=16 needs codes 2 bytes wide"),
-    (codes.unpack_bits, (U8[:, :0], 8), V, "codes must have at least one byte"),
     (codes.hamming_distance, (U8, U8[:, :2]), V, "a and b must be equally wide, got 3 and 2 bytes"),
     (codes.hamming_distance, (U8, torch.from_numpy(U8)), T, "a and b must both be .* got ndarray and Tensor"),
-    (codes.hamming_distance, (U8, U8.astype(int)), T, "b must be packed codes of dtype uint8"),
     (
         codes.hamming_distance,
         (U8, np.zeros((3, 3), np.uint8)),
@@ -271,11 +257,8 @@ REFUSED = [
         r"broadcast .* got shapes \(2, 3\) and \(3, 3",
     ),
     (codes.compression_ratio, ((), 8), V, r"image_shape must be one or more positive ints, got \(\)"),
-    (codes.compression_ratio, ("44", 8), T, "image_shape must be .* got '44'; give a list"),
-    (codes.compression_ratio, ((x for x in (4, 4)), 8), T, "got <generator"),
     (codes.share_of_ones, (np.zeros(3),), V, r"bits must have shape \(N, D\) .* got \(3,\); unpack codes"),
     (codes.distinct_codes, (np.full((2, 2), 7),), V, "bits must hold only 0 and 1, got 7.0; unpack codes"),
-    (codes.bit_correlation, ("10",), T, "bits must be a numpy array or a tensor, got str"),
     (codes.bit_class_information, (BITS, [0, None, 1, 0]), V, "labels must be integers.*1 of 4 missing"),
     (
         codes.bit_class_information,
@@ -284,7 +267,6 @@ REFUSED = [
         "labels must be integers.*got .a. in list of dtype <U1",
     ),
     (codes.bit_class_information, (BITS, [[0], [1, 2], 0, 0]), V, "labels must be .* got list: setting"),
-    (codes.bit_class_information, (BITS, np.zeros(3)), V, r"labels must have shape \(4,\), one per image"),
 ]
 
 

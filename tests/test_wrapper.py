@@ -92,9 +92,8 @@ def algorithm_1(m, x, x_prime, g, *, hard=False, isotropic=False, variance_from=
     h, h_prime = f(x), f(x_prime)  # 2
     phi = F.linear(h_prime, pi.weight, pi.bias)  # 3
     location = phi[:, :DIM]
-    location = (
-        2 * (location - location.mean(0)) / (location.var(0, correction=0) + 1e-5).sqrt()
-    )  # our normalisation
+    # Our normalisation.
+    location = 2 * (location - location.mean(0)) / (location.var(0, correction=0) + 1e-5).sqrt()
     if m.bottleneck.kind == "bern":  # 4
         u = torch.rand(location.shape, generator=g, dtype=location.dtype)
         e = u.log() - (1 - u).log()
@@ -128,10 +127,11 @@ def test_it_is_algorithm_1(kind):
         twin, x, x_prime, generator(), hard=kind == "hard", isotropic=kind == "gauss isotropic", **own
     )
     expected.backward()
-    assert_close(output.v, v)
-    assert_close(output.v_prime, v_prime)
-    assert_close(output.z, z)
-    assert_close(loss, expected)
+    assert isinstance(output, StochConOutput)
+    assert output.posterior.kl().shape == (N,)
+    found = (output.v, output.v_prime, output.z, output.h, output.h_prime, loss)
+    for a, b in zip(found, (v, v_prime, z, twin.encoder(x), twin.encoder(x_prime), expected), strict=True):
+        assert_close(a, b)
     for (name, a), b in zip(m.named_parameters(), twin.parameters(), strict=True):
         assert b.grad.any(), name
         assert_close(a.grad, b.grad)
@@ -154,34 +154,6 @@ def test_both_branches_use_one_head():
     assert any(torch.equal(x, output.h) for x in inputs)
     assert any(torch.equal(x, m.bottleneck.upsampler(output.z)) for x in inputs)
     assert_close(output.v, m.head(output.h))
-
-
-@each_kind
-def test_output_shapes(kind):
-    output = build(kind)(X, X_PRIME)
-    assert isinstance(output, StochConOutput)
-    assert output.v.shape == output.v_prime.shape == (N, 4)
-    assert output.h.shape == output.h_prime.shape == (N, WIDTH)
-    assert output.z.shape == (N, DIM)
-    assert output.posterior.kl().shape == (N,)
-
-
-def test_sample_overrides_training():
-    m = model()
-    assert set(m(X, X_PRIME, sample=False).z.unique().tolist()) == {0.0, 1.0}
-    m.eval()
-    assert set(m(X, X_PRIME).z.unique().tolist()) == {0.0, 1.0}
-    assert len(m(X, X_PRIME, sample=True).z.unique()) > 2
-
-
-def test_variance_from_chooses_the_view_of_the_variance():
-    m = model("gauss").eval()
-    h, h_prime = m.encoder(X), m.encoder(X_PRIME)
-    for source, of_variance in (("opposing", h), ("own", h_prime)):
-        m.variance_from = source
-        posterior = m(X, X_PRIME).posterior
-        assert torch.equal(posterior.mean, m.bottleneck.posterior(h_prime).mean)
-        assert torch.equal(posterior.log_std, m.bottleneck.posterior(of_variance).log_std)
 
 
 # ---- symmetric --------------------------------------------------------------------------------------------
@@ -219,13 +191,6 @@ def test_the_symmetric_posterior_has_one_temperature():
     assert posterior.rsample().shape == (2, N, DIM)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_the_encoder_sees_each_view_once(symmetric):
-    m = StochConWrapper(CountedEncoder(), dim=DIM, symmetric=symmetric, feature_dim=WIDTH)
-    m(X, X_PRIME)
-    assert m.encoder.backbone.passes == 2
-
-
 # ---- several samples and no noise --------------------------------------------------------------------------
 
 
@@ -233,11 +198,11 @@ def fixed_noise(m, monkeypatch, calls):
     """Make `rsample` use these noises in turn."""
     kind = type(m.bottleneck.posterior(torch.randn(N, WIDTH, dtype=torch.float64)))
     rsample, noises = kind.rsample, iter(calls)
-    monkeypatch.setattr(
-        kind,
-        "rsample",
-        lambda self, *, noise=None, generator=None, **o: rsample(self, noise=next(noises), **o),
-    )
+
+    def replaced(self, *, noise=None, generator=None, **options):
+        return rsample(self, noise=next(noises), **options)
+
+    monkeypatch.setattr(kind, "rsample", replaced)
 
 
 @each_kind
@@ -313,9 +278,12 @@ def expected_representation(m, x, which):
 
 
 @pytest.mark.parametrize("which", REPRESENTATIONS)
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
 @pytest.mark.parametrize("training", [True, False])
-def test_encode(which, training):
-    m = model().train(training)
+def test_encode(which, kind, training):
+    if (which, kind) == ("bits", "gauss"):
+        pytest.skip("a Gaussian has no bits")
+    m = model(kind).train(training)
     m(X, X_PRIME)
     shape = {"h": WIDTH, "z": DIM, "upsampled": WIDTH, "bits": math.ceil(DIM / 8)}[which]
     encoded = m.encode(X, which)
@@ -342,12 +310,6 @@ def test_encode_changes_nothing(which):
     with pytest.raises(RuntimeError, match="channels"):
         m.encode(torch.ones(2, 4, 8, 8), which)
     assert {name: module.training for name, module in m.named_modules()} == flags
-
-
-@pytest.mark.parametrize("which", ["h", "z", "upsampled"])
-def test_encode_of_a_gaussian(which):
-    m = model("gauss")
-    assert torch.equal(m.encode(X, which), expected_representation(m, X, which))
 
 
 @pytest.mark.parametrize("which", REPRESENTATIONS)
@@ -379,9 +341,8 @@ def test_feature_extractor_shares_weights_and_exports(which):
     assert not extractor.training
     assert {id(p) for p in extractor.parameters()} <= {id(p) for p in m.parameters()}
     assert torch.equal(extractor(X), m.encode(X, which))
-    program = torch.export.export(
-        extractor, (X,), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},)
-    )
+    sizes = ({0: torch.export.Dim("n", min=2, max=64)},)
+    program = torch.export.export(extractor, (X,), dynamic_shapes=sizes)
     for x in (X, images(3, n=4)):
         assert torch.equal(program.module()(x), m.encode(x, which))
 
@@ -526,17 +487,11 @@ T, V = TypeError, ValueError
 NARROW = StochasticBottleneck("bern", 4, in_features=WIDTH + 1)
 OTHER = StochasticBottleneck("bern", 4, in_features=WIDTH, out_features=7)
 BUILT = [
-    ({"encoder": "resnet50"}, T, "encoder must be a module, got str"),
     ({"bottleneck": nn.Linear(WIDTH, 4)}, T, "bottleneck must be a StochasticBottleneck, got Linear"),
-    ({"projection_dim": 2.5}, V, "projection_dim must be a positive int, got 2.5"),
     ({"samples": -1}, V, "samples must be an int of at least 0, got -1"),
     ({"samples": True}, T, "samples must be an int of at least 0, got True"),
     ({"bottleneck": NARROW}, V, r"bottleneck takes 6 features \(in_features\), but the encoder gives 5"),
-    (
-        {"bottleneck": OTHER},
-        V,
-        r"bottleneck gives 7 features \(out_features\), but the head takes the encoder's 5",
-    ),
+    ({"bottleneck": OTHER}, V, r"bottleneck gives 7 features \(out_features\), but the head takes .* 5"),
 ]
 
 
@@ -547,16 +502,9 @@ def test_bad_options_are_refused(options, error, message):
 
 
 IMAGES = [
-    (
-        X.mul(255).byte(),
-        T,
-        r"{} must hold images in floating point, got torch.uint8; scale .* {}.float\(\) / 255",
-    ),
-    (X.long(), T, "{} must be a floating point tensor, got torch.int64"),
+    (X.byte(), T, r"{} must hold images in floating point, got torch.uint8; scale .* {}.float\(\) / 255"),
     (X.to_sparse(), T, r"{} must be a dense tensor, got a sparse_coo one; convert it with {}.to_dense\(\)"),
-    (torch.tensor(1.0), V, r"{} must hold a batch of images, \(N, C, H, W\), got shape \(\)"),
     (X[:0], V, r"{} is empty, shape \(0, 3, 8, 8\); skip empty batches"),
-    (X.numpy(), T, "{} must be a tensor, got ndarray"),
 ]
 
 
@@ -589,9 +537,7 @@ def test_images_of_another_dtype_or_device_are_refused():
             call(X.double())
         with pytest.raises(ValueError, match="x must be on the module's device, cpu, got meta"):
             call(X.to("meta"))
-    with pytest.raises(
-        TypeError, match=r"x and x_prime must have one dtype, got torch.float32 and torch.float64"
-    ):
+    with pytest.raises(TypeError, match=r"x and x_prime must have one dtype, got torch.float32 and torch.f"):
         m(X, X.double())
     with pytest.raises(ValueError, match="x and x_prime must be on one device, got cpu and meta"):
         m(X, X.to("meta"))
@@ -647,9 +593,7 @@ def test_a_frozen_encoder_does_not_change(copier, checkpoint_encoder):
 
 
 def test_a_frozen_encoder_stores_no_activations_and_runs_once():
-    m = StochConWrapper(
-        CountedEncoder(), dim=DIM, feature_dim=WIDTH, checkpoint_encoder=True
-    ).freeze_encoder()
+    m = model(encoder=CountedEncoder(), checkpoint_encoder=True).freeze_encoder()
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.ndim) or t, lambda t: t):
         output = m(X, X_PRIME)
@@ -675,20 +619,9 @@ def test_unfreezing():
 
 def test_a_frozen_encoder_compiles():
     m = frozen_model()
-    compiled = torch.compile(Step(m), fullgraph=True, backend="aot_eager")
-    compiled(X, X_PRIME)[0].backward()
+    torch.compile(m, fullgraph=True, backend="eager")(X, X_PRIME).v_prime.sum().backward()
     assert all(p.grad is None for p in m.encoder.parameters())
     assert m.bottleneck.projector.weight.grad.any()
-
-
-def test_fine_tuning_unfreezes_a_copy():
-    from stochastic_bottleneck.evaluation import fine_tune
-
-    m = frozen_model()
-    batches = [(X, torch.arange(N) % 2)]
-    tuned = fine_tune(m, batches, batches, classes=2, epochs=2).classifier
-    assert not torch.equal(tuned[0].backbone[0].weight, m.encoder.backbone[0].weight)
-    assert m.encoder.frozen
 
 
 # ---- Lightning ---------------------------------------------------------------------------------------------
@@ -818,45 +751,30 @@ def test_autocast_trains(kind, dtype):
         assert parameter.grad.any(), name
 
 
-class Step(nn.Module):
-    """A model and its loss, compiled as one."""
-
-    def __init__(self, m):
-        super().__init__()
-        self.m, self.loss = m, InfoNCELoss()
-
-    def forward(self, x, x_prime):
-        output = self.m(x, x_prime)
-        return self.loss(output.v, output.v_prime), output
+OLD = pytest.mark.xfail(torch.__version__ < "2.13", reason="compiled, older torch counts statistics twice")
+CHECKPOINTED = pytest.param({"checkpoint_encoder": True}, marks=OLD)
+OPTIONS = [{"symmetric": True, "samples": 2}, {"kind": "gauss", "samples": 0}, CHECKPOINTED]
 
 
-def assert_same_training(m):
-    """Compiled and eager agree; in float64, since the gradient of a bias before a batch norm is only rounding."""
-    twin = copy.deepcopy(m.double())
-    results = []
-    for step in (Step(m), torch.compile(Step(twin), fullgraph=True, backend="aot_eager")):
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_compiled_code_agrees(options, fresh_compiler):
+    m = model(**options).double()  # in float32 the gradient of a bias before a batch norm is only rounding
+    twin = copy.deepcopy(m)
+    outputs = []
+    for call in (m, torch.compile(twin, fullgraph=True, backend="aot_eager")):
         torch.manual_seed(3)
-        results.append(step(X.double(), X_PRIME.double()))
-        results[-1][0].backward()
-    (loss, output), (fast_loss, fast_output) = results
-    assert type(fast_output) is StochConOutput
-    assert_close(fast_loss, loss)
-    assert_close(fast_output.z, output.z)
-    for (name, a), b in zip(m.named_parameters(), twin.named_parameters(), strict=True):
+        output = call(X.double(), X_PRIME.double())
+        (output.v * output.v_prime.sin()).sum().backward()
+        outputs.append(output)
+    assert type(outputs[1]) is StochConOutput
+    assert_close(outputs[1].z, outputs[0].z)
+    assert_close(outputs[1].v_prime, outputs[0].v_prime)
+    for (name, a), b in zip(m.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(
-            b[1].grad, a.grad, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+            b.grad, a.grad, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
         )
     for (name, a), b in zip(m.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(b, a, msg=lambda text, name=name: f"{name}: {text}")
-
-
-OLD = pytest.mark.xfail(torch.__version__ < "2.13", reason="compiled, older torch counts statistics twice")
-COMPILED = [{"symmetric": True, "samples": 2}, {"kind": "gauss", "samples": 0}, {"checkpoint_encoder": True}]
-
-
-@pytest.mark.parametrize("options", [*COMPILED[:2], pytest.param(COMPILED[2], marks=OLD)], ids=str)
-def test_compiled_code_agrees(options, fresh_compiler):
-    assert_same_training(model(**options))
 
 
 def test_a_few_steps_lower_the_loss():

@@ -69,15 +69,9 @@ class Features(lightning.Callback):
 
 def fit(module, *callbacks, epochs=3, **options):
     torch.manual_seed(1)
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=list(callbacks),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"logger": False, **options},
-    )
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options = dict.fromkeys(off, False) | options
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), **options)
     trainer.fit(module, DataLoader(VIEWS, batch_size=20, shuffle=True))
     return trainer
 

@@ -309,7 +309,6 @@ LABELS = [
     (lambda y: y.astype(float), T, "must be integers, .* got [012].0 in ndarray of dtype float64"),
     (lambda y: with_missing(y, "cat", list), T, "must be integers, .* in list of dtype <U"),
     (lambda y: with_missing(y, "cat", lambda x: np.array(x, object)), T, "got .cat. in .* of dtype object"),
-    (lambda y: y + 0j, T, "must be integers, .* complex128"),
     (lambda y: np.eye(CLASSES)[y], V, r"got \(90, 3\); for one-hot rows take argmax"),
 ]
 
@@ -346,16 +345,11 @@ def test_data_that_does_not_fit_is_refused(name, data, message, kind):
 
 OPTIONS = [
     ("knn_accuracy", {"k": 5}, V, "k must be a positive int and at most 4, got 5"),
-    ("knn_accuracy", {"k": 2.0}, V, "k must be .* got 2.0"),
-    ("knn_accuracy", {"k": 1, "temperature": 0.0}, V, "temperature must be .* of at least 1e-06, got 0"),
     ("knn_accuracy", {"k": 1, "metric": "hamming"}, V, 'metric="hamming" needs features that are 0 or 1'),
     ("knn_accuracy", {"k": 1, "device": "cuda:99"}, V, "device must be available, .* got 'cuda:99'"),
-    ("linear_probe", {"device": 2.5}, T, "device must be .* got 2.5"),
     ("linear_probe", {"regularisations": (1.0, 0.0)}, V, r"numbers above 0, got \(1\.0, 0\.0\)"),
-    ("linear_probe", {"regularisations": (c for c in (0.1, 1.0))}, T, "regularisations .*generator"),
     ("linear_probe", {"regularisations": (0.1, 1.0)}, V, "the 2 classes, .*got 4 images, 2 in the smallest"),
     ("forest_curve", {"counts": (2, 0)}, V, r"counts must be positive ints, got \(2, 0\)"),
-    ("forest_curve", {"counts": (True,)}, T, r"counts must be positive ints, got \(True,\)"),
     ("forest_curve", {"jobs": 0}, V, "jobs must be a positive int, or -1 for all cores, got 0"),
 ]
 

@@ -216,7 +216,7 @@ class StochConWrapper(TimmMethods):
         v = self.head(h).expand_as(v_prime)
         if self.symmetric:
             v_first, z_first, posterior_first = self._stochastic_branch(h, h_prime, sample, generator)
-            join = torch.stack if v.ndim == 2 else torch.cat
+            join = torch.stack if z.ndim == 2 else torch.cat
             v = join((v, self.head(h_prime).expand_as(v_first)))
             v_prime, z = join((v_prime, v_first)), join((z, z_first))
             posterior = _stack(posterior, posterior_first)
@@ -316,7 +316,7 @@ class StochConWrapper(TimmMethods):
             own, other, sample=sample, samples=self.samples, generator=generator
         )
         # One sample at a time: batch normalization takes the statistics of one.
-        v = self.head(upsampled) if upsampled.ndim == 2 else torch.stack([self.head(u) for u in upsampled])
+        v = self.head(upsampled) if z.ndim == 2 else torch.stack([self.head(u) for u in upsampled])
         return v, z, posterior
 
     def extra_repr(self) -> str:

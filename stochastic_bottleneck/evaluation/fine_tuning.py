@@ -241,7 +241,7 @@ def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple
         empty = False
         if labels is None:
             raise ValueError(
-                f"{name} must give labels with every batch, as (images, labels), got only images"
+                f"{name} must give labels with every batch, as (images, labels), got images alone"
             )
         y = class_labels(labels, len(x), f"labels in {name}")
         if y.min() < 0 or y.max() >= classes:

@@ -111,7 +111,7 @@ class OnlineKNN(Callback):
         if isinstance(measured, str):
             raise RuntimeError(f"OnlineKNN failed on rank 0 ({measured})")
         self.accuracy = measured
-        # The mean over processes of one number; without it Lightning warns.
+        # All processes log the same number; without sync_dist Lightning warns.
         pl_module.log("knn", measured, on_step=False, on_epoch=True, sync_dist=True)
 
     def _measure(self, trainer: Any, pl_module: Any) -> float:

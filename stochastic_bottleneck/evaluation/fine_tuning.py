@@ -67,7 +67,7 @@ def fine_tune(
 
     All weights are trained, frozen ones too, in training mode; the learning rate rises linearly to `lr` during the
     warm-up and then falls by a cosine to 0. With an untrained encoder this is supervised training. `model` itself
-    stays as it is. For few labels, pass a loader of some of the training images. A batch of one image, such as a
+    is not changed. For few labels, pass a loader of some of the training images. A batch of one image, such as a
     loader's last, is joined to a larger one before it: batch normalization cannot take it alone.
 
     Args:

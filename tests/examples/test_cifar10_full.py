@@ -44,7 +44,7 @@ def test_the_run_ends_in_a_table_of_all_models(whole):
         width, probe, knn, tuned, *_ = cells[model, "h"]
         assert width == "256"
         assert all(0 <= float(x) <= 100 for x in (probe, knn, tuned))
-    assert "StochCon Gauss" in output
+    assert "Supervised" in output
     assert (folder / "f1_against_bits.png").stat().st_size > 1000
     results = measured(folder)[0]
     assert results["data"]["train"] == 24

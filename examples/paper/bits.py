@@ -1,0 +1,50 @@
+"""F1 against the number of bits: As few as 11 bits are competitive on CIFAR-10.
+
+    python examples/paper/bits.py runs/paper/seed* runs/paper/dim512-*
+
+Needs runs of StochCon Bern. A random forest sees the most important bits, ranked on the training images; F1 is the mean
+over classes on the test images.
+"""
+
+from claim import Panel, Rows, Run, ahead, by, main, shown
+
+from stochastic_bottleneck.evaluation import forest_curve
+
+COUNTS = (*range(1, 13), 14, 16, 20, 25, 32, 40, 50, 64, 96, 128, 192, 256)
+FIGURE = [Panel("random forest, mean F1 (%)", "bits, the most important first", curves="f1", log="x")]
+
+
+def bits_for(curve, share):
+    """Fewest bits from which on F1 stays at this share of that with all bits."""
+    below = [count for count, f1 in zip(curve.counts, curve.f1, strict=True) if f1 < share * curve.f1[-1]]
+    return next(count for count in curve.counts if count > max(below, default=0))
+
+
+def measure(runs: list[Run]):
+    """Forests on growing numbers of bits."""
+    rows, lines = [], {}
+    for dim, group in by(runs, "dim").items():
+        splits = [(run, run.split(run.model("bern"), "z")) for run in group]
+        found = [forest_curve(*split, counts=COUNTS, seed=run.seed) for run, split in splits]
+        counts = found[0].counts
+        rows.append(
+            {"bits": dim, "F1 with all": [curve.f1[-1] for curve in found]}
+            | {"bits for 95%": [bits_for(curve, 0.95) for curve in found]}
+            | {"kept by 11": [curve.f1[counts.index(min(11, dim))] / curve.f1[-1] for curve in found]}
+        )
+        lines[f"of {dim} bits"] = [[n, [curve.f1[i] for curve in found]] for i, n in enumerate(counts)]
+    return rows, {"f1": lines | {"paper: 11 bits": [[11, 0], [11, rows[0]["F1 with all"]]]}}
+
+
+def conclude(rows: Rows):
+    """Look at 11 bits."""
+    criteria, parts = {}, []
+    for row in rows:
+        criteria[f"11 of {row['bits']} bits keep 95% of the F1"] = not ahead(0.95, row["kept by 11"])
+        kept, needed = shown(row["kept by 11"], ".0%"), shown(row["bits for 95%"], ".0f")
+        parts.append(f"Of {row['bits']} bits, 11 keep {kept} of the F1 and {needed} keep 95%.")
+    return " ".join(parts), criteria
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, conclude, FIGURE, {"bits for 95%": ".0f"})

@@ -1,0 +1,58 @@
+"""Use of the bits' capacity: The bottleneck uses all its capacity, with 50% zeros and 50% ones.
+
+    python examples/paper/capacity.py runs/paper/seed* runs/paper/dim512-*
+
+Needs runs of StochCon Bern; looks at the bits of the test images. Balanced bits can still repeat each other, so
+effective bits count too: the participation ratio of the eigenvalues of the bits' correlation matrix, which is the
+number of bits where they are uncorrelated and 1 for copies of one bit.
+"""
+
+import numpy as np
+from claim import Panel, Rows, Run, ahead, by, columns_of, main, shown
+
+from stochastic_bottleneck.codes import share_of_ones
+from stochastic_bottleneck.evaluation import bit_statistics
+
+FIGURE = [Panel("share of ones (%)", "bits, sorted (% of all)", curves="ones")]
+ENTROPY, CORRELATION, EFFECTIVE = "entropy of a bit", "mean |correlation|", "effective bits"
+FORMATS = {ENTROPY: ".3f", CORRELATION: ".3f", EFFECTIVE: ".1f"}
+
+
+def effective_bits(bits):
+    """Participation ratio; constant bits do not count."""
+    correlation = np.corrcoef(bits[:, bits.std(axis=0) > 0], rowvar=False)
+    return float(np.trace(correlation) ** 2 / np.square(correlation).sum())
+
+
+def measure(runs: list[Run]):
+    """Balance and redundancy of the bits."""
+    rows, lines = [], {}
+    for dim, group in by(runs, "dim").items():
+        codes = [run.split(run.model("bern"), "z")[2] for run in group]
+        found = columns_of([bit_statistics(bits)._asdict() for bits in codes])
+        rows.append(
+            {"bits": dim, "ones": found["share_of_ones"], "paper, ones": 0.5, ENTROPY: found["entropy"]}
+        )
+        rows[-1] |= {CORRELATION: found["correlation"], EFFECTIVE: [effective_bits(bits) for bits in codes]}
+        shares = np.sort([share_of_ones(bits) for bits in codes])[:, :: max(1, dim // 32)].T.tolist()
+        lines[f"{dim} bits"] = [[100 * (i + 0.5) / len(shares), cell] for i, cell in enumerate(shares)]
+    return rows, {"ones": lines}
+
+
+def conclude(rows: Rows):
+    """Ask for balanced bits that do not repeat each other."""
+    criteria = {}
+    for row in rows:
+        dim, ones = row["bits"], row["ones"]
+        criteria[f"of {dim} bits, 48% to 52% are ones"] = not ahead(ones, 0.52) and not ahead(0.48, ones)
+        criteria[f"a bit of {dim} has an entropy of at least 0.95 bits"] = not ahead(0.95, row[ENTROPY])
+        criteria[f"at least half of {dim} bits are effective"] = not ahead(dim / 2, row[EFFECTIVE])
+    parts = [
+        f"{r['bits']} bits: {shown(r['ones'])} ones, {shown(r[EFFECTIVE], '.1f')} effective bits"
+        for r in rows
+    ]
+    return f"{'; '.join(parts)}.", criteria
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, conclude, FIGURE, FORMATS)

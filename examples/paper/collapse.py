@@ -1,0 +1,58 @@
+"""Variance collapse: The Gaussian's variance collapses unless it comes from the opposing view.
+
+    python examples/paper/collapse.py runs/paper/seed* runs/paper/own-*
+
+Needs runs of StochCon Gauss with --variance-from opposing and own; reads results.json and metrics.csv. The variance is
+the mean over dimensions and the images of a training batch.
+"""
+
+import csv
+import statistics
+
+from claim import Panel, Rows, Run, ahead, by, main, shown, values
+
+FIGURE = [Panel("posterior variance", "step of pretraining", curves="variance", log="y", factor=1)]
+
+
+def variances(run):
+    """Epoch, step and posterior variance, where it was logged."""
+    with (run.folder / "gauss" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["latent/variance_mean"]]
+    return [(int(row["epoch"]), int(row["step"]), float(row["latent/variance_mean"])) for row in rows]
+
+
+def last_epoch(run):
+    """Mean of the posterior variance over the last epoch."""
+    logged = variances(run)
+    return statistics.fmean(value for epoch, _, value in logged if epoch == logged[-1][0])
+
+
+def measure(runs: list[Run]):
+    """Variance over training."""
+    rows, lines = [], {}
+    for view, group in by(runs, "variance_from").items():
+        logged, final = [variances(run) for run in group], [last_epoch(run) for run in group]
+        rows.append(
+            {"variance from": f"{view} view", "at the end": final}
+            | {"left of the start": [end / first[2] for end, (first, *_) in zip(final, logged, strict=True)]}
+            | {f"probe on {part}": values(group, "gauss", part, "probe") for part in "hz"}
+        )
+        steps = zip(*logged, strict=True)
+        lines[f"from the {view} view"] = [[step[0][1], [value for *_, value in step]] for step in steps]
+    return rows, {"variance": lines}
+
+
+def conclude(rows: Rows):
+    """Compare what is left of the variance."""
+    opposing, own = rows
+    criteria = {
+        "with the own view's, less than 10% of the variance is left": ahead(0.1, own["left of the start"]),
+        "with the opposing view's, 10% or more is left": not ahead(0.1, opposing["left of the start"]),
+        "the opposing view's leaves more variance": ahead(opposing["at the end"], own["at the end"]),
+    }
+    left = " and ".join(f"{shown(row['left of the start'])} from the {row['variance from']}" for row in rows)
+    return f"Variance left after training: {left}.", criteria
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, conclude, FIGURE, {"at the end": ".3g"})

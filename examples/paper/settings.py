@@ -1,0 +1,46 @@
+"""Settings: Symmetric training with a location_std of 4 is ahead of one stochastic view with 2.
+
+    python examples/paper/settings.py runs/paper/held-out-*
+
+Our search for the settings of the preset cpu: each alternative is trained on four fifths of the training images and
+evaluated on the rest, so that the test images are not used. Reads results.json. "start" is what most runs share.
+"""
+
+from collections import Counter
+
+from claim import LABELS, Panel, Rows, Run, ahead, main, shown, values
+
+IGNORED = {"seed", "out", "models", "precision", "resume", "compile", "logger", "data"}
+START, CHOSEN, ON = "start", "symmetric=True, location_std=4.0", ("probe on h", "probe on z")
+FIGURE = [Panel(f"{name}, held out (%)", "setting", (name,), by=("model",)) for name in ON]
+SCORES = {"probe on h": "h probe", "kNN on h": "h knn", "probe on z": "z probe", "kNN on z": "z knn"}
+SCORES |= {"ones": "z bits share_of_ones", "correlation": "z bits correlation"}
+
+
+def measure(runs: list[Run]):
+    """Scores of each alternative."""
+    usual = {k: Counter(repr(run.settings[k]) for run in runs).most_common(1)[0][0] for k in runs[0].settings}
+    groups, rows = {}, []
+    for run in runs:
+        different = [f"{k}={v}" for k, v in run.settings.items() if k not in IGNORED and repr(v) != usual[k]]
+        groups.setdefault(", ".join(sorted(different, reverse=True)) or START, []).append(run)
+    for setting, group in groups.items():
+        for name in ("simclr", "bern", "gauss"):
+            found = {column: values(group, name, *keys.split()) for column, keys in SCORES.items()}
+            rows += [{"setting": setting, "model": LABELS[name]} | found] if found["probe on h"] else []
+    return rows, {}
+
+
+def conclude(rows: Rows):
+    """Compare the setting that was chosen with the one that the search began with."""
+    found = {(row["setting"], row["model"]): row for row in rows}
+    criteria, parts = {}, []
+    for model in ("StochCon Bern", "StochCon Gauss"):
+        start, chosen = found[START, model], found[CHOSEN, model]
+        criteria |= {f"{model}: {CHOSEN} is ahead in the {on}": ahead(chosen[on], start[on]) for on in ON}
+        parts.append(f"{model} from {shown(start[ON[0]])} to {shown(chosen[ON[0]])}")
+    return f"With {CHOSEN}, the probe on h goes for {' and '.join(parts)}.", criteria
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, conclude, FIGURE, {"correlation": ".3f"})

@@ -1,0 +1,46 @@
+"""Fine-tuned and frozen accuracy: Fine-tuned StochCon beats SimCLR and supervised training.
+
+    python examples/paper/table.py runs/paper/seed*
+
+Reads the results.json of runs of all four models.
+"""
+
+from claim import LABELS, Panel, Rows, Run, ahead, main, shown, values
+
+PAPER = {
+    "simclr": (0.9135, 0.9435),
+    "bern": (0.9196, 0.9642),
+    "gauss": (0.924, 0.9608),
+    "supervised": (None, 0.95),
+}
+FIGURE = [Panel(f"{name} (%)", "model", (name,)) for name in ("probe on h", "fine-tuned")]
+FORMATS = dict.fromkeys(("paper, frozen", "paper, fine-tuned"), ".2%")
+
+
+def measure(runs: list[Run]):
+    """Accuracy of each model."""
+    rows = [
+        {"model": label}
+        | {f"probe on {part}": values(runs, name, part, "probe") for part in "hz"}
+        | {"fine-tuned": values(runs, name, "finetuned", "accuracy")}
+        | {"paper, frozen": PAPER[name][0], "paper, fine-tuned": PAPER[name][1]}
+        for name, label in LABELS.items()
+    ]
+    return rows, {}
+
+
+def conclude(rows: Rows):
+    """Compare StochCon with SimCLR and supervised training."""
+    simclr, bern, gauss, supervised = rows
+    criteria = {}
+    for own in (bern, gauss):
+        for other in (simclr, supervised):
+            said = f"fine-tuned, {own['model']} is ahead of {other['model']}"
+            criteria[said] = ahead(own["fine-tuned"], other["fine-tuned"])
+        criteria[f"on h, {own['model']} is ahead of SimCLR"] = ahead(own["probe on h"], simclr["probe on h"])
+    listed = ", ".join(f"{row['model']} {shown(row['fine-tuned'])}" for row in rows)
+    return f"Fine-tuned accuracy: {listed}.", criteria
+
+
+if __name__ == "__main__":
+    main(__doc__, measure, conclude, FIGURE, FORMATS)

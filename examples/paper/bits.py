@@ -1,6 +1,6 @@
 """F1 against the number of bits: As few as 11 bits are competitive on CIFAR-10.
 
-    python examples/paper/bits.py runs/paper/seed* runs/paper/dim512-*
+    python examples/paper/bits.py runs/paper/base-* runs/paper/dim512-*
 
 Needs runs of StochCon Bern. A random forest sees the most important bits, ranked on the training images; F1 is the mean
 over classes on the test images.

@@ -1,6 +1,6 @@
 """Use of the bits' capacity: The bottleneck uses all its capacity, with 50% zeros and 50% ones.
 
-    python examples/paper/capacity.py runs/paper/seed* runs/paper/dim512-*
+    python examples/paper/capacity.py runs/paper/base-* runs/paper/dim512-*
 
 Needs runs of StochCon Bern; looks at the bits of the test images. Balanced bits can still repeat each other, so
 effective bits count too: the participation ratio of the eigenvalues of the bits' correlation matrix, which is the

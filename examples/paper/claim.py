@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -53,7 +53,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.results = folder, json.loads((folder / "results.json").read_text())
-        self.settings: Json = self.results["settings"]
+        self.settings = dict(self.results["settings"])
         self.seed: int = self.settings["seed"]
 
     def model(self, name: str) -> nn.Module:
@@ -63,8 +63,8 @@ class Run:
 
     def images(self) -> Any:
         """Training and test images, uint8, with their labels."""
-        data = self.settings["data"]
-        return load_images(Settings(**self.settings | {"data": data and Path(data)}))
+        settings, data = self.results["settings"], self.results["settings"]["data"]
+        return load_images(Settings(**settings | {"data": data and Path(data)}))
 
     def encode(self, model: nn.Module, pixels: Tensor, representation: Any = "h") -> Encoded:
         """Features of uint8 images."""
@@ -119,16 +119,7 @@ def shown(cell: Cell, form: str = ".1%") -> str:
     return "-" if cell is None else f"{mean(cell):{form}}"
 
 
-# ---- results files ----------------------------------------------------------------------------------------------
-
-
-def main(
-    doc: str,
-    measure: Callable[[list[Run]], tuple[Rows, Json]],
-    conclude: Callable[[Rows], tuple[str, dict[str, bool]]],
-    figure: Sequence[Panel],
-    formats: dict[str, str],
-) -> None:
+def main(doc: str, measure: Any, conclude: Any, figure: Sequence[Panel], formats: dict[str, str]) -> None:
     """Measure the runs of the command line, write the results file and draw the figure.
 
     `formats` says how to show the numbers of a column; others are integers or shown in percent.
@@ -173,9 +164,6 @@ def rows_of(results: Json) -> Rows:
     """Rows of the table that finding and verdict are about."""
     names, rows, epochs = results["table"]["columns"], results["table"]["rows"], results["runs"][0]["epochs"]
     return [dict(zip(names[1:], row[1:], strict=True)) for row in rows if row[0] == epochs]
-
-
-# ---- figures ----------------------------------------------------------------------------------------------------
 
 
 class Panel(NamedTuple):

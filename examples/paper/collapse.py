@@ -1,6 +1,6 @@
 """Variance collapse: The Gaussian's variance collapses unless it comes from the opposing view.
 
-    python examples/paper/collapse.py runs/paper/seed* runs/paper/own-*
+    python examples/paper/collapse.py runs/paper/base-* runs/paper/own-*
 
 Needs runs of StochCon Gauss with --variance-from opposing and own; reads results.json and metrics.csv. The variance is
 the mean over dimensions and the images of a training batch.

@@ -1,6 +1,6 @@
 """Compression against accuracy: The bottleneck compresses images 588 times and trades top-1 for compression.
 
-    python examples/paper/compression.py runs/paper/seed* runs/paper/dim*
+    python examples/paper/compression.py runs/paper/base-* runs/paper/dim*
 
 Needs runs of StochCon Bern at several sizes, and of SimCLR, whose features faiss compresses to codes of the same sizes.
 A linear probe evaluates each code; of product quantization, the features that are decoded from it. The paper's 588

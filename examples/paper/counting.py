@@ -1,6 +1,6 @@
 """Counting metrics: The bits of StochCon Bern make metrics countable.
 
-    python examples/paper/counting.py runs/paper/seed*
+    python examples/paper/counting.py runs/paper/base-*
 
 Needs runs of StochCon Bern. Mutual information of bit and class is the plug-in estimate, a mean over the bits; shuffled
 classes show its bias. Nearest codes are those of training images.

@@ -1,6 +1,6 @@
 """The Gaussian's dimension: A smaller bottleneck relies on variance to increase its capacity.
 
-    python examples/paper/dims.py runs/paper/seed* runs/paper/dim*
+    python examples/paper/dims.py runs/paper/base-* runs/paper/dim*
 
 Needs runs of StochCon Gauss at several sizes; reads results.json and metrics.csv.
 """

@@ -1,6 +1,6 @@
 """A weight on the KL: With a weight on the KL, the scale of logits and means should be learned.
 
-    python examples/paper/kl_weight.py runs/paper/kl-*
+    python examples/paper/kl_weight.py runs/paper/kl*
 
 Our question. Needs runs of both StochCon models with several --kl-weight and three scales: --location-std 2, the same
 with --learnable-scale, and --location-std None. Describes the latent of the test images. Kurtosis is that of logits or
@@ -60,14 +60,9 @@ def conclude(rows: Rows):
         "its logits have fewer outliers (kurtosis)": ahead(fixed["kurtosis"], learned["kurtosis"]),
         "its nearest neighbors in z are not worse": not ahead(fixed["kNN on z"], learned["kNN on z"]),
     }
-    parts = [
-        f"{row['scale']} {shown(row['KL'], '.1f')} nats, {shown(row['kurtosis'], '.1f')}"
-        for row in (fixed, learned)
-    ]
-    return (
-        f"KL of the bits and kurtosis of their logits at weight {most}, by scale: {'; '.join(parts)}.",
-        criteria,
-    )
+    said = [f"{shown(row['KL'], '.1f')} nats and {shown(row['kurtosis'], '.1f')}" for row in (fixed, learned)]
+    finding = f"KL of the bits and kurtosis of their logits at weight {most}"
+    return f"{finding}: {said[0]} with a fixed scale, {said[1]} with a learned one.", criteria
 
 
 if __name__ == "__main__":

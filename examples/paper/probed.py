@@ -1,6 +1,6 @@
 """Which representation is probed: The bits know no less than the probabilities that they come from.
 
-    python examples/paper/probed.py runs/paper/held-out-chosen-*
+    python examples/paper/probed.py runs/paper/chosen-*
 
 Our question: the paper does not say which representation its frozen percentages are of. Needs runs of both StochCon
 models, evaluated on held-out training images.

@@ -1,12 +1,10 @@
 """Settings: Symmetric training with a location_std of 4 is ahead of one stochastic view with 2.
 
-    python examples/paper/settings.py runs/paper/held-out-*
+    python examples/paper/settings.py runs/paper/start-* runs/paper/chosen-* runs/paper/try-*
 
 Our search for the settings of the preset cpu: each alternative is trained on four fifths of the training images and
-evaluated on the rest, so that the test images are not used. Reads results.json. "start" is what most runs share.
+evaluated on the rest, so that the test images are not used. Reads results.json. The first folder is the start.
 """
-
-from collections import Counter
 
 from claim import LABELS, Panel, Rows, Run, ahead, main, shown, values
 
@@ -19,10 +17,9 @@ SCORES |= {"ones": "z bits share_of_ones", "correlation": "z bits correlation"}
 
 def measure(runs: list[Run]):
     """Scores of each alternative."""
-    usual = {k: Counter(repr(run.settings[k]) for run in runs).most_common(1)[0][0] for k in runs[0].settings}
-    groups, rows = {}, []
+    start, groups, rows = runs[0].settings, {}, []
     for run in runs:
-        different = [f"{k}={v}" for k, v in run.settings.items() if k not in IGNORED and repr(v) != usual[k]]
+        different = [f"{k}={v}" for k, v in run.settings.items() if k not in IGNORED and v != start[k]]
         groups.setdefault(", ".join(sorted(different, reverse=True)) or START, []).append(run)
     for setting, group in groups.items():
         for name in ("simclr", "bern", "gauss"):
@@ -38,8 +35,8 @@ def conclude(rows: Rows):
     for model in ("StochCon Bern", "StochCon Gauss"):
         start, chosen = found[START, model], found[CHOSEN, model]
         criteria |= {f"{model}: {CHOSEN} is ahead in the {on}": ahead(chosen[on], start[on]) for on in ON}
-        parts.append(f"{model} from {shown(start[ON[0]])} to {shown(chosen[ON[0]])}")
-    return f"With {CHOSEN}, the probe on h goes for {' and '.join(parts)}.", criteria
+        parts.append(f"from {shown(start[ON[0]])} to {shown(chosen[ON[0]])} ({model})")
+    return f"With {CHOSEN}, the probe on h goes {' and '.join(parts)}.", criteria
 
 
 if __name__ == "__main__":

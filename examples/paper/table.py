@@ -1,6 +1,6 @@
 """Fine-tuned and frozen accuracy: Fine-tuned StochCon beats SimCLR and supervised training.
 
-    python examples/paper/table.py runs/paper/seed*
+    python examples/paper/table.py runs/paper/base-*
 
 Reads the results.json of runs of all four models.
 """

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Train the runs that the claims need, then measure every claim. Runs that are finished are not trained again.
+#
+#     examples/paper/run_all.sh DATA [OPTIONS OF cifar10_full.py]
+#
+# DATA is what cifar10_full.py takes as --data. Three seeds, 5 epochs: about two days on 2 CPU cores. RUNS and RESULTS set
+# the folders (runs/paper, examples/results), SEEDS the seeds ("0 1 2"), DIMS the latent dimensions to compare.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+data=${1:?give the folder or archive of images, as cifar10_full.py takes it with --data}
+more=("${@:2}")
+runs=${RUNS:-runs/paper}
+seeds=(${SEEDS:-0 1 2})
+
+train() { # FOLDER PRESET SEED OPTIONS...
+    python examples/cifar10_full.py "$2" --seed "$3" --out "$runs/$1-seed$3" --resume "${@:4}" "${more[@]}"
+}
+cpu() { # FOLDER SEED OPTIONS...
+    train "$1" cpu "$2" --data "$data" --epochs 5 "${@:3}"
+}
+held_out() { # FOLDER SEED OPTIONS...
+    cpu "$1" "$2" --held-out --finetune-epochs 0 "${@:3}"
+}
+both=(--models bern gauss)
+start=(--no-symmetric --location-std 2)
+
+for seed in "${seeds[@]}"; do
+    cpu base "$seed"
+    cpu own "$seed" --models gauss --variance-from own --finetune-epochs 0
+    for dim in ${DIMS:-8 16 32 64 256 512}; do
+        cpu "dim$dim" "$seed" "${both[@]}" --dim "$dim" --finetune-epochs 0
+    done
+    held_out start "$seed" "${start[@]}" --models simclr bern gauss
+    held_out chosen "$seed" "${both[@]}"
+    for weight in 0 0.01 0.1; do # on the sample, without DATA
+        kl=("${both[@]}" --epochs 12 --finetune-epochs 0 --kl-weight "$weight")
+        train "kl$weight-fixed" quick "$seed" "${kl[@]}"
+        train "kl$weight-learned" quick "$seed" "${kl[@]}" --learnable-scale
+        train "kl$weight-none" quick "$seed" "${kl[@]}" --location-std None
+    done
+done
+held_out try-symmetric "${seeds[0]}" "${both[@]}" --location-std 2
+held_out try-location-4 "${seeds[0]}" "${both[@]}" --no-symmetric
+held_out try-location-none "${seeds[0]}" "${both[@]}" --no-symmetric --location-std None
+held_out try-temperature "${seeds[0]}" --models bern "${start[@]}" --temperature 0.5
+held_out try-samples "${seeds[0]}" "${both[@]}" "${start[@]}" --samples 4
+held_out try-no-noise "${seeds[0]}" "${both[@]}" "${start[@]}" --samples 0
+
+measure() { # CLAIM FOLDERS...
+    python "examples/paper/$1.py" "${@:2}" --out "${RESULTS:-examples/results}"
+}
+for claim in table counting uncertainty; do measure "$claim" "$runs"/base-*; done
+for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/dim512-*; done
+for claim in compression dims; do measure "$claim" "$runs"/base-* "$runs"/dim*; done
+measure collapse "$runs"/base-* "$runs"/own-*
+measure probed "$runs"/chosen-*
+measure settings "$runs"/start-* "$runs"/chosen-* "$runs"/try-*
+measure kl_weight "$runs"/kl*

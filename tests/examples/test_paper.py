@@ -1,0 +1,150 @@
+"""The scripts that measure the paper's claims, on toy runs; and that committed findings follow from their tables."""
+
+import json
+import runpy
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import timm
+import torch
+import torchvision
+from cifar10_full import Settings
+from torch import nn
+
+from stochastic_bottleneck import StochConWrapper, evaluation
+from stochastic_bottleneck.hub import HubModel
+
+PAPER = Path(__file__).parents[2] / "examples" / "paper"
+RESULTS = PAPER.parent / "results"
+CLAIMS = {  # with the runs of each
+    **dict.fromkeys(("table", "counting", "uncertainty", "probed"), ("base",)),
+    **dict.fromkeys(("compression", "bits", "capacity", "dims"), ("base", "dim8")),
+    "collapse": ("base", "own"),
+    "settings": ("base", "chosen"),
+    "kl_weight": ("base", "kl-none", "kl-learned"),
+}
+RUNS = {
+    "base": {},
+    "dim8": {"dim": 8},
+    "own": {"variance_from": "own"},
+    "chosen": {"symmetric": True, "location_std": 4.0},
+    "kl-none": {"location_std": None},
+    "kl-learned": {"learnable_scale": True},
+}
+ENCODER = {"channels": [8, 8, 8, 16], "stem_width": 4}
+METRICS = "epoch,step,loss,latent/variance_mean\n0,20,2.0,1.0\n0,39,2.0,\n1,40,1.0,0.25\n1,60,1.0,0.15\n"
+
+
+def save(kind, dim, folder):
+    """An untrained model and its metrics, as cifar10_full.py leaves them."""
+    torch.manual_seed(dim)
+    encoder = timm.create_model("resnet10t", num_classes=0, **ENCODER)
+    model = StochConWrapper(encoder, kind=kind, dim=dim, projection_dim=8)
+    HubModel.from_wrapper(model, encoder_name="timm:resnet10t", encoder_options=ENCODER).save_pretrained(
+        folder
+    )
+    (folder / "metrics.csv").write_text(METRICS)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Run folders of two seeds."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, changed in RUNS.items():
+        for seed in (0, 1):
+            folder = root / f"{name}-{seed}"
+            folder.mkdir()
+            settings = asdict(Settings(**{"dim": 16, "epochs": 5, "seed": seed, **changed}))
+            for kind in ("bern", "gauss"):
+                saved = root / f"{kind}{settings['dim']}"
+                if not saved.exists():
+                    save(kind, settings["dim"], saved)
+                (folder / kind).symlink_to(saved)
+            scores = {"probe": 0.5 + 0.01 * seed, "knn": 0.4}
+            found = {"h": scores, "z": scores, "finetuned": {"accuracy": 0.6}}
+            models = {
+                "simclr": found,
+                "bern": found,
+                "gauss": found,
+                "supervised": {"finetuned": {"accuracy": 0.7}},
+            }
+            results = {"models": models, "settings": settings, "data": {"name": "toy"}, "commit": "1234567"}
+            (folder / "results.json").write_text(json.dumps(results, default=str))
+    return root
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Start a script with arguments."""
+    monkeypatch.syspath_prepend(PAPER)
+    import claim
+
+    classes = torch.arange(60) % 3
+    noise = torch.randint(128, (60, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    pixels = (noise + 40 * classes[:, None, None, None]).byte()
+    images = SimpleNamespace(pixels=pixels, labels=classes.roll(1).where(torch.arange(60) < 9, classes))
+    digits = SimpleNamespace(images=16 * np.random.default_rng(0).random((20, 8, 8)))
+    fashion = SimpleNamespace(data=torch.randint(256, (20, 28, 28), dtype=torch.uint8))
+    monkeypatch.setattr(claim, "load_images", lambda settings: (images, images))
+    monkeypatch.setattr(claim, "load_encoder", lambda folder: nn.Sequential(nn.AvgPool2d(8), nn.Flatten()))
+    monkeypatch.setattr(evaluation, "forest_curve", partial(evaluation.forest_curve, trees=5, jobs=1))
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", lambda *args, **options: fashion)
+
+    def run(name, *folders):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, folders), "--out", str(tmp_path)])
+        runpy.run_path(str(PAPER / f"{name}.py"), run_name="__main__")
+        return json.loads((tmp_path / f"{name}.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_script_writes_its_results_and_figure(name, runs, start, tmp_path):
+    results = start(name, *[runs / f"{run}-{seed}" for run in CLAIMS[name] for seed in (0, 1)])
+    assert (results["claim"], results["seeds"], results["runs"][0]["commits"]) == (name, [0, 1], ["1234567"])
+    assert results["verdict"] in ("holds", "holds in part", "does not hold")
+    table = results["table"]
+    assert {len(row) for row in table["rows"]} == {len(table["columns"])} == {len(table["formats"])}
+    assert any(isinstance(cell, list) and len(cell) == 2 for row in table["rows"] for cell in row)
+    figure = tmp_path / f"{name}.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    figure.unlink()
+    assert start(name) == results  # without runs the figure is drawn again
+    assert figure.exists()
+
+
+def test_one_seed_gives_no_verdict_and_epochs_are_rows_of_their_own(runs, start, tmp_path):
+    assert start("table", runs / "base-0")["verdict"] is None
+    results = json.loads((runs / "base-0" / "results.json").read_text())
+    results["settings"]["epochs"] = 40
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "results.json").write_text(json.dumps(results))
+    found = start("table", tmp_path / "long", runs / "base-0", runs / "base-1")
+    assert [row[0] for row in found["table"]["rows"]] == 4 * [5] + 4 * [40]
+    assert [found["table"]["rows"][i][2] for i in (0, 4)] == [[0.5, 0.51], [0.5]]
+    assert found["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_committed_findings_follow_from_their_tables(name, monkeypatch):
+    monkeypatch.syspath_prepend(PAPER)
+    import claim
+
+    results = json.loads((RESULTS / f"{name}.json").read_text())
+    script = runpy.run_path(str(PAPER / f"{name}.py"))
+    finding, criteria = script["conclude"](claim.rows_of(results))
+    assert (finding, criteria) == (results["finding"], results["criteria"])
+    said = (
+        "holds" if all(criteria.values()) else "holds in part" if any(criteria.values()) else "does not hold"
+    )
+    assert results["verdict"] == said
+    assert results["commit"]
+    assert (RESULTS / f"{name}.png").exists()
+    assert script["__doc__"].startswith(f"{results['title']}: {results['paper']}\n")

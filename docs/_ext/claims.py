@@ -40,7 +40,7 @@ def rows(table: dict[str, Any]) -> list[list[str]]:
 def directive(cells: list[list[str]], kind: str = "results") -> str:
     """A reStructuredText table of these cells, header first."""
     text = io.StringIO()
-    escaped = [[cell.replace("|", r"\|") for cell in row] for row in cells]
+    escaped = [[r"\-" if cell == "-" else cell.replace("|", r"\|") for cell in row] for row in cells]
     csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(escaped)
     options = f".. csv-table::\n   :header-rows: 1\n   :class: {kind}\n\n"
     return options + textwrap.indent(text.getvalue(), "   ")

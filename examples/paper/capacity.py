@@ -4,7 +4,7 @@
 
 Needs runs of StochCon Bern; looks at the bits of the test images. Balanced bits can still repeat each other, so
 effective bits count too: the participation ratio of the eigenvalues of the bits' correlation matrix, which is the
-number of bits where they are uncorrelated and 1 for copies of one bit.
+number of bits if they are uncorrelated and 1 for copies of one. Result: holds in part (5 epochs of a small encoder).
 """
 
 import numpy as np
@@ -30,10 +30,9 @@ def measure(runs: list[Run]):
     for dim, group in by(runs, "dim").items():
         codes = [run.split(run.model("bern"), "z")[2] for run in group]
         found = columns_of([bit_statistics(bits)._asdict() for bits in codes])
-        rows.append(
-            {"bits": dim, "ones": found["share_of_ones"], "paper, ones": 0.5, ENTROPY: found["entropy"]}
-        )
-        rows[-1] |= {CORRELATION: found["correlation"], EFFECTIVE: [effective_bits(bits) for bits in codes]}
+        rows.append({"bits": dim, "ones": found["share_of_ones"], "paper, ones": 0.5})
+        rows[-1] |= {ENTROPY: found["entropy"], CORRELATION: found["correlation"]}
+        rows[-1] |= {EFFECTIVE: [effective_bits(bits) for bits in codes]}
         shares = np.sort([share_of_ones(bits) for bits in codes])[:, :: max(1, dim // 32)].T.tolist()
         lines[f"{dim} bits"] = [[100 * (i + 0.5) / len(shares), cell] for i, cell in enumerate(shares)]
     return rows, {"ones": lines}
@@ -41,16 +40,13 @@ def measure(runs: list[Run]):
 
 def conclude(rows: Rows):
     """Ask for balanced bits that do not repeat each other."""
-    criteria = {}
+    criteria, parts = {}, []
     for row in rows:
         dim, ones = row["bits"], row["ones"]
         criteria[f"of {dim} bits, 48% to 52% are ones"] = not ahead(ones, 0.52) and not ahead(0.48, ones)
         criteria[f"a bit of {dim} has an entropy of at least 0.95 bits"] = not ahead(0.95, row[ENTROPY])
         criteria[f"at least half of {dim} bits are effective"] = not ahead(dim / 2, row[EFFECTIVE])
-    parts = [
-        f"{r['bits']} bits: {shown(r['ones'])} ones, {shown(r[EFFECTIVE], '.1f')} effective bits"
-        for r in rows
-    ]
+        parts.append(f"{dim} bits: {shown(ones)} ones, {shown(row[EFFECTIVE], '.1f')} effective bits")
     return f"{'; '.join(parts)}.", criteria
 
 

@@ -3,8 +3,8 @@
     python examples/paper/compression.py runs/paper/base-* runs/paper/dim*
 
 Needs runs of StochCon Bern at several sizes, and of SimCLR, whose features faiss compresses to codes of the same sizes.
-A linear probe evaluates each code; of product quantization, the features that are decoded from it. The paper's 588
-is 224 x 224 x 3 x 8 bits over 2,048 bits.
+A linear probe evaluates each code; of product quantization, the features that are decoded from it. The paper's 588 is
+224 x 224 x 3 x 8 bits over 2,048 bits. Result: holds in part (5 epochs of a small encoder).
 """
 
 import faiss

@@ -3,8 +3,8 @@
     python examples/paper/kl_weight.py runs/paper/kl*
 
 Our question. Needs runs of both StochCon models with several --kl-weight and three scales: --location-std 2, the same
-with --learnable-scale, and --location-std None. Describes the latent of the test images. Kurtosis is that of logits or
-means, 3 for a normal distribution; a decided bit has a probability of at least 0.9.
+with --learnable-scale, and --location-std None. Describes the latent of the test images: kurtosis of logits or means, 3
+for a normal distribution; a decided bit has a probability of at least 0.9. Result: holds (12 epochs on the sample).
 """
 
 import numpy as np
@@ -13,9 +13,8 @@ from claim import LABELS, Panel, Rows, Run, ahead, by, columns_of, main, shown, 
 from torchvision.transforms.v2 import Lambda
 
 COLUMNS = {"KL": ".1f", "kurtosis": ".1f", "standard deviation": ".1f", "decided bits": ".1%"}
-FIGURE = [
-    Panel(name, "KL weight", (name,), by=("model", "scale"), log="y", factor=1) for name in ("KL", "kurtosis")
-]
+BY = ("model", "scale")
+FIGURE = [Panel(name, "KL weight", (name,), by=BY, log="y", factor=1) for name in ("KL", "kurtosis")]
 
 
 def describe(run, name):

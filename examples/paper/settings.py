@@ -3,7 +3,8 @@
     python examples/paper/settings.py runs/paper/start-* runs/paper/chosen-* runs/paper/try-*
 
 Our search for the settings of the preset cpu: each alternative is trained on four fifths of the training images and
-evaluated on the rest, so that the test images are not used. Reads results.json. The first folder is the start.
+evaluated on the rest, not on the test images. Reads results.json; the first folder is the start. Result: holds (5
+epochs of a small encoder).
 """
 
 from claim import LABELS, Panel, Rows, Run, ahead, main, shown, values

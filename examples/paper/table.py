@@ -2,17 +2,13 @@
 
     python examples/paper/table.py runs/paper/base-*
 
-Reads the results.json of runs of all four models.
+Reads the results.json of runs of all four models. Result: does not hold (5 epochs of a small encoder).
 """
 
 from claim import LABELS, Panel, Rows, Run, ahead, main, shown, values
 
-PAPER = {
-    "simclr": (0.9135, 0.9435),
-    "bern": (0.9196, 0.9642),
-    "gauss": (0.924, 0.9608),
-    "supervised": (None, 0.95),
-}
+FROZEN = {"simclr": 0.9135, "bern": 0.9196, "gauss": 0.924}  # of the paper, as the next
+FINE_TUNED = {"simclr": 0.9435, "bern": 0.9642, "gauss": 0.9608, "supervised": 0.95}
 FIGURE = [Panel(f"{name} (%)", "model", (name,)) for name in ("probe on h", "fine-tuned")]
 FORMATS = dict.fromkeys(("paper, frozen", "paper, fine-tuned"), ".2%")
 
@@ -23,7 +19,7 @@ def measure(runs: list[Run]):
         {"model": label}
         | {f"probe on {part}": values(runs, name, part, "probe") for part in "hz"}
         | {"fine-tuned": values(runs, name, "finetuned", "accuracy")}
-        | {"paper, frozen": PAPER[name][0], "paper, fine-tuned": PAPER[name][1]}
+        | {"paper, frozen": FROZEN.get(name), "paper, fine-tuned": FINE_TUNED[name]}
         for name, label in LABELS.items()
     ]
     return rows, {}

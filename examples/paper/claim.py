@@ -29,7 +29,8 @@ from stochastic_bottleneck.hub import HubModel
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
-from cifar10_full import Settings, load_encoder, load_images, normalize  # noqa: E402
+from checkpointing import newest_checkpoint  # noqa: E402
+from cifar10_full import Settings, build_model, load_images, normalize  # noqa: E402
 from runs import provenance  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,18 +54,22 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.results = folder, json.loads((folder / "results.json").read_text())
-        self.settings = dict(self.results["settings"])
-        self.seed: int = self.settings["seed"]
+        self.settings: Json = self.results["settings"]
+        self.seed, data = self.settings["seed"], self.settings["data"]
+        self.given = Settings(**self.settings | {"data": data and Path(data)})
 
     def model(self, name: str) -> nn.Module:
-        """A saved StochConWrapper, or the encoder of SimCLR."""
-        folder = self.folder / name
-        return (load_encoder(folder) if name == "simclr" else HubModel.from_pretrained(folder)).to(DEVICE)
+        """A saved StochConWrapper, or the encoder of SimCLR's newest checkpoint."""
+        if name != "simclr":
+            return HubModel.from_pretrained(self.folder / name).to(DEVICE)
+        path, model = newest_checkpoint(self.folder / name / "checkpoints"), build_model(name, self.given)
+        weights = torch.load(path, "cpu", weights_only=True)["state_dict"]
+        model.load_state_dict({key[6:]: w for key, w in weights.items() if key.startswith("model.")})
+        return model.encoder.to(DEVICE)
 
     def images(self) -> Any:
         """Training and test images, uint8, with their labels."""
-        settings, data = self.results["settings"], self.results["settings"]["data"]
-        return load_images(Settings(**settings | {"data": data and Path(data)}))
+        return load_images(self.given)
 
     def encode(self, model: nn.Module, pixels: Tensor, representation: Any = "h") -> Encoded:
         """Features of uint8 images."""

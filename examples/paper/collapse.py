@@ -16,9 +16,12 @@ FIGURE = [Panel("posterior variance", "step of pretraining", curves="variance", 
 
 def variances(run):
     """Epoch, step and posterior variance, where it was logged."""
-    with (run.folder / "gauss" / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["latent/variance_mean"]]
-    return [(int(row["epoch"]), int(row["step"]), float(row["latent/variance_mean"])) for row in rows]
+    found = {}
+    for path in (run.folder / "gauss" / "logs").glob("*/metrics.csv"):  # a resumed run has several
+        for row in csv.DictReader(path.read_text().splitlines()):
+            if row["latent/variance_mean"]:
+                found[int(row["step"])] = int(row["epoch"]), float(row["latent/variance_mean"])
+    return [(epoch, step, variance) for step, (epoch, variance) in sorted(found.items())]
 
 
 def last_epoch(run):

@@ -3,7 +3,7 @@
 #
 #     examples/paper/run_all.sh DATA [OPTIONS OF cifar10_full.py]
 #
-# DATA is what cifar10_full.py takes as --data. Three seeds, 5 epochs: about two days on 2 CPU cores. RUNS and RESULTS set
+# DATA is what cifar10_full.py takes as --data. Three seeds take an estimated day on 2 CPU cores. RUNS and RESULTS set
 # the folders (runs/paper, examples/results), SEEDS the seeds ("0 1 2"), DIMS the latent dimensions to compare.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -51,11 +51,8 @@ def shifted(images, seed):
 
 def scores(run, name):
     """What each uncertainty of a model is worth: AUROCs, and 50 points of the rejection curve."""
-    model, pixels, (x, y, x_test, y_test) = (
-        run.model(name),
-        run.images()[1].pixels,
-        run.split(run.model(name)),
-    )
+    model, pixels = run.model(name), run.images()[1].pixels
+    x, y, x_test, y_test = run.split(model)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200)).fit(x, y)
     correct = classifier.predict(x_test) == y_test
 
@@ -100,10 +97,9 @@ def conclude(rows: Rows):
         if "posterior" in name or row is rows[0]:
             parts.append(f"{name} {shown(row['errors'], '.2f')} and {shown(row['Fashion-MNIST'], '.2f')}")
         if "posterior" in name:
+            behind = ahead(rows[0]["errors"], row["errors"])
             criteria[f"{name} ranks hard images"] = ahead(row["area"], row["accuracy"])
-            criteria[f"{name} finds errors as SimCLR's softmax does"] = not ahead(
-                rows[0]["errors"], row["errors"]
-            )
+            criteria[f"{name} finds errors as SimCLR's softmax does"] = not behind
             criteria |= {f"{name} detects {what}": ahead(row[what], 0.5) for what in SHOWN[1:]}
     return f"AUROC for errors and for Fashion-MNIST: {', '.join(parts)}.", criteria
 

@@ -14,7 +14,7 @@ import sklearn.datasets
 import timm
 import torch
 import torchvision
-from cifar10_full import Settings
+from cifar10_full import Settings, build_model
 from torch import nn
 
 from stochastic_bottleneck import StochConWrapper, evaluation
@@ -29,15 +29,10 @@ CLAIMS = {  # with the runs of each
     "settings": ("base", "chosen"),
     "kl_weight": ("base", "kl-none", "kl-learned"),
 }
-RUNS = {
-    "base": {},
-    "dim8": {"dim": 8},
-    "own": {"variance_from": "own"},
-    "chosen": {"symmetric": True, "location_std": 4.0},
-    "kl-none": {"location_std": None},
-    "kl-learned": {"learnable_scale": True},
-}
+RUNS = {"base": {}, "dim8": {"dim": 8}, "own": {"variance_from": "own"}, "kl-none": {"location_std": None}}
+RUNS |= {"chosen": {"symmetric": True, "location_std": 4.0}, "kl-learned": {"learnable_scale": True}}
 ENCODER = {"channels": [8, 8, 8, 16], "stem_width": 4}
+TUNED = {"accuracy": 0.6}
 METRICS = "epoch,step,loss,latent/variance_mean\n0,20,2.0,1.0\n0,39,2.0,\n1,40,1.0,0.25\n1,60,1.0,0.15\n"
 
 
@@ -46,10 +41,10 @@ def save(kind, dim, folder):
     torch.manual_seed(dim)
     encoder = timm.create_model("resnet10t", num_classes=0, **ENCODER)
     model = StochConWrapper(encoder, kind=kind, dim=dim, projection_dim=8)
-    HubModel.from_wrapper(model, encoder_name="timm:resnet10t", encoder_options=ENCODER).save_pretrained(
-        folder
-    )
-    (folder / "metrics.csv").write_text(METRICS)
+    saved = HubModel.from_wrapper(model, encoder_name="timm:resnet10t", encoder_options=ENCODER)
+    saved.save_pretrained(folder)
+    (folder / "logs" / "version_0").mkdir(parents=True)
+    (folder / "logs" / "version_0" / "metrics.csv").write_text(METRICS)
 
 
 @pytest.fixture(scope="session")
@@ -59,21 +54,24 @@ def runs(tmp_path_factory):
     for name, changed in RUNS.items():
         for seed in (0, 1):
             (folder := root / f"{name}-{seed}").mkdir()
-            settings = asdict(Settings(**{"dim": 16, "epochs": 5, "seed": seed, **changed}))
+            settings = Settings(**{"encoder": "small", "dim": 16, "epochs": 5, "seed": seed, **changed})
+            (folder / "simclr" / "checkpoints").mkdir(parents=True)
+            weights = nn.ModuleDict({"model": build_model("simclr", settings)}).state_dict()
+            torch.save({"state_dict": weights}, folder / "simclr" / "checkpoints" / "step=1.ckpt")
             for kind in ("bern", "gauss"):
-                saved = root / f"{kind}{settings['dim']}"
+                saved = root / f"{kind}{settings.dim}"
                 if not saved.exists():
-                    save(kind, settings["dim"], saved)
+                    save(kind, settings.dim, saved)
                 (folder / kind).symlink_to(saved)
             scores = {"probe": 0.5 + 0.01 * seed, "knn": 0.4}
-            found = {"h": scores, "z": scores, "finetuned": {"accuracy": 0.6}}
-            models = {
-                "simclr": found,
-                "bern": found,
-                "gauss": found,
-                "supervised": {"finetuned": {"accuracy": 0.7}},
+            found = {"h": scores, "z": scores, "finetuned": TUNED}
+            models = {"simclr": found, "bern": found, "gauss": found, "supervised": {"finetuned": TUNED}}
+            results = {
+                "models": models,
+                "settings": asdict(settings),
+                "data": {"name": "toy"},
+                "commit": "12",
             }
-            results = {"models": models, "settings": settings, "data": {"name": "toy"}, "commit": "1234567"}
             (folder / "results.json").write_text(json.dumps(results, default=str))
     return root
 
@@ -91,7 +89,6 @@ def start(monkeypatch, tmp_path):
     digits = SimpleNamespace(images=16 * np.random.default_rng(0).random((20, 8, 8)))
     fashion = SimpleNamespace(data=torch.randint(256, (20, 28, 28), dtype=torch.uint8))
     monkeypatch.setattr(claim, "load_images", lambda settings: (images, images))
-    monkeypatch.setattr(claim, "load_encoder", lambda folder: nn.Sequential(nn.AvgPool2d(8), nn.Flatten()))
     monkeypatch.setattr(evaluation, "forest_curve", partial(evaluation.forest_curve, trees=5, jobs=1))
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", lambda *args, **options: fashion)
@@ -107,7 +104,7 @@ def start(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_script_writes_its_results_and_figure(name, runs, start, tmp_path):
     results = start(name, *[runs / f"{run}-{seed}" for run in CLAIMS[name] for seed in (0, 1)])
-    assert (results["claim"], results["seeds"], results["runs"][0]["commits"]) == (name, [0, 1], ["1234567"])
+    assert (results["claim"], results["seeds"], results["runs"][0]["commits"]) == (name, [0, 1], ["12"])
     assert results["verdict"] in ("holds", "holds in part", "does not hold")
     table = results["table"]
     assert {len(row) for row in table["rows"]} == {len(table["columns"])} == {len(table["formats"])}

@@ -83,7 +83,7 @@ class Run:
 
 
 def by(runs: Iterable[Run], setting: str) -> dict[Any, list[Run]]:
-    """Runs grouped by one of their settings, in its order."""
+    """Runs grouped and sorted by one of their settings."""
     ordered = sorted(runs, key=lambda run: (run.settings[setting], run.seed))
     return {key: list(group) for key, group in itertools.groupby(ordered, lambda run: run.settings[setting])}
 

@@ -6,8 +6,8 @@
 # DATA is what cifar10_full.py takes as --data. Three seeds take an estimated day on 2 CPU cores. RUNS and RESULTS set
 # the folders (runs/paper, examples/results), SEEDS the seeds ("0 1 2"), DIMS the latent dimensions to compare.
 set -euo pipefail
+data=$(realpath "${1:?give the folder or archive of images, as cifar10_full.py takes it with --data}")
 cd "$(dirname "$0")/../.."
-data=${1:?give the folder or archive of images, as cifar10_full.py takes it with --data}
 more=("${@:2}")
 runs=${RUNS:-runs/paper}
 seeds=(${SEEDS:-0 1 2})

@@ -37,7 +37,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LABELS = {"simclr": "SimCLR", "bern": "StochCon Bern", "gauss": "StochCon Gauss", "supervised": "Supervised"}
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 Json = dict[str, Any]
-Cell = Any  # text, a number, a list with one number a seed, or None for what was not measured
+Cell = Any  # text, a number, a list with one number per seed, or None for what was not measured
 Rows = list[dict[str, Cell]]
 
 
@@ -95,7 +95,7 @@ def values(runs: Iterable[Run], *keys: str) -> Cell:
 
 
 def columns_of(found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Turn one dictionary a seed into a dictionary with one list of numbers a key."""
+    """Turn one dictionary per seed into one list of numbers per key."""
     return {key: [of_seed[key] for of_seed in found] for key in found[0]}
 
 

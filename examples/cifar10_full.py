@@ -267,7 +267,8 @@ def main() -> None:
     """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
     s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
     train, test = load_images(s)
-    data = {"name": str(s.data or s.preset), "train": len(train.pixels), "test": len(test.pixels) if test else 0}
+    name = s.data.name if s.data else "CIFAR-10 sample (JPEG copy)" if s.preset == "quick" else "CIFAR-10"
+    data = {"name": name, "train": len(train.pixels), "test": len(test.pixels) if test else 0}
     data["fingerprint"] = hashlib.sha256(train.pixels.numpy().tobytes()).hexdigest()
     run = Run(s.out or Path("runs") / f"cifar10-{s.preset}-seed{s.seed}", s, data)
     models = {name: pretrain(name, s, train, run) for name in s.models if name != "supervised"}
@@ -285,7 +286,7 @@ def main() -> None:
     if "supervised" in s.models:
         training = {"epochs": s.supervised_epochs, "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1}
         run.stage("models", "supervised", "finetuned", supervise, build_encoder(s), s, train, test, training)
-    run.report(f"{data['name']}: {s.encoder}, {s.epochs} epochs on {data['train']:,} images, seed {s.seed}")
+    run.report(f"{s.encoder} encoder, {s.epochs} epochs")
 
 
 if __name__ == "__main__":

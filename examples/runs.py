@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -177,7 +178,6 @@ class Run:
                 cells = ["-" if x is None else f"{100 * x:.1f}" for x in numbers]
                 ratio = f"{r['compression']:.0f}x" if "compression" in r else "-"
                 table.add_row(NAMES[name], part, str(r.get("dim", "-")), *cells, ratio)
-        Console().print(table)
         curves = {
             n: ForestCurve(**f["z"]["forest"]) for n, f in self.results["models"].items() if "forest" in f.get("z", {})
         }
@@ -185,8 +185,12 @@ class Run:
             f1_against_bits({NAMES[name]: curve for name, curve in curves.items()}).figure.savefig(
                 self.folder / "f1_against_bits.png", dpi=150
             )
-        with (self.folder / "table.md").open("w") as file:
-            Console(file=file, width=200).print(table)
+        Console().print(table)
+        table.title = None
+        text = io.StringIO(f"{title}\n")
+        text.seek(0, io.SEEK_END)
+        Console(file=text, width=200).print(table)
+        self.save("table.md", text.getvalue())
 
 
 def encoder_spec(name: str) -> tuple[str, dict[str, Any]]:

@@ -1,1 +1,0 @@
-"""What the full runs share: data, augmentation, models, training, evaluation, report."""

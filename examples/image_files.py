@@ -1,0 +1,147 @@
+"""Find image files, check every one of them before a long run starts, and read them as upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import sys
+import tarfile
+import tempfile
+import warnings
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+from tqdm import tqdm
+
+EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb; 256 MiB when decoded
+MAX_ASPECT_RATIO = 100  # with a short side of 256 pixels, such an image takes 20 MB
+
+
+class ImageError(ValueError):
+    """Images that cannot be used; the message names the files and the fix."""
+
+
+class ImageFiles(NamedTuple):
+    """Image files in a fixed order; `labels` are indices into `classes`, or None."""
+
+    paths: list[str]
+    labels: list[int] | None
+    classes: list[str]
+
+
+def find_images(root: str | Path, *, labelled: bool = True) -> ImageFiles:
+    """Find all images below a folder; its subfolders are the classes, as for torchvision's `ImageFolder`.
+
+    With fewer than two class folders, or `labelled=False`, there are no labels. Symbolic links are followed. Files that
+    cannot be used are left out with a warning.
+    """
+    found = [path for path, _ in make_dataset(root, {"": 0}, is_valid_file=lambda _: True, allow_empty=True)]
+    usable = []  # and the first folder of each path
+    for path in found:
+        hidden = os.sep + "." in os.sep + os.path.relpath(path, root)
+        if not hidden and has_file_allowed_extension(path, EXTENSIONS) and os.path.isfile(path):  # not a FIFO
+            usable.append((path, os.path.relpath(os.path.dirname(path), root).split(os.sep)[0]))
+    classes = sorted({name for _, name in usable} - {"."})
+    classes = classes if labelled and len(classes) > 1 else []
+    if classes:  # images next to the class folders have no class
+        usable = [(path, name) for path, name in usable if name != "."]
+    index, paths = {name: label for label, name in enumerate(classes)}, [path for path, _ in usable]
+    left_out = sorted({*found} - {*paths})
+    note = f"; left out {len(left_out)} files: {_shorten(left_out)}" if left_out else ""
+    if not paths:
+        raise ImageError(f"no images in {root}, such as {', '.join(EXTENSIONS)}{note}")
+    if left_out:
+        warnings.warn(f"{len(paths)} images in {root}{note}", stacklevel=2)
+    return ImageFiles(paths, [index[name] for _, name in usable] if classes else None, classes)
+
+
+def check_images(files: ImageFiles, *, workers: int = 0) -> str:
+    """Decode every image once, JPEGs at reduced size, and return a SHA-256 over all names and contents.
+
+    `workers` is that of a DataLoader. ImageError names the files that `read_image` would refuse.
+    """
+    own = torch.Generator()  # leaves the global seed alone
+    loader = DataLoader(files.paths, None, collate_fn=_check, num_workers=workers, generator=own)
+    results = [*tqdm(loader, "checking images", disable=None)]
+    if problems := [problem for _, problem in results if problem]:
+        raise ImageError(f"cannot use {len(problems)} of {len(results)} images: {_shorten(problems)}")
+    top, total = os.path.commonpath([os.path.dirname(path) for path in files.paths]), hashlib.sha256()
+    for path, (digest, _) in zip(files.paths, results, strict=True):
+        total.update(os.fsencode(os.path.relpath(path, top)) + b"\0" + digest)
+    return total.hexdigest()
+
+
+def _check(path: str) -> tuple[bytes, str]:
+    """SHA-256 of a file's content, and what is wrong with it."""
+    try:
+        content = Path(path).read_bytes()
+        read_image(io.BytesIO(content), path, min_side=1)
+    except (ImageError, OSError) as error:
+        return b"", str(error)
+    return hashlib.sha256(content).digest(), ""
+
+
+def read_image(file: str | Path | BinaryIO, name: str = "", min_side: int | None = None) -> Image.Image:
+    """Read an image as 8-bit RGB, upright.
+
+    With `min_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves so many pixels on each side. `name`
+    stands for a binary file in the ImageError if it is damaged, too large, too elongated, or of an unsupported mode.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of harmless metadata, and of size, which is checked below
+        try:
+            if isinstance(file, (str, Path)) and not os.path.isfile(file):
+                raise ValueError("no such file")
+            image = Image.open(file)
+            (short, long), mode = sorted(image.size), image.mode
+            if short * long > MAX_PIXELS or long > MAX_ASPECT_RATIO * short:
+                raise ValueError(f"{image.size} exceeds {MAX_PIXELS:,} pixels or {MAX_ASPECT_RATIO} : 1")
+            if mode == "F" or (mode == "I" and image.format != "PNG"):
+                raise ValueError(f"mode {mode} has no fixed range, unlike 8 or 16 bits")
+            if min_side is not None:
+                image.draft(None, (min(min_side, short),) * 2)
+            image.load()
+            with contextlib.suppress(Exception):  # damaged metadata
+                ImageOps.exif_transpose(image, in_place=True)
+            if mode.startswith("I"):  # 16 bits, which Pillow would clip to 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("RGB")
+        except Exception as error:  # Pillow's decoders raise many types
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+            raise ImageError(f"{printable(name or file)}: {reason}; convert, replace or remove it") from error
+
+
+def unpack(archive: str | Path, folder: str | Path) -> Path:
+    """Unpack a tar, compressed or not, into a new folder; an existing one newer than the archive is used as it is."""
+    archive, folder = Path(archive), Path(folder)
+    try:
+        if folder.exists() and folder.stat().st_mtime >= archive.stat().st_mtime:
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
+            tar.extractall(Path(temporary, "all"), filter="data")
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("damaged before its end")  # where tarfile stops without an error
+            os.utime(Path(temporary, "all").rename(folder))
+    except Exception as error:  # damaged archives raise many types
+        raise ImageError(f"cannot unpack {archive}: {error}; replace it, or remove {folder}") from error
+    return folder
+
+
+def printable(text: object) -> str:
+    """Text for the terminal, with escapes for what its encoding or a file name's bytes do not allow."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return str(text).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _shorten(texts: list[str]) -> str:
+    return "; ".join([printable(text) for text in texts[:5]] + ["..."] * (len(texts) > 5))

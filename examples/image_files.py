@@ -1,7 +1,5 @@
 """Find image files, check every one of them before a long run starts, and read them as upright 8-bit RGB."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -18,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension, make_dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
@@ -30,7 +29,7 @@ class ImageError(ValueError):
 
 
 class ImageFiles(NamedTuple):
-    """Image files in a fixed order; `labels` are indices into `classes`, or None."""
+    """Image files in a fixed order; labels are indices into `classes`."""
 
     paths: list[str]
     labels: list[int] | None
@@ -44,31 +43,24 @@ def find_images(root: str | Path, *, labelled: bool = True) -> ImageFiles:
     cannot be used are left out with a warning.
     """
     found = [path for path, _ in make_dataset(root, {"": 0}, is_valid_file=lambda _: True, allow_empty=True)]
-    usable = []  # and the first folder of each path
-    for path in found:
-        hidden = os.sep + "." in os.sep + os.path.relpath(path, root)
-        if not hidden and has_file_allowed_extension(path, EXTENSIONS) and os.path.isfile(path):  # not a FIFO
-            usable.append((path, os.path.relpath(os.path.dirname(path), root).split(os.sep)[0]))
-    classes = sorted({name for _, name in usable} - {"."})
+    parts = {path: os.path.relpath(path, root).split(os.sep) for path in found}
+    paths = [path for path in found if not any(name.startswith(".") for name in parts[path])]
+    paths = [path for path in paths if has_file_allowed_extension(path, EXTENSIONS) and os.path.isfile(path)]
+    classes = sorted({parts[path][0] for path in paths if len(parts[path]) > 1})
     classes = classes if labelled and len(classes) > 1 else []
     if classes:  # images next to the class folders have no class
-        usable = [(path, name) for path, name in usable if name != "."]
-    index, paths = {name: label for label, name in enumerate(classes)}, [path for path, _ in usable]
-    left_out = sorted({*found} - {*paths})
-    note = f"; left out {len(left_out)} files: {_shorten(left_out)}" if left_out else ""
+        paths = [path for path in paths if len(parts[path]) > 1]
+    if left_out := sorted({*found} - {*paths}):
+        warnings.warn(f"left out {len(left_out)} files of {root}: {_shorten(left_out)}", stacklevel=2)
     if not paths:
-        raise ImageError(f"no images in {root}, such as {', '.join(EXTENSIONS)}{note}")
-    if left_out:
-        warnings.warn(f"{len(paths)} images in {root}{note}", stacklevel=2)
-    return ImageFiles(paths, [index[name] for _, name in usable] if classes else None, classes)
+        raise ImageError(f"no images in {root}; give a folder of {', '.join(EXTENSIONS)} files")
+    labels = np.searchsorted(classes, [parts[path][0] for path in paths]).tolist() if classes else None
+    return ImageFiles(paths, labels, classes)
 
 
 def check_images(files: ImageFiles, *, workers: int = 0) -> str:
-    """Decode every image once, JPEGs at reduced size, and return a SHA-256 over all names and contents.
-
-    `workers` is that of a DataLoader. ImageError names the files that `read_image` would refuse.
-    """
-    own = torch.Generator()  # leaves the global seed alone
+    """Decode every image once, JPEGs at reduced size, and return a SHA-256 over all names and contents."""
+    own = torch.Generator()  # leaves the global one alone
     loader = DataLoader(files.paths, None, collate_fn=_check, num_workers=workers, generator=own)
     results = [*tqdm(loader, "checking images", disable=None)]
     if problems := [problem for _, problem in results if problem]:
@@ -89,11 +81,10 @@ def _check(path: str) -> tuple[bytes, str]:
     return hashlib.sha256(content).digest(), ""
 
 
-def read_image(file: str | Path | BinaryIO, name: str = "", min_side: int | None = None) -> Image.Image:
-    """Read an image as 8-bit RGB, upright.
+def read_image(file: str | Path | BinaryIO, name: str = "", min_side: int = MAX_PIXELS) -> Image.Image:
+    """Read an image as 8-bit RGB, upright; errors give the `name` of a binary file.
 
-    With `min_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves so many pixels on each side. `name`
-    stands for a binary file in the ImageError if it is damaged, too large, too elongated, or of an unsupported mode.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves `min_side` pixels on each side.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of harmless metadata, and of size, which is checked below
@@ -106,8 +97,7 @@ def read_image(file: str | Path | BinaryIO, name: str = "", min_side: int | None
                 raise ValueError(f"{image.size} exceeds {MAX_PIXELS:,} pixels or {MAX_ASPECT_RATIO} : 1")
             if mode == "F" or (mode == "I" and image.format != "PNG"):
                 raise ValueError(f"mode {mode} has no fixed range, unlike 8 or 16 bits")
-            if min_side is not None:
-                image.draft(None, (min(min_side, short),) * 2)
+            image.draft(None, (min(min_side, short),) * 2)
             image.load()
             with contextlib.suppress(Exception):  # damaged metadata
                 ImageOps.exif_transpose(image, in_place=True)
@@ -119,22 +109,34 @@ def read_image(file: str | Path | BinaryIO, name: str = "", min_side: int | None
             raise ImageError(f"{printable(name or file)}: {reason}; convert, replace or remove it") from error
 
 
+def read_pixels(folder: str | Path, side: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """All images of a folder, cropped to squares and resized. Shape: (N, 3, side, side) uint8; (N,) labels or None."""
+    paths, labels, _ = find_images(folder)
+    images = [ImageOps.fit(read_image(path), (side, side)) for path in tqdm(paths, "reading", disable=None)]
+    return torch.stack([pil_to_tensor(image) for image in images]), labels and torch.tensor(labels)
+
+
 def unpack(archive: str | Path, folder: str | Path) -> Path:
-    """Unpack a tar, compressed or not, into a new folder; an existing one newer than the archive is used as it is."""
+    """Unpack a tar into a new or empty folder; a folder with files that is newer than the archive is used as it is."""
     archive, folder = Path(archive), Path(folder)
     try:
-        if folder.exists() and folder.stat().st_mtime >= archive.stat().st_mtime:
+        if folder.exists() and any(folder.iterdir()) and folder.stat().st_mtime >= archive.stat().st_mtime:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
             tar.extractall(Path(temporary, "all"), filter="data")
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("damaged before its end")  # where tarfile stops without an error
+            check_end(tar)
             os.utime(Path(temporary, "all").rename(folder))
     except Exception as error:  # damaged archives raise many types
         raise ImageError(f"cannot unpack {archive}: {error}; replace it, or remove {folder}") from error
     return folder
+
+
+def check_end(tar: tarfile.TarFile) -> None:
+    """Refuse an archive that is damaged after the last member read, where tarfile stops without an error."""
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("damaged before its end")
 
 
 def printable(text: object) -> str:

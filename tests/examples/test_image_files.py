@@ -12,7 +12,7 @@ import image_files
 import numpy as np
 import pytest
 import torch
-from image_files import ImageError, check_images, find_images, read_image, unpack
+from image_files import ImageError, check_images, find_images, read_image, read_pixels, unpack
 from PIL import Image
 from small_images import photograph
 
@@ -64,7 +64,7 @@ def test_images_without_classes_have_no_labels(folder, layout):
 
 def test_images_next_to_class_folders_are_left_out_and_named(folder):
     save(folder / "cover.png")
-    with pytest.warns(UserWarning, match=r"4 images in .*left out 1 files: .*cover\.png"):
+    with pytest.warns(UserWarning, match=r"left out 1 files of .*cover\.png"):
         files = find_images(folder)
     assert files.labels == [0, 0, 1, 1]
     assert len(find_images(folder, labelled=False).paths) == 5
@@ -74,6 +74,15 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
     for root in (tmp_path, tmp_path / "missing"):
         with pytest.raises(ImageError, match="no images in"):
             find_images(root)
+
+
+def test_small_images_are_read_as_pixels(folder):
+    save(folder / "dog" / "wide.png", size=(90, 30))
+    pixels, labels = read_pixels(folder, 20)
+    assert pixels.shape == (5, 3, 20, 20)
+    assert pixels.dtype == torch.uint8
+    assert labels.tolist() == [0, 0, 1, 1, 1]
+    assert read_pixels(folder / "dog", 20)[1] is None
 
 
 # ---- E1 and E2: modes and orientation ----------------------------------------------------------------------
@@ -156,6 +165,13 @@ def test_unpacking_resolves_links(folder, tmp_path, suffix):
     assert (unpacked / "cat" / "a.png").stat().st_ino == before.st_ino
 
 
+def test_an_empty_folder_is_unpacked_into(folder, tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(folder, ".")
+    (tmp_path / "new").mkdir()
+    assert len(find_images(unpack(tmp_path / "images.tar", tmp_path / "new")).paths) == 4
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "header", "outside", "not a tar", "newer"])
 def test_archives_that_cannot_be_unpacked_are_named(folder, tmp_path, damage):
     archive, target = tmp_path / "images.tar", tmp_path / "unpacked"
@@ -234,7 +250,7 @@ def test_files_that_are_no_usable_images_are_left_out_and_named(folder):
     (folder / "cat" / "gone.png").symlink_to("nowhere.png")
     for name in ("cat/e.heic", "cat/._a.png", ".trash/f.png", "notes.txt"):
         save(folder / name, format="PNG")
-    with pytest.warns(UserWarning, match=r"4 images in .*; left out 6 files: .*e\.heic"):
+    with pytest.warns(UserWarning, match=r"left out 6 files of .*e\.heic"):
         files = find_images(folder)
     assert len(files.paths) == 4
     assert files.classes == ["cat", "dog"]

@@ -1,162 +1,407 @@
 """SimCLR, StochCon and supervised training on ImageNet, from the first step to the table of results.
 
-    python examples/imagenet_full.py --preset smoke --data FOLDER_OR_TAR     # the whole chain, minutes on 2 CPU cores
-    torchrun --nproc-per-node 8 examples/imagenet_full.py --data FOLDER      # ResNet-50, 1,000 epochs
-    torchrun --nproc-per-node 8 examples/imagenet_full.py --data 'train-{0000..1023}.tar' --test-data 'val-{00..63}.tar'
+    python examples/imagenet_full.py smoke --data FOLDER_OR_TAR           # every stage, minutes on 2 CPU cores
+    torchrun --nproc-per-node 8 examples/imagenet_full.py paper --data FOLDER
+    torchrun --nproc-per-node 8 examples/imagenet_full.py paper --data 'train-{0000..1023}.tar' --test-data 'val-*.tar'
 
-224 pixels, 2,048 bits. Every model starts from the same encoder weights and is trained on the same views in the same
-order; each is judged frozen, by a linear probe trained on h and on z, then fine-tuned. A run leaves `results.json`,
-`table.md`, `report.html`, figures and weights in `--out`, anew after every model; one that was stopped goes on with
---resume.
+224 pixels, 2,048 bits. Every model starts from the same encoder weights and sees the same views; each is evaluated
+frozen, by linear classifiers on h and z, then fine-tuned. Results and models go to `runs/`; the same command with
+--resume continues a run that was stopped.
 """
 
 from __future__ import annotations
 
-import argparse
+import copy
+import math
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
 
-from recipes import command, ending, evaluate, imagenet
-from recipes.run import Run
+import kornia.augmentation as K
+import lightning as L
+import runs
+import timm
+import torch
+import torch.distributed as dist
+import tyro
+from checkpointing import seed_for
+from image_files import ImageError
+from image_loaders import Split, TrainingLoader, evaluation_loader, find_split
+from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, warmup_cosine
+from safetensors.torch import save_file
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchvision.transforms import v2
 
-# ---- presets --------------------------------------------------------------------------------------------------
+from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper
+from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
+from stochastic_bottleneck.codes import compression_ratio
+from stochastic_bottleneck.encoders import as_encoder
+from stochastic_bottleneck.evaluation import bit_statistics, encode, knn_accuracy
+from stochastic_bottleneck.hub import HubModel, preprocessing
 
-COMMON = {
-    "size": 224,
-    "norm": "batch",
-    "encoder_weights": None,
-    "pretrained": False,
-    "dim": 2048,  # StochCon's 588x: 224 x 224 x 3 x 8 bits over 2,048
-    "projection_dim": 128,  # SimCLR (arXiv 2002.05709), section 4.2
-    "jitter": 1.0,  # SimCLR, appendix A, as is the blur
-    "blur": 0.5,
-    "min_crop": 0.08,
-    "labelled_min_crop": 0.08,  # as in arXiv 1706.02677, section 5.1
-    "temperature": 1.0,
-    "temperature_end": None,
-    "location_std": 2.0,
-    "kl_weight": 0.0,  # our choice: the poster's objective is InfoNCE alone
-    "hard": False,
-    "symmetric": False,
-    "ema": None,
-    "lr_scaling": "sqrt",  # SimCLR, appendix B.1: 0.075 x sqrt(batch), better than 0.3 x batch / 256 for small batches
-    "loss_temperature": 0.1,  # SimCLR, section 4.2
-    # SimCLR's paper and lightly decay by 1e-6, on no bias and no norm. SimCLR's README has 1e-4, its flag's default:
-    # a hundred times as much, which is not what its paper's figures were made with.
-    "weight_decay": 1e-6,
-    "probe_optimizer": "nesterov",
-    "probe_weight_decay": 1e-6,  # SimCLR's README; lightly has none
-    "probe_warmup_epochs": 0.0,
-    "finetune_optimizer": "sgd",
-    "finetune_weight_decay": 0.0,  # lightly, as are 30 epochs and 0.05 x batch / 256 below
-    "finetune_warmup_epochs": 0.0,
-    "supervised_optimizer": "nesterov",
-    "supervised_weight_decay": 1e-4,  # arXiv 1706.02677, section 5.1, as are 90 epochs, 5 of warm-up, 0.1 x batch / 256
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    # Sees that everything works on this machine and these images, on a thousand of them; it teaches a model little.
-    # All numbers are our choice, for minutes on two cores; 100 divides a thousand images.
-    "smoke": {
-        **COMMON,
-        "encoder": "small",
-        "epochs": 1,
-        "batch_size": 100,
-        "optimizer": "sgd",
-        "lr": 0.05,
-        "warmup_epochs": 0,
-        "knn_every": 0,  # a photograph that is the only one of its class has no neighbour of it
-        "probe_epochs": 1,
-        "probe_batch_size": 100,
-        "probe_lr": 0.1,
-        "finetune_epochs": 1,
-        "finetune_batch_size": 100,
-        "finetune_lr": 0.02,
-        "supervised_epochs": 1,
-        "supervised_batch_size": 100,
-        "supervised_lr": 0.04,
-        "supervised_warmup_epochs": 0,
-    },
-    "paper": {
-        **COMMON,
-        "encoder": "resnet50",
-        # Our choice, as the poster is silent: SimCLR's own 69.3 % took 1,000 epochs, and the poster's SimCLR has
-        # 71.34 %. SimCLR's README gives 64.5 % for --epochs 100.
-        "epochs": 1000,
-        "batch_size": 4096,  # SimCLR, section 2.2
-        "optimizer": "lars",
-        "lr": 4.8,  # 0.3 x 4096 / 256 = 0.075 x sqrt(4096)
-        "warmup_epochs": 10,  # SimCLR, appendix B.1
-        "knn_every": 10,
-        "probe_epochs": 90,  # SimCLR, appendix B.6: 90 epochs of 0.1 x batch / 256, batch 4096
-        "probe_batch_size": 4096,
-        "probe_lr": 1.6,
-        "finetune_epochs": 30,
-        "finetune_batch_size": 1024,
-        "finetune_lr": 0.2,
-        "supervised_epochs": 90,
-        "supervised_batch_size": 1024,
-        "supervised_lr": 0.4,
-        "supervised_warmup_epochs": 5,
-    },
-}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images
+SMALL = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16, "avg_down": False}
+ENCODERS = {"small": ("resnet10t", SMALL)}  # half as wide as ResNet-10, for CPUs; others are timm's own
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PROBE_ON = DEVICE if DEVICE.type == "cuda" else None  # scikit-learn on a CPU
+BANK = 100_000  # most training images for nearest neighbours
+ModelName = Literal["simclr", "bern", "gauss", "supervised"]
+
+# ---- settings -------------------------------------------------------------------------------------------------------
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line, the preset's values filled in where nothing was given."""
-    parser = command.make_parser(__doc__, "examples/imagenet_full.py", PRESETS)
-    run = command.add_run(parser, PRESETS, "smoke", "imagenet")
-    run.add_argument(
-        "--data",
-        required=True,
-        metavar="PATH",
-        help="folder or tar with train/<class>/*.JPEG and val/<class>/*.JPEG, or WebDataset shards of the training "
-        "images, 'train-{000000..000146}.tar'; without val/ the training images are evaluated on",
+@dataclass(frozen=True)
+class Schedule:
+    """Training on labels, by Nesterov's SGD and cosine decay."""
+
+    epochs: int
+    batch_size: int  # Images a step, of all processes together
+    lr: float  # Peak learning rate
+    weight_decay: float = 0.0  # Not of biases and norms
+    warmup_epochs: float = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """SimCLR, StochCon and supervised training on ImageNet; a setting without a source is our choice."""
+
+    data: str  # Folder or tar with train/CLASS/* and val/CLASS/*, images without labels, or WebDataset shards
+    test_data: str | None = None  # Images to evaluate on, if they are elsewhere
+    models: tuple[ModelName, ...] = ("simclr", "bern", "gauss", "supervised")  # Models to train
+    encoder: str = "resnet50"  # "small", made for CPUs, or any of timm's
+    size: int = 224  # Side of the images in pixels
+    epochs: int = 1000  # Epochs of pretraining; StochCon gives none, SimCLR has 69.3 % after 1,000
+    batch_size: int = 4096  # Images a step, of all processes together (SimCLR, section 2.2)
+    optimizer: str = "lars"  # Any of timm's; "momentum" is plain SGD (SimCLR, section 2.2)
+    lr: float = 4.8  # 0.075 x sqrt(batch) (SimCLR, appendix B.1)
+    weight_decay: float = 1e-6  # Not of biases and norms (SimCLR, section 2.2)
+    warmup_epochs: float = 10  # Linear warm-up, then cosine decay (SimCLR, section 2.2)
+    loss_temperature: float = 0.1  # Of InfoNCE (SimCLR, section 4.2)
+    jitter: float = 1.0  # Strength of the colour jitter (SimCLR, appendix A)
+    blur: float = 0.5  # Share of blurred views (SimCLR, appendix A)
+    min_crop: float = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
+    dim: int = 2048  # Latent dimensions; 588x: 224 x 224 x 3 x 8 bits over 2,048
+    projector: Literal["linear", "mlp", "identity"] = "linear"  # pi, from features to the latent
+    upsampler: Literal["linear", "mlp", "identity"] = "linear"  # rho, from the latent to features
+    location_std: float | None = 2.0  # Standard deviation that logits and means are normalised to
+    temperature: float = 1.0  # Concrete temperature of the bits
+    variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
+    symmetric: bool = False  # Make each view the stochastic one once
+    samples: int = 1  # Latents drawn per image; 0 for no noise
+    kl_weight: float = 0.0  # Weight of the KL divergence; StochCon's objective has none
+    knn_every: int = 10  # Epochs between nearest neighbours during pretraining; 0 for none
+    probe: Schedule = Schedule(90, 4096, 1.6, 1e-6)  # 0.1 x batch / 256 (SimCLR, appendix B.6; its README's decay)
+    finetune: Schedule = Schedule(30, 1024, 0.2)  # 0.05 x batch / 256 (SimCLR, appendix B.5; lightly's epochs)
+    supervised: Schedule = Schedule(90, 1024, 0.4, 1e-4, 5)  # arXiv 1706.02677, section 5.1
+    ema: float | None = None  # Decay of a moving average of the weights
+    precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
+    compile: bool = False  # torch.compile the model
+    workers: int = min(16, max(1, (os.cpu_count() or 1) // LOCAL_WORLD))  # Processes that read images, per process
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics go
+    seed: int = 0  # Of weights, order, views and noise
+    held_out: bool = False  # Evaluate on a fifth of the training images, to choose settings
+    out: Path | None = None  # Folder of the run; runs/imagenet-PRESET-seedN if not given
+    resume: bool = False  # Continue the run in that folder
+    dry_run: bool = False  # Take one step of each stage, print parameters, FLOPs and memory
+    preset: tyro.conf.Suppress[str] = "paper"
+
+
+PRESETS = {
+    "smoke": ("every stage on a thousand images, minutes on 2 CPU cores; teaches a model little", Settings(
+        tyro.MISSING, preset="smoke", encoder="small", epochs=1, batch_size=100, optimizer="momentum", lr=0.05,
+        warmup_epochs=0, knn_every=0, probe=Schedule(1, 100, 0.1), finetune=Schedule(1, 100, 0.02),
+        supervised=Schedule(1, 100, 0.04, 1e-4))),
+    "paper": ("1,000 epochs of ResNet-50 by SimCLR's recipe", Settings(tyro.MISSING)),
+}  # fmt: skip
+
+# ---- data and views -------------------------------------------------------------------------------------------------
+
+
+def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
+    """Images to train and to evaluate on, all of them checked, and what to report of them."""
+    train, name = find_split(s.data, "train", workers=s.workers), s.data
+    test = find_split(s.test_data or s.data, "val", "test", "train", workers=s.workers)
+    if s.held_out:
+        train, test, name = train.every(5, rest=True), train.every(5), f"{name}, a fifth of it held out"
+    elif test == train:
+        name += ", evaluated on its training images"
+    if differing := sorted({*train.classes} ^ {*test.classes}):
+        raise ImageError(f"training and test images must have the same classes; one of them lacks {differing[:5]}")
+    if not train.classes:
+        print(f"{s.data} has no class folders or labels: pretraining only, no classifiers and no nearest neighbours")
+    counts = {"train": train.count, "test": test.count, "classes": len(train.classes)}
+    return train, test, {"name": name, **counts, "fingerprint": f"{train.fingerprint} {test.fingerprint}"}
+
+
+def crop(s: Settings) -> Callable[[Any], Tensor]:
+    """A random crop of an image, for the loader's workers. Shape: (3, size, size) uint8."""
+    resample = v2.InterpolationMode.BICUBIC
+    return v2.Compose([v2.RandomResizedCrop(s.size, (s.min_crop, 1.0), interpolation=resample), v2.PILToTensor()])
+
+
+class TwoCrops:
+    """Two random crops of an image. Shape: (2, 3, size, size) uint8."""
+
+    def __init__(self, s: Settings) -> None:
+        self.crop = crop(s)
+
+    def __call__(self, image: Any) -> Tensor:
+        """Crop twice."""
+        return torch.stack((self.crop(image), self.crop(image)))
+
+
+def preprocessing_config(s: Settings) -> dict[str, Any]:
+    """The middle of an image, for evaluation and for users of the model, by timm's keys."""
+    return {"input_size": (3, s.size, s.size), "crop_pct": 0.875, "interpolation": "bicubic", "mean": MEAN, "std": STD}
+
+
+def color(s: Settings) -> nn.Module:
+    """The rest of SimCLR's random views, on the device (arXiv 2002.05709, appendix A)."""
+    j, width = s.jitter, s.size // 20 * 2 + 1
+    return nn.Sequential(
+        K.RandomHorizontalFlip(),
+        K.ColorJitter(0.8 * j, 0.8 * j, 0.8 * j, 0.2 * j, p=0.8),
+        K.RandomGrayscale(p=0.2),
+        K.RandomGaussianBlur((width, width), (0.1, 2.0), p=s.blur),
+        K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
     )
-    run.add_argument("--test-data", metavar="PATH", help="shards, folder or tar of the images to evaluate on")
-    command.add_machine(parser)
-    command.add_training(parser).add_argument("--size", type=int, help="side of the images in pixels")
-    for prefix in ("", "probe_", "finetune_", "supervised_"):
-        command.add_schedule(parser, prefix)
-    command.add_latent(parser)
-    return command.finish(parser, parser.parse_args(arguments), PRESETS, "smoke", "imagenet")
 
 
-# ---- the run --------------------------------------------------------------------------------------------------
+# ---- models ---------------------------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 0 when everything was done, 2 for what the user can mend, 130 or 143 when stopped."""
-    return ending.main("examples/imagenet_full.py", parse, run, arguments)
+def build_encoder(s: Settings) -> nn.Module:
+    """The encoder that every model starts from."""
+    torch.manual_seed(s.seed)
+    name, options = ENCODERS.get(s.encoder, (s.encoder, {}))
+    return timm.create_model(name, num_classes=0, **options)
 
 
-def run(args: argparse.Namespace, told: str) -> dict[str, Any]:
-    """Train and evaluate what was asked for, and report it."""
-    job = Run(args, told, load_data)
-    if args.dry_run:
-        return job.plan()
-    job.views()
-    for name in args.model:
-        if name == "supervised":
-            job.supervise()
+def build_model(name: ModelName, s: Settings) -> nn.Module:
+    """SimCLR, or StochCon around the very same encoder and head."""
+    encoder = build_encoder(s)
+    width = encoder.num_features
+    head = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 128)]
+    simclr = nn.Sequential(OrderedDict(encoder=encoder, head=nn.Sequential(*head)))  # SimCLR, section 4.2
+    if name == "simclr":
+        return simclr
+    of_bits = {"temperature": s.temperature} if name == "bern" else {}
+    maps = {"projector": s.projector, "upsampler": s.upsampler}
+    bottleneck = StochasticBottleneck(name, s.dim, in_features=width, location_std=s.location_std, **maps, **of_bits)
+    options = {"variance_from": s.variance_from, "symmetric": s.symmetric, "samples": s.samples}
+    return StochConWrapper.from_simclr(simclr, bottleneck=bottleneck, **options)
+
+
+# ---- pretraining ----------------------------------------------------------------------------------------------------
+
+
+class Pretraining(L.LightningModule):
+    """InfoNCE between two views of each image; StochCon passes the second one through its latent."""
+
+    def __init__(self, name: ModelName, s: Settings, batches: int) -> None:
+        super().__init__()
+        self.s, self.batches, self.color = s, batches, color(s)
+        self.model = build_model(name, s).to(memory_format=torch.channels_last)
+        self.loss = InfoNCELoss(s.loss_temperature, gather_distributed=True)
+        if s.compile:
+            self.model.compile()
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        """Two random views of the images, in float32 whatever the precision."""
+        torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
+        crops = (x.float().contiguous(memory_format=torch.channels_last) / 255 for x in batch[0].unbind(1))
+        return [self.color(x) for x in crops]
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""
+        if isinstance(self.model, StochConWrapper):
+            output = self.model(*batch)
+            loss = self.loss(output.v, output.v_prime)
+            if self.s.kl_weight:
+                loss = loss + self.s.kl_weight * output.posterior.kl().mean()
         else:
-            job.pretrain(name)
-            job.probe(name)
-            job.frozen(
-                name, lambda model: evaluate.evaluate(model, job.data, job.hardware, args.seed, probe=False)
-            )
-            job.finetune(name)
-        job.report()
-    return job.show()
+            loss = self.loss(self.model(batch[0]), self.model(batch[1]))
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """LARS by default, on all but biases and norms; linear warm-up and cosine decay by step."""
+        s = self.s
+        optimizer = create_optimizer_v2(self.model, s.optimizer, s.lr, s.weight_decay, momentum=0.9)
+        return warmup_cosine(optimizer, s.epochs * self.batches, round(s.warmup_epochs * self.batches))
 
 
-def load_data(args: argparse.Namespace) -> imagenet.ImageNetData:
-    """Data of the run."""
-    share = 0.2 if args.held_out else 0.0
-    return imagenet.load(
-        args.data, args.test_data, args.size, hold_out=share, cache=args.out.parent / "index"
+def pretrain(name: ModelName, s: Settings, train: Split, run: Run) -> nn.Module:
+    """Train one model, or continue from the newest checkpoint, and save it as a folder that `HubModel` loads."""
+    config, callbacks = preprocessing_config(s), [] if name == "simclr" else [LatentMonitor()]
+    if train.classes and s.knn_every:
+        some = train.every(math.ceil(train.count / 25_000))
+        batches = evaluation_loader(some, preprocessing(config), 256, s.workers)
+        callbacks.append(OnlineKNN(batches, every_n_epochs=s.knn_every))
+    trainer = run.trainer(name, s.epochs, *callbacks)
+    loader = TrainingLoader(train, TwoCrops(s), s.batch_size, trainer, s.seed, s.workers)
+    module = Pretraining(name, s, loader.batches)
+    run.fit(name, trainer, module, loader)
+    model = module.model.eval()
+    if MAIN_PROCESS and not s.dry_run:
+        encoder, options = ENCODERS.get(s.encoder, (s.encoder, {}))
+        spec = {"encoder_name": f"timm:{encoder}", "encoder_options": {"num_classes": 0, **options}}
+        if name == "simclr":
+            state = {key: value.contiguous() for key, value in model.state_dict().items()}
+            save_file(state, run.folder / name / "model.safetensors")
+        else:
+            HubModel.from_wrapper(model, pretrained_cfg=config, **spec).save_pretrained(run.folder / name)
+    return model
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+class Classification(L.LightningModule):
+    """Cross-entropy of linear classifiers: on h and z of a frozen model, or on h with the encoder trained too."""
+
+    def __init__(self, model: nn.Module, frozen: bool, c: Schedule, s: Settings, classes: int, batches: int) -> None:
+        super().__init__()
+        self.c, self.seed, self.batches, self.scores = c, s.seed, batches, {}
+        self.encoder = as_encoder(copy.deepcopy(model.encoder), strip=False).freeze(frozen)
+        widths, self.bottleneck = {"h": self.encoder.feature_dim}, None
+        if frozen and isinstance(model, StochConWrapper):
+            self.bottleneck = copy.deepcopy(model.bottleneck).requires_grad_(False)
+            widths["z"] = self.bottleneck.dim
+        self.classifiers = nn.ModuleDict({name: nn.Linear(width, classes) for name, width in widths.items()})
+        for parameter in self.classifiers.parameters():
+            nn.init.zeros_(parameter)  # as SimCLR's code does
+        metrics = {f"top{k}": MulticlassAccuracy(classes, k, "micro") for k in (1, min(5, classes))}
+        metrics = MetricCollection({"f1": MulticlassF1Score(classes), **metrics})
+        self.metrics = nn.ModuleDict({name: metrics.clone() for name in widths})
+        self.view = nn.Sequential(K.RandomHorizontalFlip(), K.Normalize(torch.tensor(MEAN), torch.tensor(STD)))
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        """A random view of training images; those of the test are preprocessed."""
+        if batch[0].dtype == torch.uint8:
+            torch.manual_seed(seed_for(self.seed, self.global_step, self.global_rank))
+            batch[0] = self.view(batch[0].float() / 255)
+        return batch
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of each classifier. Shape: (N, classes) each."""
+        rows = {"h": self.encoder(images)}
+        if self.bottleneck is not None:
+            rows["z"] = self.bottleneck.eval()(rows["h"], sample=False).z
+        return {name: classifier(rows[name]) for name, classifier in self.classifiers.items()}
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Sum of the losses, which trains each classifier as if it was alone."""
+        loss = torch.stack([nn.functional.cross_entropy(x, batch[1]) for x in self(batch[0]).values()]).sum()
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """Count a batch."""
+        for name, logits in self(batch[0]).items():
+            self.metrics[name].update(logits, batch[1])
+
+    def on_test_epoch_end(self) -> None:
+        """Scores over the images of all processes."""
+        for name, metrics in self.metrics.items():
+            self.scores[name] = {key: float(value) for key, value in metrics.compute().items()}
+
+    def configure_optimizers(self) -> Any:
+        """SGD with Nesterov's momentum, without weight decay of biases and norms; warm-up and cosine by step."""
+        optimizer = create_optimizer_v2(self, "sgd", self.c.lr, self.c.weight_decay, momentum=0.9)
+        return warmup_cosine(optimizer, self.c.epochs * self.batches, round(self.c.warmup_epochs * self.batches))
+
+
+def classify(name: str, stage: str, model: nn.Module, s: Settings, train: Split, test: Split, run: Run) -> Any:
+    """Train classifiers of one stage on all processes, and score them on the test images."""
+    c, folder = getattr(s, stage), f"{name}/{stage}"
+    trainer = run.trainer(folder, c.epochs)
+    loader = TrainingLoader(train, crop(s), c.batch_size, trainer, s.seed, s.workers)
+    module = Classification(model, stage == "probe", c, s, len(train.classes), loader.batches)
+    run.fit(folder, trainer, module, loader)
+    images = preprocessing(preprocessing_config(s))
+    trainer.test(module, evaluation_loader(test, images, 256, s.workers, trainer.global_rank, WORLD), verbose=False)
+    return module.scores
+
+
+def evaluate(model: nn.Module, s: Settings, train: Split, test: Split) -> dict[str, Any]:
+    """Frozen, without training: nearest neighbours on h and z, and the use of the bits."""
+    source, names = (model, ("h", "z")) if isinstance(model, StochConWrapper) else (model.encoder, ("h",))
+    images, splits = preprocessing(preprocessing_config(s)), (train.every(math.ceil(train.count / BANK)), test)
+    x, x_test = (
+        encode(source.to(DEVICE), evaluation_loader(split, images, 256, s.workers), names, progress=True)
+        for split in splits
     )
+    results = {}
+    for name in names:
+        bits = name == "z" and model.bottleneck.kind == "bern"
+        results[name] = r = {"dim": x.features[name].shape[1]}
+        if train.classes:
+            split = (x.features[name], x.labels, x_test.features[name], x_test.labels)
+            r["knn"] = knn_accuracy(*split, metric="hamming" if bits else "cosine", device=PROBE_ON)
+        if bits:
+            r["bits"] = bit_statistics(x_test.features[name], x_test.labels if train.classes else None)._asdict()
+            r["compression"] = compression_ratio((s.size, s.size, 3), x_test.features[name].shape[1])
+    return results
+
+
+def frozen(name: str, model: nn.Module, s: Settings, train: Split, test: Split, run: Run) -> dict[str, Any]:
+    """Evaluation of a frozen model: linear classifiers, nearest neighbours and bits."""
+    scores = classify(name, "probe", model, s, train, test, run) if train.classes else {}
+    results = on_main_process(evaluate, model, s, train, test)
+    for part, found in scores.items():
+        results[part] |= {"probe": found["top1"], "probe_scores": found}
+    return results
+
+
+def on_main_process(work: Callable[..., Any], *args: Any) -> Any:
+    """Run on one process and return its result on all, which wait for it as long as it takes."""
+    if WORLD == 1:
+        return work(*args)
+    if not dist.is_initialized():
+        dist.init_process_group(timeout=timedelta(days=7))  # Lightning joins it
+    result = [work(*args) if MAIN_PROCESS else None]
+    dist.broadcast_object_list(result, device=torch.device("cpu"))
+    return result[0]
+
+
+def main() -> None:
+    """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
+    s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
+    train, test, about = on_main_process(load_data, s)
+    run = Run(s.out or Path("runs") / f"imagenet-{s.preset}-seed{s.seed}", s, about)
+    data = s, train, test, run
+
+    def stage(name: str, key: str, measure: Callable[..., dict[str, Any]], *args: Any) -> None:
+        if key not in on_main_process(lambda: run.results["models"].get(name, {})):
+            found = measure(*args, *data)
+            if MAIN_PROCESS and not s.dry_run:
+                run.stage("models", name, key, lambda: found)
+
+    def tuned(*args: Any) -> dict[str, Any]:
+        scores = classify(*args)["h"]
+        return {"finetuned": {"accuracy": scores.pop("top1"), **scores}}
+
+    for name in s.models:
+        if name != "supervised":
+            model = pretrain(name, s, train, run)
+            stage(name, "h", frozen, name, model)
+            if train.classes and s.finetune.epochs:
+                stage(name, "finetuned", tuned, name, "finetune", model)
+        elif train.classes:
+            model = nn.Sequential(OrderedDict(encoder=build_encoder(s)))
+            stage(name, "finetuned", tuned, name, "supervised", model)
+        if MAIN_PROCESS and not s.dry_run:
+            run.report(f"{about['name']}: {s.encoder}, {s.epochs} epochs on {train.count:,} images, seed {s.seed}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runs.main(main))

@@ -1,0 +1,239 @@
+"""Load batches of images from files or WebDataset shards: in order, or at random with exact resume within an epoch."""
+
+import hashlib
+import io
+import itertools
+import json
+import random
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import webdataset as wds
+from checkpointing import ResumableSampler, seed_for
+from image_files import EXTENSIONS, ImageError, check_end, check_images, find_images, read_image, unpack
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+from tqdm import tqdm
+from webdataset.shardlists import expand_urls
+
+MIN_SIDE = 896  # a crop of 8 % of an image decoded to this size has 224 pixels a side
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to train or to evaluate on: (path, label) of each file, or the paths of shards."""
+
+    items: list[Any]
+    count: int
+    classes: list[str]  # empty if there are no labels
+    sharded: bool
+    fingerprint: str  # of all images
+
+    def every(self, n: int, rest: bool = False) -> "Split":
+        """Every n-th file or shard, or the rest."""
+        items = [item for i, item in enumerate(self.items) if (i % n > 0) is rest]
+        return replace(self, items=items, count=self.count * len(items) // len(self.items))
+
+
+def find_split(source: str, *names: str, workers: int = 0) -> Split:
+    """Find images, and decode each one once, so that damaged ones are reported before training.
+
+    Args:
+        source: folder or tar, WebDataset shards such as `train-{000..146}.tar` or `train-*.tar`, or one shard.
+        *names: subfolders with the images, by preference; the folder itself if it has none of them.
+        workers: processes that decode.
+    """
+    if shards := find_shards(source):
+        own = torch.Generator()  # leaves the global one alone
+        loader = DataLoader(shards, None, collate_fn=_check_shard, num_workers=workers, generator=own)
+        labels, digests, problems = zip(*tqdm(loader, "checking shards", disable=None), strict=True)
+        labels = [*itertools.chain.from_iterable(labels)]
+        if found := [*itertools.chain.from_iterable(problems)]:
+            raise ImageError(
+                f"cannot use {len(found)} images in {len(shards)} shards: {'; '.join(found[:5])}"
+            )
+        if min(labels) < 0 <= max(labels):
+            raise ImageError(f"{labels.count(-1)} of {len(labels)} images of {source} have no label")
+        classes = [str(label) for label in range(max(labels) + 1)]
+        return Split(
+            shards, len(labels), classes, True, hashlib.sha256("".join(digests).encode()).hexdigest()
+        )
+    root = Path(source)
+    if root.is_file():
+        root = unpack(root, Path("runs/unpacked") / f"{root.stem}-{zlib.crc32(bytes(root.resolve())):08x}")
+    folders = [path for name in names for path in (root / name, *root.glob(f"*/{name}")) if path.is_dir()]
+    files = find_images((folders or [root])[0])
+    items = [*zip(files.paths, files.labels or [-1] * len(files.paths), strict=True)]
+    return Split(items, len(items), files.classes, False, check_images(files, workers=workers))
+
+
+def find_shards(source: str) -> list[str]:
+    """Paths of the shards that a pattern stands for; none for a folder, or a tar without labels next to its images."""
+    paths = [path for pattern in expand_urls(source) for path in sorted(glob(pattern)) or [pattern]]
+    if paths == [source] and not Path(source).is_file():
+        return []
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise ImageError(
+            f"{len(missing)} of {len(paths)} shards of {source} are missing: {', '.join(missing[:5])}"
+        )
+    if len(paths) == 1:
+        with tarfile.open(paths[0]) as tar:
+            members = [*itertools.islice(tar, 100)]
+        return paths if any(member.name.endswith((".cls", ".json")) for member in members) else []
+    return paths
+
+
+def _check_shard(path: str) -> tuple[list[int], str, list[str]]:
+    """Labels of a shard's images, SHA-256 over them, and what is wrong with it."""
+    labels, problems, digest = [], [], hashlib.sha256()
+    try:
+        for file, name, label in read_shards([path]):
+            labels.append(label)
+            digest.update(repr((Path(name).name, label)).encode() + file.getvalue())
+            try:
+                read_image(file, name, min_side=1)
+            except ImageError as error:
+                problems.append(str(error))
+        with tarfile.open(path) as tar:
+            tar.getmembers()
+            check_end(tar)
+    except Exception as error:  # damaged archives raise many types
+        return labels, "", [*problems, f"{path}: {error}"]
+    return labels, digest.hexdigest(), problems if labels else [f"{path}: no images"]
+
+
+def read_shards(paths: list[str]) -> Iterator[tuple[io.BytesIO, str, int]]:
+    """File, name and label of each image; the label is -1 without a .cls, or a .json with "label" or "cls"."""
+    for sample in wds.tarfile_to_samples()({"url": path} for path in paths):
+        name, kind = (
+            f"{sample['__url__']}/{sample['__key__']}",
+            next((k for k in sample if f".{k}" in EXTENSIONS), ""),
+        )
+        if not kind:
+            raise ImageError(f"{name} has no image")
+        fields = json.loads(sample.get("json", "{}"))
+        label = sample.get("cls", fields.get("label", fields.get("cls", -1)))
+        yield io.BytesIO(sample[kind]), f"{name}.{kind}", int(label)
+
+
+class Files(Dataset[Any]):
+    """Images as ((path, name, label), seed of random crops)."""
+
+    def __init__(self, items: list[tuple[str, int]], seed: int = 0) -> None:
+        self.items, self.seed, self.epoch = items, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        path, label = self.items[index]
+        return (path, path, label), (self.seed, self.epoch, index)
+
+
+class Shards(IterableDataset[Any]):
+    """Images as ((file, name, label), seed of random crops); processes and their workers share the shards.
+
+    Without `batches`, each image once, in order. With it, as many batches of the epoch, in random order, from number
+    `batch` on; a process or worker with too few images for its batches reads them again.
+    """
+
+    def __init__(
+        self, paths: list[str], rank: int, world: int, seed: int = 0, batch_size: int = 1, batches: int = 0
+    ):
+        self.paths, self.rank, self.world, self.seed = paths, rank, world, seed
+        self.batch_size, self.batches, self.epoch, self.batch = batch_size, batches, 0, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        info, paths, start, stop = get_worker_info(), [*self.paths], 0, None
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if self.batches:
+            worker = (
+                worker + self.batch
+            ) % workers  # workers make batches in turn, the first one makes the first
+            random.Random(seed_for(self.seed, self.epoch)).shuffle(paths)
+            start, stop = (
+                self.batch_size * len(range(worker, n, workers)) for n in (self.batch, self.batches)
+            )
+        paths = paths[self.rank :: self.world][worker::workers]
+        images = read_shards(paths)
+        if self.batches:
+            order = wds.shuffle(1000, rng=random.Random(seed_for(self.seed, self.epoch, self.rank, worker)))
+            images = itertools.chain.from_iterable(order(read_shards(paths)) for _ in itertools.count())
+        for number, image in enumerate(itertools.islice(images, start, stop), start):
+            yield image, (self.seed, self.epoch, self.rank, worker, number)
+
+
+def _crop_batch(crop: Callable[[Image], Tensor], batch: list[Any]) -> list[Tensor]:
+    """Decode and crop images, in a worker. Shape: (N, ...) and (N,)."""
+    rows = []
+    with torch.random.fork_rng([]):
+        for (file, name, label), seed in batch:
+            torch.manual_seed(seed_for(*seed))
+            rows.append((crop(read_image(file, name, MIN_SIDE)), label))
+    return default_collate(rows)
+
+
+class TrainingLoader(DataLoader[Any]):
+    """Random batches of crops and labels, from the epoch and batch that the trainer has reached.
+
+    Args:
+        split: the images.
+        crop: from an image to a tensor; its random numbers, torch's, follow from seed, epoch and image.
+        batch_size: of all processes together.
+        trainer: to follow.
+        seed: of the order and of crops.
+        workers: processes that decode and crop.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        crop: Callable[[Image], Tensor],
+        batch_size: int,
+        trainer: L.Trainer,
+        seed: int,
+        workers: int,
+    ) -> None:
+        rank, world = trainer.global_rank, trainer.world_size
+        self.trainer, self.batches, size = trainer, split.count // batch_size, batch_size // world
+        if self.batches < 1 or batch_size % world or len(split.items) < world:
+            raise ValueError(
+                f"batch size must be at most the number of images, {split.count}, and a multiple of the number of "
+                f"processes, {world}, got {batch_size}; with shards, each process needs one, got {len(split.items)}"
+            )
+        if split.sharded:
+            data, sampler = Shards(split.items, rank, world, seed, size, self.batches), None
+            workers = min(workers, len(split.items) // world)  # each needs a shard
+        else:
+            data, sampler = Files(split.items, seed), ResumableSampler(split.count, size, seed, trainer)
+        collate = partial(_crop_batch, crop)
+        super().__init__(data, size, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=True)
+
+    def __iter__(self) -> Any:
+        self.dataset.epoch, self.dataset.batch = divmod(self.trainer.global_step, self.batches)
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        return self.batches
+
+
+def evaluation_loader(
+    split: Split,
+    crop: Callable[[Image], Tensor],
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader[Any]:
+    """Images and labels in order; of several processes, a share of them."""
+    data = Shards(split.items, rank, world) if split.sharded else Files(split.items[rank::world])
+    return DataLoader(data, batch_size, num_workers=workers, collate_fn=partial(_crop_batch, crop))

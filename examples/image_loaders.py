@@ -4,12 +4,13 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import random
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from stochastic_bottleneck.hub import preprocessing
 
 MIN_SIDE = 896  # a crop of 8 % of an image decoded to this size has 224 pixels a side
 
@@ -53,25 +57,17 @@ def find_split(source: str, *names: str, workers: int = 0) -> Split:
         workers: processes that decode.
     """
     if shards := find_shards(source):
-        own = torch.Generator()  # leaves the global one alone
-        loader = DataLoader(shards, None, collate_fn=_check_shard, num_workers=workers, generator=own)
-        labels, digests, problems = zip(*tqdm(loader, "checking shards", disable=None), strict=True)
-        labels = [*itertools.chain.from_iterable(labels)]
-        if found := [*itertools.chain.from_iterable(problems)]:
-            raise ImageError(
-                f"cannot use {len(found)} images in {len(shards)} shards: {'; '.join(found[:5])}"
-            )
-        if min(labels) < 0 <= max(labels):
-            raise ImageError(f"{labels.count(-1)} of {len(labels)} images of {source} have no label")
-        classes = [str(label) for label in range(max(labels) + 1)]
-        return Split(
-            shards, len(labels), classes, True, hashlib.sha256("".join(digests).encode()).hexdigest()
-        )
+        return _check_shards(*shards, workers=workers)
     root = Path(source)
     if root.is_file():
         root = unpack(root, Path("runs/unpacked") / f"{root.stem}-{zlib.crc32(bytes(root.resolve())):08x}")
     folders = [path for name in names for path in (root / name, *root.glob(f"*/{name}")) if path.is_dir()]
-    files = find_images((folders or [root])[0])
+    return _check_files((folders or [root])[0], workers)
+
+
+@cache  # for images that are both trained and evaluated on
+def _check_files(folder: Path, workers: int) -> Split:
+    files = find_images(folder)
     items = [*zip(files.paths, files.labels or [-1] * len(files.paths), strict=True)]
     return Split(items, len(items), files.classes, False, check_images(files, workers=workers))
 
@@ -79,26 +75,37 @@ def find_split(source: str, *names: str, workers: int = 0) -> Split:
 def find_shards(source: str) -> list[str]:
     """Paths of the shards that a pattern stands for; none for a folder, or a tar without labels next to its images."""
     paths = [path for pattern in expand_urls(source) for path in sorted(glob(pattern)) or [pattern]]
-    if paths == [source] and not Path(source).is_file():
-        return []
-    if missing := [path for path in paths if not Path(path).is_file()]:
-        raise ImageError(
-            f"{len(missing)} of {len(paths)} shards of {source} are missing: {', '.join(missing[:5])}"
-        )
-    if len(paths) == 1:
-        with tarfile.open(paths[0]) as tar:
-            members = [*itertools.islice(tar, 100)]
-        return paths if any(member.name.endswith((".cls", ".json")) for member in members) else []
-    return paths
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if paths != [source] and missing:
+        raise ImageError(f"{len(missing)} of {len(paths)} shards of {source} are missing: {', '.join(missing[:5])}")
+    if paths != [source] or missing:
+        return paths[len(missing) :]
+    with tarfile.open(source) as tar:
+        return paths if any(member.name.endswith((".cls", ".json")) for member in itertools.islice(tar, 100)) else []
 
 
-def _check_shard(path: str) -> tuple[list[int], str, list[str]]:
-    """Labels of a shard's images, SHA-256 over them, and what is wrong with it."""
-    labels, problems, digest = [], [], hashlib.sha256()
+@cache
+def _check_shards(*paths: str, workers: int) -> Split:
+    own = torch.Generator()  # leaves the global one alone
+    loader = DataLoader(paths, None, collate_fn=_check_shard, num_workers=workers, generator=own)
+    labels, digests, problems = (
+        [*itertools.chain.from_iterable(x)] for x in zip(*tqdm(loader, "checking shards", disable=None), strict=True)
+    )
+    if problems:
+        raise ImageError(f"cannot use {len(problems)} images in {len(paths)} shards: {'; '.join(problems[:5])}")
+    if min(labels) < 0 <= max(labels):
+        raise ImageError(f"{labels.count(-1)} of {len(labels)} images in {paths[0]} and other shards have no label")
+    classes, total = [str(label) for label in range(max(labels) + 1)], hashlib.sha256("".join(digests).encode())
+    return Split([*paths], len(labels), classes, True, total.hexdigest())
+
+
+def _check_shard(path: str) -> tuple[list[int], list[str], list[str]]:
+    """Labels of a shard's images, their SHA-256, and what is wrong with them."""
+    labels, digests, problems = [], [], []
     try:
         for file, name, label in read_shards([path]):
             labels.append(label)
-            digest.update(repr((Path(name).name, label)).encode() + file.getvalue())
+            digests.append(hashlib.sha256(file.getvalue() + repr((os.path.basename(name), label)).encode()).hexdigest())
             try:
                 read_image(file, name, min_side=1)
             except ImageError as error:
@@ -107,22 +114,21 @@ def _check_shard(path: str) -> tuple[list[int], str, list[str]]:
             tar.getmembers()
             check_end(tar)
     except Exception as error:  # damaged archives raise many types
-        return labels, "", [*problems, f"{path}: {error}"]
-    return labels, digest.hexdigest(), problems if labels else [f"{path}: no images"]
+        problems.append(f"{path}: {error}")
+    return labels, digests, problems or ([] if labels else [f"{path}: no images"])
 
 
 def read_shards(paths: list[str]) -> Iterator[tuple[io.BytesIO, str, int]]:
     """File, name and label of each image; the label is -1 without a .cls, or a .json with "label" or "cls"."""
-    for sample in wds.tarfile_to_samples()({"url": path} for path in paths):
-        name, kind = (
-            f"{sample['__url__']}/{sample['__key__']}",
-            next((k for k in sample if f".{k}" in EXTENSIONS), ""),
-        )
-        if not kind:
-            raise ImageError(f"{name} has no image")
-        fields = json.loads(sample.get("json", "{}"))
-        label = sample.get("cls", fields.get("label", fields.get("cls", -1)))
-        yield io.BytesIO(sample[kind]), f"{name}.{kind}", int(label)
+    for path in paths:
+        with open(path, "rb") as stream:  # which webdataset would leave open
+            for sample in group_by_keys(tar_file_expander([{"url": path, "stream": stream}])):
+                kind = next((key for key in sample if f".{key}" in EXTENSIONS), None)
+                name, fields = f"{path}/{sample['__key__']}.{kind}", json.loads(sample.get("json", "{}"))
+                if kind is None:
+                    raise ImageError(f"{name.removesuffix('.None')} has no image")
+                label = sample.get("cls", fields.get("label", fields.get("cls", -1)))
+                yield io.BytesIO(sample[kind]), name, int(label)
 
 
 class Files(Dataset[Any]):
@@ -146,9 +152,7 @@ class Shards(IterableDataset[Any]):
     `batch` on; a process or worker with too few images for its batches reads them again.
     """
 
-    def __init__(
-        self, paths: list[str], rank: int, world: int, seed: int = 0, batch_size: int = 1, batches: int = 0
-    ):
+    def __init__(self, paths: list[str], rank: int, world: int, seed: int = 0, batch_size: int = 1, batches: int = 0):
         self.paths, self.rank, self.world, self.seed = paths, rank, world, seed
         self.batch_size, self.batches, self.epoch, self.batch = batch_size, batches, 0, 0
 
@@ -156,13 +160,9 @@ class Shards(IterableDataset[Any]):
         info, paths, start, stop = get_worker_info(), [*self.paths], 0, None
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         if self.batches:
-            worker = (
-                worker + self.batch
-            ) % workers  # workers make batches in turn, the first one makes the first
+            worker = (worker + self.batch) % workers  # workers make batches in turn, the first one makes the first
             random.Random(seed_for(self.seed, self.epoch)).shuffle(paths)
-            start, stop = (
-                self.batch_size * len(range(worker, n, workers)) for n in (self.batch, self.batches)
-            )
+            start, stop = (self.batch_size * len(range(worker, n, workers)) for n in (self.batch, self.batches))
         paths = paths[self.rank :: self.world][worker::workers]
         images = read_shards(paths)
         if self.batches:
@@ -172,13 +172,14 @@ class Shards(IterableDataset[Any]):
             yield image, (self.seed, self.epoch, self.rank, worker, number)
 
 
-def _crop_batch(crop: Callable[[Image], Tensor], batch: list[Any]) -> list[Tensor]:
-    """Decode and crop images, in a worker. Shape: (N, ...) and (N,)."""
+def _crop_batch(crop: Callable[[Image], Tensor], crops: int, batch: list[Any]) -> list[Tensor]:
+    """Decode and crop images, in a worker: as many tensors of crops, and labels. Shape: (N, ...) and (N,)."""
     rows = []
     with torch.random.fork_rng([]):
         for (file, name, label), seed in batch:
             torch.manual_seed(seed_for(*seed))
-            rows.append((crop(read_image(file, name, MIN_SIDE)), label))
+            image = read_image(file, name, MIN_SIDE)
+            rows.append((*(crop(image) for _ in range(crops)), label))
     return default_collate(rows)
 
 
@@ -188,6 +189,7 @@ class TrainingLoader(DataLoader[Any]):
     Args:
         split: the images.
         crop: from an image to a tensor; its random numbers, torch's, follow from seed, epoch and image.
+        crops: of each image.
         batch_size: of all processes together.
         trainer: to follow.
         seed: of the order and of crops.
@@ -195,14 +197,9 @@ class TrainingLoader(DataLoader[Any]):
     """
 
     def __init__(
-        self,
-        split: Split,
-        crop: Callable[[Image], Tensor],
-        batch_size: int,
-        trainer: L.Trainer,
-        seed: int,
+        self, split: Split, crop: Callable[[Image], Tensor], crops: int, batch_size: int, trainer: L.Trainer, seed: int,
         workers: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         rank, world = trainer.global_rank, trainer.world_size
         self.trainer, self.batches, size = trainer, split.count // batch_size, batch_size // world
         if self.batches < 1 or batch_size % world or len(split.items) < world:
@@ -215,7 +212,7 @@ class TrainingLoader(DataLoader[Any]):
             workers = min(workers, len(split.items) // world)  # each needs a shard
         else:
             data, sampler = Files(split.items, seed), ResumableSampler(split.count, size, seed, trainer)
-        collate = partial(_crop_batch, crop)
+        collate = partial(_crop_batch, crop, crops)
         super().__init__(data, size, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=True)
 
     def __iter__(self) -> Any:
@@ -226,14 +223,7 @@ class TrainingLoader(DataLoader[Any]):
         return self.batches
 
 
-def evaluation_loader(
-    split: Split,
-    crop: Callable[[Image], Tensor],
-    batch_size: int,
-    workers: int,
-    rank: int = 0,
-    world: int = 1,
-) -> DataLoader[Any]:
-    """Images and labels in order; of several processes, a share of them."""
+def evaluation_loader(split: Split, config: dict[str, Any], workers: int, rank: int = 0, world: int = 1) -> Any:
+    """Images preprocessed by a config with timm's keys, and labels, in order; one process's share of them."""
     data = Shards(split.items, rank, world) if split.sharded else Files(split.items[rank::world])
-    return DataLoader(data, batch_size, num_workers=workers, collate_fn=partial(_crop_batch, crop))
+    return DataLoader(data, 256, num_workers=workers, collate_fn=partial(_crop_batch, preprocessing(config), 1))

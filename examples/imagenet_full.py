@@ -45,14 +45,13 @@ from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio
 from stochastic_bottleneck.encoders import as_encoder
 from stochastic_bottleneck.evaluation import bit_statistics, encode, knn_accuracy
-from stochastic_bottleneck.hub import HubModel, preprocessing
+from stochastic_bottleneck.hub import HubModel
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images
 SMALL = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16, "avg_down": False}
 ENCODERS = {"small": ("resnet10t", SMALL)}  # half as wide as ResNet-10, for CPUs; others are timm's own
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PROBE_ON = DEVICE if DEVICE.type == "cuda" else None  # scikit-learn on a CPU
-BANK = 100_000  # most training images for nearest neighbours
+Hidden = tyro.conf.Suppress  # not in --help, to keep it short
 ModelName = Literal["simclr", "bern", "gauss", "supervised"]
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -141,21 +140,10 @@ def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
     return train, test, {"name": name, **counts, "fingerprint": f"{train.fingerprint} {test.fingerprint}"}
 
 
-def crop(s: Settings) -> Callable[[Any], Tensor]:
+def random_crop(s: Settings) -> Callable[[Any], Tensor]:
     """A random crop of an image, for the loader's workers. Shape: (3, size, size) uint8."""
     resample = v2.InterpolationMode.BICUBIC
     return v2.Compose([v2.RandomResizedCrop(s.size, (s.min_crop, 1.0), interpolation=resample), v2.PILToTensor()])
-
-
-class TwoCrops:
-    """Two random crops of an image. Shape: (2, 3, size, size) uint8."""
-
-    def __init__(self, s: Settings) -> None:
-        self.crop = crop(s)
-
-    def __call__(self, image: Any) -> Tensor:
-        """Crop twice."""
-        return torch.stack((self.crop(image), self.crop(image)))
 
 
 def preprocessing_config(s: Settings) -> dict[str, Any]:
@@ -217,7 +205,7 @@ class Pretraining(L.LightningModule):
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """Two random views of the images, in float32 whatever the precision."""
         torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
-        crops = (x.float().contiguous(memory_format=torch.channels_last) / 255 for x in batch[0].unbind(1))
+        crops = (x.float().contiguous(memory_format=torch.channels_last) / 255 for x in batch[:2])
         return [self.color(x) for x in crops]
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -244,10 +232,9 @@ def pretrain(name: ModelName, s: Settings, train: Split, run: Run) -> nn.Module:
     config, callbacks = preprocessing_config(s), [] if name == "simclr" else [LatentMonitor()]
     if train.classes and s.knn_every:
         some = train.every(math.ceil(train.count / 25_000))
-        batches = evaluation_loader(some, preprocessing(config), 256, s.workers)
-        callbacks.append(OnlineKNN(batches, every_n_epochs=s.knn_every))
+        callbacks.append(OnlineKNN(evaluation_loader(some, config, s.workers), every_n_epochs=s.knn_every))
     trainer = run.trainer(name, s.epochs, *callbacks)
-    loader = TrainingLoader(train, TwoCrops(s), s.batch_size, trainer, s.seed, s.workers)
+    loader = TrainingLoader(train, random_crop(s), 2, s.batch_size, trainer, s.seed, s.workers)
     module = Pretraining(name, s, loader.batches)
     run.fit(name, trainer, module, loader)
     model = module.model.eval()
@@ -270,8 +257,8 @@ class Classification(L.LightningModule):
 
     def __init__(self, model: nn.Module, frozen: bool, c: Schedule, s: Settings, classes: int, batches: int) -> None:
         super().__init__()
-        self.c, self.seed, self.batches, self.scores = c, s.seed, batches, {}
-        self.encoder = as_encoder(copy.deepcopy(model.encoder), strip=False).freeze(frozen)
+        self.c, self.seed, self.batches = c, s.seed, batches
+        self.encoder = as_encoder(copy.deepcopy(model.encoder), strip=False).freeze(frozen).train()
         widths, self.bottleneck = {"h": self.encoder.feature_dim}, None
         if frozen and isinstance(model, StochConWrapper):
             self.bottleneck = copy.deepcopy(model.bottleneck).requires_grad_(False)
@@ -279,13 +266,13 @@ class Classification(L.LightningModule):
         self.classifiers = nn.ModuleDict({name: nn.Linear(width, classes) for name, width in widths.items()})
         for parameter in self.classifiers.parameters():
             nn.init.zeros_(parameter)  # as SimCLR's code does
-        metrics = {f"top{k}": MulticlassAccuracy(classes, k, "micro") for k in (1, min(5, classes))}
-        metrics = MetricCollection({"f1": MulticlassF1Score(classes), **metrics})
-        self.metrics = nn.ModuleDict({name: metrics.clone() for name in widths})
+        top1, top5 = (MulticlassAccuracy(classes, k, "micro") for k in (1, min(5, classes)))
+        scores = MetricCollection({"accuracy": top1, "top5": top5, "f1": MulticlassF1Score(classes)})
+        self.scores = nn.ModuleDict({name: scores.clone() for name in widths})
         self.view = nn.Sequential(K.RandomHorizontalFlip(), K.Normalize(torch.tensor(MEAN), torch.tensor(STD)))
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
-        """A random view of training images; those of the test are preprocessed."""
+        """A random view of crops; test images are preprocessed already."""
         if batch[0].dtype == torch.uint8:
             torch.manual_seed(seed_for(self.seed, self.global_step, self.global_rank))
             batch[0] = self.view(batch[0].float() / 255)
@@ -305,14 +292,9 @@ class Classification(L.LightningModule):
         return loss
 
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Count a batch."""
+        """Classify test images."""
         for name, logits in self(batch[0]).items():
-            self.metrics[name].update(logits, batch[1])
-
-    def on_test_epoch_end(self) -> None:
-        """Scores over the images of all processes."""
-        for name, metrics in self.metrics.items():
-            self.scores[name] = {key: float(value) for key, value in metrics.compute().items()}
+            self.scores[name].update(logits, batch[1])
 
     def configure_optimizers(self) -> Any:
         """SGD with Nesterov's momentum, without weight decay of biases and norms; warm-up and cosine by step."""
@@ -321,53 +303,42 @@ class Classification(L.LightningModule):
 
 
 def classify(name: str, stage: str, model: nn.Module, s: Settings, train: Split, test: Split, run: Run) -> Any:
-    """Train classifiers of one stage on all processes, and score them on the test images."""
-    c, folder = getattr(s, stage), f"{name}/{stage}"
+    """Train the classifiers of one stage on all processes, and score them on the test images."""
+    c, folder = getattr(s, stage), f"{name}/{stage}" if name != stage else name
     trainer = run.trainer(folder, c.epochs)
-    loader = TrainingLoader(train, crop(s), c.batch_size, trainer, s.seed, s.workers)
+    loader = TrainingLoader(train, random_crop(s), 1, c.batch_size, trainer, s.seed, s.workers)
     module = Classification(model, stage == "probe", c, s, len(train.classes), loader.batches)
     run.fit(folder, trainer, module, loader)
-    images = preprocessing(preprocessing_config(s))
-    trainer.test(module, evaluation_loader(test, images, 256, s.workers, trainer.global_rank, WORLD), verbose=False)
-    return module.scores
+    loader = evaluation_loader(test, preprocessing_config(s), s.workers, trainer.global_rank, WORLD)
+    trainer.test(module, loader, verbose=False)
+    return {name: {key: float(x) for key, x in scores.compute().items()} for name, scores in module.scores.items()}
 
 
-def evaluate(model: nn.Module, s: Settings, train: Split, test: Split) -> dict[str, Any]:
-    """Frozen, without training: nearest neighbours on h and z, and the use of the bits."""
+def evaluate(model: nn.Module, scores: Any, s: Settings, train: Split, test: Split) -> dict[str, Any]:
+    """Frozen: the linear classifiers' scores, nearest neighbours on h and z, and the use of the bits."""
     source, names = (model, ("h", "z")) if isinstance(model, StochConWrapper) else (model.encoder, ("h",))
-    images, splits = preprocessing(preprocessing_config(s)), (train.every(math.ceil(train.count / BANK)), test)
-    x, x_test = (
-        encode(source.to(DEVICE), evaluation_loader(split, images, 256, s.workers), names, progress=True)
-        for split in splits
-    )
-    results = {}
+    bank, results = train.every(math.ceil(train.count / 100_000)), {}  # about 100 images a class of ImageNet
+    loaders = (evaluation_loader(split, preprocessing_config(s), s.workers) for split in (bank, test))
+    x, x_test = (encode(source.to(DEVICE), loader, names, progress=True) for loader in loaders)
     for name in names:
+        rows, test_rows = x.features[name], x_test.features[name]
         bits = name == "z" and model.bottleneck.kind == "bern"
-        results[name] = r = {"dim": x.features[name].shape[1]}
+        results[name] = r = {"dim": rows.shape[1]}
         if train.classes:
-            split = (x.features[name], x.labels, x_test.features[name], x_test.labels)
-            r["knn"] = knn_accuracy(*split, metric="hamming" if bits else "cosine", device=PROBE_ON)
+            metric, device = "hamming" if bits else "cosine", DEVICE if DEVICE.type == "cuda" else None
+            r["knn"] = knn_accuracy(rows, x.labels, test_rows, x_test.labels, metric=metric, device=device)
+            r |= {"probe": scores[name]["accuracy"], "probe_top5": scores[name]["top5"]}
         if bits:
-            r["bits"] = bit_statistics(x_test.features[name], x_test.labels if train.classes else None)._asdict()
-            r["compression"] = compression_ratio((s.size, s.size, 3), x_test.features[name].shape[1])
-    return results
-
-
-def frozen(name: str, model: nn.Module, s: Settings, train: Split, test: Split, run: Run) -> dict[str, Any]:
-    """Evaluation of a frozen model: linear classifiers, nearest neighbours and bits."""
-    scores = classify(name, "probe", model, s, train, test, run) if train.classes else {}
-    results = on_main_process(evaluate, model, s, train, test)
-    for part, found in scores.items():
-        results[part] |= {"probe": found["top1"], "probe_scores": found}
+            r["bits"] = bit_statistics(test_rows, x_test.labels if train.classes else None)._asdict()
+            r["compression"] = compression_ratio((s.size, s.size, 3), rows.shape[1])
     return results
 
 
 def on_main_process(work: Callable[..., Any], *args: Any) -> Any:
-    """Run on one process and return its result on all, which wait for it as long as it takes."""
+    """Run on one process and return the result on all of them, which wait for it."""
     if WORLD == 1:
         return work(*args)
-    if not dist.is_initialized():
-        dist.init_process_group(timeout=timedelta(days=7))  # Lightning joins it
+    dist.init_process_group(timeout=timedelta(days=7))  # also for training, while the main process evaluates
     result = [work(*args) if MAIN_PROCESS else None]
     dist.broadcast_object_list(result, device=torch.device("cpu"))
     return result[0]
@@ -378,28 +349,20 @@ def main() -> None:
     s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
     train, test, about = on_main_process(load_data, s)
     run = Run(s.out or Path("runs") / f"imagenet-{s.preset}-seed{s.seed}", s, about)
-    data = s, train, test, run
-
-    def stage(name: str, key: str, measure: Callable[..., dict[str, Any]], *args: Any) -> None:
-        if key not in on_main_process(lambda: run.results["models"].get(name, {})):
-            found = measure(*args, *data)
-            if MAIN_PROCESS and not s.dry_run:
-                run.stage("models", name, key, lambda: found)
-
-    def tuned(*args: Any) -> dict[str, Any]:
-        scores = classify(*args)["h"]
-        return {"finetuned": {"accuracy": scores.pop("top1"), **scores}}
-
+    reports = MAIN_PROCESS and not s.dry_run
     for name in s.models:
-        if name != "supervised":
-            model = pretrain(name, s, train, run)
-            stage(name, "h", frozen, name, model)
-            if train.classes and s.finetune.epochs:
-                stage(name, "finetuned", tuned, name, "finetune", model)
-        elif train.classes:
-            model = nn.Sequential(OrderedDict(encoder=build_encoder(s)))
-            stage(name, "finetuned", tuned, name, "supervised", model)
-        if MAIN_PROCESS and not s.dry_run:
+        if name == "supervised":
+            model, stage = nn.Sequential(OrderedDict(encoder=build_encoder(s))), "supervised"
+        else:
+            model, stage = pretrain(name, s, train, run), "finetune"
+            scores = classify(name, "probe", model, s, train, test, run) if train.classes else {}
+            if reports:
+                run.stage("models", name, "h", evaluate, model, scores, s, train, test)
+        if train.classes and getattr(s, stage).epochs:
+            scores = classify(name, stage, model, s, train, test, run)
+            if reports:
+                run.stage("models", name, "finetuned", dict, [("finetuned", scores["h"])])
+        if reports:
             run.report(f"{about['name']}: {s.encoder}, {s.epochs} epochs on {train.count:,} images, seed {s.seed}")
 
 

@@ -98,3 +98,18 @@ def write_photographs(folder, train=4, val=2):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     return folder
+
+
+def write_shards(folder, split, each, shards):
+    """Write WebDataset shards of the photographs, images next to .cls files; returns the pattern of their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [*photographs(split, each)]
+    for number in range(shards):
+        with tarfile.open(folder / f"{split}-{number}.tar", "w") as tar:
+            for i, (name, content) in enumerate(images[number::shards]):
+                label = str(WNIDS.index(name.partition("/")[0])).encode()
+                for suffix, data in (("jpg", content), ("cls", label)):
+                    info = tarfile.TarInfo(f"{number}_{i:03}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return folder / f"{split}-{{0..{shards - 1}}}.tar"

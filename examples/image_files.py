@@ -109,11 +109,11 @@ def read_image(file: str | Path | BinaryIO, name: str = "", min_side: int = MAX_
             raise ImageError(f"{printable(name or file)}: {reason}; convert, replace or remove it") from error
 
 
-def read_pixels(folder: str | Path, side: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """All images of a folder, cropped to squares and resized. Shape: (N, 3, side, side) uint8; (N,) labels or None."""
-    paths, labels, _ = find_images(folder)
+def read_pixels(folder: str | Path, side: int) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
+    """All images of a folder, cropped to squares: (N, 3, side, side) uint8, labels (N,) or None, and class names."""
+    paths, labels, classes = find_images(folder)
     images = [ImageOps.fit(read_image(path), (side, side)) for path in tqdm(paths, "reading", disable=None)]
-    return torch.stack([pil_to_tensor(image) for image in images]), labels and torch.tensor(labels)
+    return torch.stack([pil_to_tensor(image) for image in images]), labels and torch.tensor(labels), classes
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:

@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import cache, partial
 from glob import glob
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import webdataset as wds
 from checkpointing import ResumableSampler, seed_for
 from image_files import EXTENSIONS, ImageError, check_end, check_images, find_images, read_image, unpack
 from PIL.Image import Image
+from runs import MAIN_PROCESS, WORLD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
@@ -51,11 +54,23 @@ class Split:
 def find_split(source: str, *names: str, workers: int = 0) -> Split:
     """Find images, and decode each one once, so that damaged ones are reported before training.
 
+    With several processes the first does so, and the others wait for it.
+
     Args:
         source: folder or tar, WebDataset shards such as `train-{000..146}.tar` or `train-*.tar`, or one shard.
         *names: subfolders with the images, by preference; the folder itself if it has none of them.
         workers: processes that decode.
     """
+    if WORLD == 1:
+        return _find_split(source, names, workers)
+    if not dist.is_initialized():  # Lightning takes it over; while the first evaluates, the others wait too
+        dist.init_process_group(timeout=timedelta(days=7))
+    found = [_find_split(source, names, workers) if MAIN_PROCESS else None]
+    dist.broadcast_object_list(found, device=torch.device("cpu"))
+    return found[0]
+
+
+def _find_split(source: str, names: tuple[str, ...], workers: int) -> Split:
     if shards := find_shards(source):
         return _check_shards(*shards, workers=workers)
     root = Path(source)
@@ -75,13 +90,15 @@ def _check_files(folder: Path, workers: int) -> Split:
 def find_shards(source: str) -> list[str]:
     """Paths of the shards that a pattern stands for; none for a folder, or a tar without labels next to its images."""
     paths = [path for pattern in expand_urls(source) for path in sorted(glob(pattern)) or [pattern]]
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if paths != [source] and missing:
+    if paths == [source]:
+        if not os.path.isfile(source):
+            return []
+        with tarfile.open(source) as tar:
+            labelled = any(member.name.endswith((".cls", ".json")) for member in itertools.islice(tar, 100))
+        return paths if labelled else []
+    if missing := [path for path in paths if not os.path.isfile(path)]:
         raise ImageError(f"{len(missing)} of {len(paths)} shards of {source} are missing: {', '.join(missing[:5])}")
-    if paths != [source] or missing:
-        return paths[len(missing) :]
-    with tarfile.open(source) as tar:
-        return paths if any(member.name.endswith((".cls", ".json")) for member in itertools.islice(tar, 100)) else []
+    return paths
 
 
 @cache

@@ -12,28 +12,22 @@ frozen, by linear classifiers on h and z, then fine-tuned. Results and models go
 from __future__ import annotations
 
 import copy
-import math
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import kornia.augmentation as K
 import lightning as L
-import runs
 import timm
 import torch
-import torch.distributed as dist
 import tyro
 from checkpointing import seed_for
 from image_files import ImageError
 from image_loaders import Split, TrainingLoader, evaluation_loader, find_split
-from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, warmup_cosine
-from safetensors.torch import save_file
+from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -45,11 +39,8 @@ from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio
 from stochastic_bottleneck.encoders import as_encoder
 from stochastic_bottleneck.evaluation import bit_statistics, encode, knn_accuracy
-from stochastic_bottleneck.hub import HubModel
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images
-SMALL = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16, "avg_down": False}
-ENCODERS = {"small": ("resnet10t", SMALL)}  # half as wide as ResNet-10, for CPUs; others are timm's own
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Hidden = tyro.conf.Suppress  # not in --help, to keep it short
 ModelName = Literal["simclr", "bern", "gauss", "supervised"]
@@ -81,36 +72,36 @@ class Settings:
     batch_size: int = 4096  # Images a step, of all processes together (SimCLR, section 2.2)
     optimizer: str = "lars"  # Any of timm's; "momentum" is plain SGD (SimCLR, section 2.2)
     lr: float = 4.8  # 0.075 x sqrt(batch) (SimCLR, appendix B.1)
-    weight_decay: float = 1e-6  # Not of biases and norms (SimCLR, section 2.2)
+    weight_decay: float = 1e-6  # Not of biases and norms; timm's LARS needs some (SimCLR, section 2.2)
     warmup_epochs: float = 10  # Linear warm-up, then cosine decay (SimCLR, section 2.2)
     loss_temperature: float = 0.1  # Of InfoNCE (SimCLR, section 4.2)
     jitter: float = 1.0  # Strength of the colour jitter (SimCLR, appendix A)
     blur: float = 0.5  # Share of blurred views (SimCLR, appendix A)
     min_crop: float = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
     dim: int = 2048  # Latent dimensions; 588x: 224 x 224 x 3 x 8 bits over 2,048
-    projector: Literal["linear", "mlp", "identity"] = "linear"  # pi, from features to the latent
-    upsampler: Literal["linear", "mlp", "identity"] = "linear"  # rho, from the latent to features
+    projector: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # pi, from features to the latent
+    upsampler: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # rho, from the latent to features
     location_std: float | None = 2.0  # Standard deviation that logits and means are normalised to
-    temperature: float = 1.0  # Concrete temperature of the bits
+    temperature: Hidden[float] = 1.0  # Concrete temperature of the bits
     variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
     symmetric: bool = False  # Make each view the stochastic one once
     samples: int = 1  # Latents drawn per image; 0 for no noise
-    kl_weight: float = 0.0  # Weight of the KL divergence; StochCon's objective has none
+    kl_weight: Hidden[float] = 0.0  # Weight of the KL divergence; StochCon's objective has none
     knn_every: int = 10  # Epochs between nearest neighbours during pretraining; 0 for none
     probe: Schedule = Schedule(90, 4096, 1.6, 1e-6)  # 0.1 x batch / 256 (SimCLR, appendix B.6; its README's decay)
     finetune: Schedule = Schedule(30, 1024, 0.2)  # 0.05 x batch / 256 (SimCLR, appendix B.5; lightly's epochs)
     supervised: Schedule = Schedule(90, 1024, 0.4, 1e-4, 5)  # arXiv 1706.02677, section 5.1
-    ema: float | None = None  # Decay of a moving average of the weights
+    ema: Hidden[float | None] = None  # Decay of a moving average of the weights
     precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
     compile: bool = False  # torch.compile the model
     workers: int = min(16, max(1, (os.cpu_count() or 1) // LOCAL_WORLD))  # Processes that read images, per process
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics go
     seed: int = 0  # Of weights, order, views and noise
-    held_out: bool = False  # Evaluate on a fifth of the training images, to choose settings
+    held_out: Hidden[bool] = False  # Evaluate on a fifth of the training images, to choose settings
     out: Path | None = None  # Folder of the run; runs/imagenet-PRESET-seedN if not given
     resume: bool = False  # Continue the run in that folder
     dry_run: bool = False  # Take one step of each stage, print parameters, FLOPs and memory
-    preset: tyro.conf.Suppress[str] = "paper"
+    preset: Hidden[str] = "paper"
 
 
 PRESETS = {
@@ -132,18 +123,22 @@ def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
         train, test, name = train.every(5, rest=True), train.every(5), f"{name}, a fifth of it held out"
     elif test == train:
         name += ", evaluated on its training images"
-    if differing := sorted({*train.classes} ^ {*test.classes}):
-        raise ImageError(f"training and test images must have the same classes; one of them lacks {differing[:5]}")
-    if not train.classes:
-        print(f"{s.data} has no class folders or labels: pretraining only, no classifiers and no nearest neighbours")
-    counts = {"train": train.count, "test": test.count, "classes": len(train.classes)}
-    return train, test, {"name": name, **counts, "fingerprint": f"{train.fingerprint} {test.fingerprint}"}
+    if not (train.classes and test.classes):
+        train = replace(train, classes=[])
+        if MAIN_PROCESS:
+            print(f"{s.data} has no class folders or labels: pretraining only; classifiers and neighbours are left out")
+    elif differing := {*test.classes} - {*train.classes} or ({*train.classes} - {*test.classes} and not test.sharded):
+        raise ImageError(f"training and test images must have the same classes; they differ in {differing}")
+    about = {"name": name, "train": train.count, "test": test.count, "classes": len(train.classes)}
+    return train, test, about | {"fingerprint": f"{train.fingerprint} {test.fingerprint}"}
 
 
-def random_crop(s: Settings) -> Callable[[Any], Tensor]:
-    """A random crop of an image, for the loader's workers. Shape: (3, size, size) uint8."""
+def random_crop(s: Settings, labelled: bool) -> v2.Compose:
+    """A random crop, for the loader's workers; for training on labels, all of the view. Shape: (3, size, size)."""
     resample = v2.InterpolationMode.BICUBIC
-    return v2.Compose([v2.RandomResizedCrop(s.size, (s.min_crop, 1.0), interpolation=resample), v2.PILToTensor()])
+    crop = [v2.RandomResizedCrop(s.size, (s.min_crop, 1.0), interpolation=resample), v2.PILToTensor()]
+    finish = [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    return v2.Compose(crop + finish if labelled else crop)
 
 
 def preprocessing_config(s: Settings) -> dict[str, Any]:
@@ -166,16 +161,11 @@ def color(s: Settings) -> nn.Module:
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-def build_encoder(s: Settings) -> nn.Module:
-    """The encoder that every model starts from."""
-    torch.manual_seed(s.seed)
-    name, options = ENCODERS.get(s.encoder, (s.encoder, {}))
-    return timm.create_model(name, num_classes=0, **options)
-
-
 def build_model(name: ModelName, s: Settings) -> nn.Module:
     """SimCLR, or StochCon around the very same encoder and head."""
-    encoder = build_encoder(s)
+    torch.manual_seed(s.seed)
+    timm_name, options = encoder_spec(s.encoder)
+    encoder = timm.create_model(timm_name, **options)
     width = encoder.num_features
     head = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 128)]
     simclr = nn.Sequential(OrderedDict(encoder=encoder, head=nn.Sequential(*head)))  # SimCLR, section 4.2
@@ -222,30 +212,22 @@ class Pretraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """LARS by default, on all but biases and norms; linear warm-up and cosine decay by step."""
-        s = self.s
-        optimizer = create_optimizer_v2(self.model, s.optimizer, s.lr, s.weight_decay, momentum=0.9)
-        return warmup_cosine(optimizer, s.epochs * self.batches, round(s.warmup_epochs * self.batches))
+        optimizer = create_optimizer_v2(self.model, self.s.optimizer, self.s.lr, self.s.weight_decay, momentum=0.9)
+        return warmup_cosine(optimizer, self.s.epochs * self.batches, round(self.s.warmup_epochs * self.batches))
 
 
 def pretrain(name: ModelName, s: Settings, train: Split, run: Run) -> nn.Module:
     """Train one model, or continue from the newest checkpoint, and save it as a folder that `HubModel` loads."""
     config, callbacks = preprocessing_config(s), [] if name == "simclr" else [LatentMonitor()]
     if train.classes and s.knn_every:
-        some = train.every(math.ceil(train.count / 25_000))
+        some = train.every(1 + train.count // 25_000)
         callbacks.append(OnlineKNN(evaluation_loader(some, config, s.workers), every_n_epochs=s.knn_every))
     trainer = run.trainer(name, s.epochs, *callbacks)
-    loader = TrainingLoader(train, random_crop(s), 2, s.batch_size, trainer, s.seed, s.workers)
+    loader = TrainingLoader(train, random_crop(s, labelled=False), 2, s.batch_size, trainer, s.seed, s.workers)
     module = Pretraining(name, s, loader.batches)
     run.fit(name, trainer, module, loader)
     model = module.model.eval()
-    if MAIN_PROCESS and not s.dry_run:
-        encoder, options = ENCODERS.get(s.encoder, (s.encoder, {}))
-        spec = {"encoder_name": f"timm:{encoder}", "encoder_options": {"num_classes": 0, **options}}
-        if name == "simclr":
-            state = {key: value.contiguous() for key, value in model.state_dict().items()}
-            save_file(state, run.folder / name / "model.safetensors")
-        else:
-            HubModel.from_wrapper(model, pretrained_cfg=config, **spec).save_pretrained(run.folder / name)
+    run.save_model(name, model, config)
     return model
 
 
@@ -257,7 +239,7 @@ class Classification(L.LightningModule):
 
     def __init__(self, model: nn.Module, frozen: bool, c: Schedule, s: Settings, classes: int, batches: int) -> None:
         super().__init__()
-        self.c, self.seed, self.batches = c, s.seed, batches
+        self.s, self.c, self.batches = s, c, batches
         self.encoder = as_encoder(copy.deepcopy(model.encoder), strip=False).freeze(frozen).train()
         widths, self.bottleneck = {"h": self.encoder.feature_dim}, None
         if frozen and isinstance(model, StochConWrapper):
@@ -269,14 +251,8 @@ class Classification(L.LightningModule):
         top1, top5 = (MulticlassAccuracy(classes, k, "micro") for k in (1, min(5, classes)))
         scores = MetricCollection({"accuracy": top1, "top5": top5, "f1": MulticlassF1Score(classes)})
         self.scores = nn.ModuleDict({name: scores.clone() for name in widths})
-        self.view = nn.Sequential(K.RandomHorizontalFlip(), K.Normalize(torch.tensor(MEAN), torch.tensor(STD)))
-
-    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
-        """A random view of crops; test images are preprocessed already."""
-        if batch[0].dtype == torch.uint8:
-            torch.manual_seed(seed_for(self.seed, self.global_step, self.global_rank))
-            batch[0] = self.view(batch[0].float() / 255)
-        return batch
+        if s.compile:
+            self.encoder.compile()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of each classifier. Shape: (N, classes) each."""
@@ -287,6 +263,7 @@ class Classification(L.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Sum of the losses, which trains each classifier as if it was alone."""
+        torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of dropout
         loss = torch.stack([nn.functional.cross_entropy(x, batch[1]) for x in self(batch[0]).values()]).sum()
         self.log("loss", loss, prog_bar=True)
         return loss
@@ -306,7 +283,7 @@ def classify(name: str, stage: str, model: nn.Module, s: Settings, train: Split,
     """Train the classifiers of one stage on all processes, and score them on the test images."""
     c, folder = getattr(s, stage), f"{name}/{stage}" if name != stage else name
     trainer = run.trainer(folder, c.epochs)
-    loader = TrainingLoader(train, random_crop(s), 1, c.batch_size, trainer, s.seed, s.workers)
+    loader = TrainingLoader(train, random_crop(s, labelled=True), 1, c.batch_size, trainer, s.seed, s.workers)
     module = Classification(model, stage == "probe", c, s, len(train.classes), loader.batches)
     run.fit(folder, trainer, module, loader)
     loader = evaluation_loader(test, preprocessing_config(s), s.workers, trainer.global_rank, WORLD)
@@ -317,7 +294,7 @@ def classify(name: str, stage: str, model: nn.Module, s: Settings, train: Split,
 def evaluate(model: nn.Module, scores: Any, s: Settings, train: Split, test: Split) -> dict[str, Any]:
     """Frozen: the linear classifiers' scores, nearest neighbours on h and z, and the use of the bits."""
     source, names = (model, ("h", "z")) if isinstance(model, StochConWrapper) else (model.encoder, ("h",))
-    bank, results = train.every(math.ceil(train.count / 100_000)), {}  # about 100 images a class of ImageNet
+    bank, results = train.every(1 + train.count // 100_000), {}  # about 100 images a class of ImageNet
     loaders = (evaluation_loader(split, preprocessing_config(s), s.workers) for split in (bank, test))
     x, x_test = (encode(source.to(DEVICE), loader, names, progress=True) for loader in loaders)
     for name in names:
@@ -334,26 +311,15 @@ def evaluate(model: nn.Module, scores: Any, s: Settings, train: Split, test: Spl
     return results
 
 
-def on_main_process(work: Callable[..., Any], *args: Any) -> Any:
-    """Run on one process and return the result on all of them, which wait for it."""
-    if WORLD == 1:
-        return work(*args)
-    dist.init_process_group(timeout=timedelta(days=7))  # also for training, while the main process evaluates
-    result = [work(*args) if MAIN_PROCESS else None]
-    dist.broadcast_object_list(result, device=torch.device("cpu"))
-    return result[0]
-
-
 def main() -> None:
     """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
     s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
-    train, test, about = on_main_process(load_data, s)
+    train, test, about = load_data(s)
     run = Run(s.out or Path("runs") / f"imagenet-{s.preset}-seed{s.seed}", s, about)
     reports = MAIN_PROCESS and not s.dry_run
     for name in s.models:
-        if name == "supervised":
-            model, stage = nn.Sequential(OrderedDict(encoder=build_encoder(s))), "supervised"
-        else:
+        model, stage = build_model("simclr", s), "supervised"
+        if name != "supervised":
             model, stage = pretrain(name, s, train, run), "finetune"
             scores = classify(name, "probe", model, s, train, test, run) if train.classes else {}
             if reports:
@@ -367,4 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runs.main(main))
+    sys.exit(exit_code(main))

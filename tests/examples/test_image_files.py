@@ -78,7 +78,8 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
 
 def test_small_images_are_read_as_pixels(folder):
     save(folder / "dog" / "wide.png", size=(90, 30))
-    pixels, labels = read_pixels(folder, 20)
+    pixels, labels, classes = read_pixels(folder, 20)
+    assert classes == ["cat", "dog"]
     assert pixels.shape == (5, 3, 20, 20)
     assert pixels.dtype == torch.uint8
     assert labels.tolist() == [0, 0, 1, 1, 1]

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -229,6 +230,8 @@ class TrainingLoader(DataLoader[Any]):
             workers = min(workers, len(split.items) // world)  # each needs a shard
         else:
             data, sampler = Files(split.items, seed), ResumableSampler(split.count, size, seed, trainer)
+        for expected in ("not resumable", "has `__len__` defined"):  # Lightning's warnings, which do not hold for this
+            warnings.filterwarnings("ignore", f".*{expected}")
         collate = partial(_crop_batch, crop, crops)
         super().__init__(data, size, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=True)
 

@@ -127,7 +127,7 @@ def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
         train = replace(train, classes=[])
         if MAIN_PROCESS:
             print(f"{s.data} has no class folders or labels: pretraining only; classifiers and neighbours are left out")
-    elif differing := {*test.classes} - {*train.classes} or ({*train.classes} - {*test.classes} and not test.sharded):
+    elif differing := {*test.classes} - {*train.classes} or (not test.sharded and {*train.classes} - {*test.classes}):
         raise ImageError(f"training and test images must have the same classes; they differ in {differing}")
     about = {"name": name, "train": train.count, "test": test.count, "classes": len(train.classes)}
     return train, test, about | {"fingerprint": f"{train.fingerprint} {test.fingerprint}"}
@@ -302,8 +302,8 @@ def evaluate(model: nn.Module, scores: Any, s: Settings, train: Split, test: Spl
         bits = name == "z" and model.bottleneck.kind == "bern"
         results[name] = r = {"dim": rows.shape[1]}
         if train.classes:
-            metric, device = "hamming" if bits else "cosine", DEVICE if DEVICE.type == "cuda" else None
-            r["knn"] = knn_accuracy(rows, x.labels, test_rows, x_test.labels, metric=metric, device=device)
+            options = {"metric": "hamming" if bits else "cosine", "device": DEVICE if DEVICE.type == "cuda" else None}
+            r["knn"] = knn_accuracy(rows, x.labels, test_rows, x_test.labels, k=min(20, len(rows)), **options)
             r |= {"probe": scores[name]["accuracy"], "probe_top5": scores[name]["top5"]}
         if bits:
             r["bits"] = bit_statistics(test_rows, x_test.labels if train.classes else None)._asdict()

@@ -1,0 +1,296 @@
+"""The ImageNet run on tiny images: class folders, shards and unlabelled images, resumed, and on two processes."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import imagenet_full
+import pytest
+import torch
+from full_runs import measured, run
+from image_files import read_image
+from image_loaders import TrainingLoader, find_split
+from small_images import WNIDS, encoded, photograph, photographs, write_photographs, write_shards
+
+from stochastic_bottleneck.hub import HubModel, preprocessing
+
+TINY = [
+    "smoke",
+    "--size",
+    "32",
+    "--dim",
+    "16",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "8",
+    "--precision",
+    "32-true",
+]
+TINY += [
+    "--probe.batch-size",
+    "8",
+    "--finetune.batch-size",
+    "8",
+    "--supervised.batch-size",
+    "8",
+    "--workers",
+    "0",
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three classes of eight training and three test images."""
+    return write_photographs(tmp_path_factory.mktemp("images"), train=8, val=3)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """The options for the same images in shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    patterns = [write_shards(folder, split, each, 3) for split, each in (("train", 8), ("val", 3))]
+    return ["--data", patterns[0], "--test-data", patterns[1]]
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """A run of two models that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, output = go(folder, "--data", images, "--models", "bern", "supervised")
+    assert code == 0, output
+    return folder
+
+
+def go(folder, *options):
+    """Exit code and output of a tiny run."""
+    return run(imagenet_full, [*TINY, "--out", folder, *options])
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())["models"]
+
+
+def settings(**options):
+    return imagenet_full.Settings("", encoder="small", workers=0, **options)
+
+
+def test_a_run_leaves_results_a_table_and_a_model_that_loads(whole, images):
+    found = results(whole)
+    assert found["bern"]["h"].keys() == {"dim", "knn", "probe", "probe_top5"}
+    assert found["bern"]["z"].keys() == {"dim", "knn", "probe", "probe_top5", "bits", "compression"}
+    assert found["bern"]["z"]["compression"] == 32 * 32 * 3 * 8 / 16
+    assert found["supervised"].keys() == {"finetuned"}
+    assert found["bern"]["finetuned"].keys() == {"accuracy", "top5", "f1"}
+    assert all(0 <= score <= 1 for score in found["bern"]["finetuned"].values())
+    assert found["bern"]["finetuned"]["top5"] == 1  # there are three classes
+    data = json.loads((whole / "results.json").read_text())["data"]
+    assert (data["train"], data["test"], data["classes"]) == (24, 9, 3)
+    assert "StochCon Bern" in (whole / "table.md").read_text()
+    model = HubModel.from_pretrained(whole / "bern")
+    image = read_image(next((images / "val").rglob("*.JPEG")))
+    assert model.encode(preprocessing(model)(image)[None], "bits").shape == (1, 2)
+
+
+@pytest.mark.slow
+def test_every_model_is_trained_and_logged(images, tmp_path):
+    code, output = go(
+        tmp_path / "run", "--data", images, "--epochs", "10", "--knn-every", "5", "--logger", "csv"
+    )
+    assert code == 0, output
+    found = results(tmp_path / "run")
+    assert [*found] == ["simclr", "bern", "gauss", "supervised"]
+    assert found["gauss"]["z"].keys() == {"dim", "knn", "probe", "probe_top5"}
+    with next((tmp_path / "run" / "bern" / "logs").rglob("metrics.csv")).open() as file:
+        columns = {name for row in csv.DictReader(file) for name, value in row.items() if value}
+    assert {"loss", "knn", "latent/kl"} <= columns
+
+
+def test_shards_are_trained_and_evaluated_on(shards, tmp_path):
+    code, output = go(tmp_path / "run", *shards, "--models", "gauss", "--workers", "2")
+    assert code == 0, output
+    assert results(tmp_path / "run")["gauss"]["z"].keys() == {"dim", "knn", "probe", "probe_top5"}
+
+
+@pytest.mark.parametrize("layout", ["flat", "one folder"])
+def test_images_without_labels_are_pretrained_on(tmp_path, layout):
+    folder = tmp_path / "images" / ("" if layout == "flat" else "train/all")
+    folder.mkdir(parents=True)
+    for number, (_, content) in enumerate(photographs("train", 4)):
+        (folder / f"{number}.jpg").write_bytes(content)
+    code, output = go(tmp_path / "run", "--data", tmp_path / "images", "--models", "bern", "supervised")
+    assert code == 0, output
+    assert "no class folders or labels: pretraining only" in output
+    found = results(tmp_path / "run")
+    assert [*found] == ["bern"]
+    assert found["bern"]["z"].keys() == {"dim", "bits", "compression"}
+    assert found["bern"]["z"]["bits"]["class_information"] is None
+    HubModel.from_pretrained(tmp_path / "run" / "bern")
+
+
+# ---- resuming ------------------------------------------------------------------------------------------------------
+
+
+def stopping(step, at):
+    """A training step that asks for the end of the run at a step."""
+
+    def training_step(module, batch, batch_idx):
+        if module.global_step == at:
+            signal.raise_signal(signal.SIGTERM)
+        return step(module, batch, batch_idx)
+
+    return training_step
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_a_stopped_run_continues_to_the_same_weights_and_results(
+    images, shards, tmp_path, monkeypatch, source
+):
+    options = [*(["--data", images] if source == "folder" else shards), "--models", "bern", "--workers", "2"]
+    assert go(tmp_path / "whole", *options)[0] == 0
+    for part, at in (("Pretraining", 4), ("Classification", 1)):  # within epochs of three steps
+        with monkeypatch.context() as patch:
+            patch.setattr(getattr(imagenet_full, part), "training_step",
+                          stopping(getattr(imagenet_full, part).training_step, at))  # fmt: skip
+            code, output = go(tmp_path / "run", *options, "--resume")
+        assert code == 128 + signal.SIGTERM, output
+    code, output = go(tmp_path / "run", *options, "--resume")
+    assert code == 0, output
+    assert measured(tmp_path / "run") == measured(tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_as_it_is(whole, images, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    code, output = go(tmp_path / "run", "--data", images, "--models", "bern", "supervised", "--resume")
+    assert code == 0, output
+    assert measured(tmp_path / "run") == measured(whole)
+
+
+def test_images_that_changed_are_refused(whole, images, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    changed = shutil.copytree(images, tmp_path / "images")
+    next((changed / "train").rglob("*.JPEG")).write_bytes(encoded(photograph(999, 50, 50)))
+    code, output = go(tmp_path / "run", "--data", changed, "--models", "bern", "supervised", "--resume")
+    assert code == 2
+    assert "images: " in output
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_two_processes_train_and_report_once(images, shards, tmp_path, source):
+    options = ["--data", images] if source == "folder" else shards
+    script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = os.pathsep.join([str(Path(imagenet_full.__file__).parent), *sys.path])
+    done = subprocess.run(
+        [*script, imagenet_full.__file__, *TINY, "--out", tmp_path / "run", "--models", "bern", *map(str, options)],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path / "run")["bern"]
+    assert found["z"]["probe_top5"] == found["finetuned"]["top5"] == 1
+    assert [path.name for path in (tmp_path / "run/bern/checkpoints").iterdir()][-1:] == [
+        "step=000000006.ckpt"
+    ]
+
+
+# ---- before and around training ------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_counts_a_step_of_each_stage_and_leaves_nothing(images, tmp_path):
+    code, output = go(tmp_path / "run", "--data", images, "--models", "bern", "supervised", "--dry-run")
+    assert code == 0, output
+    for stage in ("bern", "bern/probe", "bern/finetune", "supervised"):
+        assert re.search(rf"^{stage}, a step: [\d.e+]+ FLOPs, peak memory [\d.]+ GiB$", output, re.MULTILINE)
+    assert "Trainable params" in output
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_damaged_image_ends_the_run_before_training(images, tmp_path):
+    changed = shutil.copytree(images, tmp_path / "images")
+    path = next((changed / "val").rglob("*.JPEG"))
+    path.write_bytes(path.read_bytes()[:-200])
+    code, output = go(tmp_path / "run", "--data", changed)
+    assert code == 2
+    assert path.name in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_on_one_side_only_are_refused(images, tmp_path):
+    changed = shutil.copytree(images, tmp_path / "images")
+    shutil.rmtree(changed / "val" / WNIDS[1])
+    code, output = go(tmp_path / "run", "--data", changed)
+    assert code == 2
+    assert f"must have the same classes; they differ in {{'{WNIDS[1]}'}}" in output
+
+
+def test_a_batch_larger_than_the_data_is_refused(images, tmp_path):
+    code, output = go(tmp_path / "run", "--data", images, "--batch-size", "25")
+    assert code == 2
+    assert "at most the number of images, 24" in output
+
+
+def test_without_test_images_the_training_images_are_evaluated_on_and_named(images, tmp_path):
+    s = settings(held_out=False)
+    train, test, about = imagenet_full.load_data(imagenet_full.replace(s, data=str(images / "train")))
+    assert train == test
+    assert about["name"] == f"{images / 'train'}, evaluated on its training images"
+    train, test, about = imagenet_full.load_data(imagenet_full.replace(s, data=str(images), held_out=True))
+    assert (train.count, test.count) == (19, 5)
+    assert not {*train.items} & {*test.items}
+
+
+def test_the_codes_are_588_times_smaller_than_the_images(images):
+    train, test, _ = imagenet_full.load_data(imagenet_full.replace(settings(), data=str(images)))
+    model = imagenet_full.build_model("bern", settings())
+    scores = {part: {"accuracy": 0.5, "top5": 1.0} for part in ("h", "z")}
+    found = imagenet_full.evaluate(model, scores, settings(), train, test.every(3))
+    assert (found["z"]["dim"], found["z"]["compression"]) == (2048, 588)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_probes_leave_the_encoder_alone_and_fine_tuning_does_not(frozen):
+    torch.manual_seed(0)
+    s = settings(dim=16)
+    model = imagenet_full.build_model("bern", s)
+    module = imagenet_full.Classification(model, frozen, s.probe, s, classes=3, batches=1)
+    assert [*module.classifiers] == (["h", "z"] if frozen else ["h"])
+    before = {name: value.clone() for name, value in module.encoder.state_dict().items()}
+    optimizer = module.configure_optimizers()["optimizer"]
+    for _ in range(2):  # the classifier starts at zero, so that the encoder has no gradient at first
+        optimizer.zero_grad()
+        loss = sum(
+            logits.logsumexp(1).sum() - logits[:, 0].sum()
+            for logits in module(torch.randn(4, 3, 32, 32)).values()
+        )
+        loss.backward()
+        optimizer.step()
+    after = module.encoder.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert bool(changed) is not frozen
+    assert frozen or any("running_mean" in name for name in changed)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.encoder.state_dict().values(), before.values(), strict=True)
+    )
+
+
+def test_training_crops_of_labelled_images_are_preprocessed(images):
+    class Trainer:
+        global_step, global_rank, world_size = 0, 0, 1
+
+    split, s = find_split(str(images), "train"), settings(size=32)
+    view, labels = next(
+        iter(TrainingLoader(split, imagenet_full.random_crop(s, True), 1, 8, Trainer(), 0, 0))
+    )
+    assert (view.shape, view.dtype, labels.shape) == ((8, 3, 32, 32), torch.float32, (8,))
+    x, x_prime, _ = next(
+        iter(TrainingLoader(split, imagenet_full.random_crop(s, False), 2, 8, Trainer(), 0, 0))
+    )
+    assert x.dtype == x_prime.dtype == torch.uint8
+    assert not torch.equal(x, x_prime)

@@ -55,8 +55,8 @@ class Schedule:
     epochs: int
     batch_size: int  # Images a step, of all processes together
     lr: float  # Peak learning rate
-    weight_decay: float = 0.0  # Not of biases and norms
-    warmup_epochs: float = 0
+    weight_decay: Hidden[float] = 0.0  # Not of biases and norms
+    warmup_epochs: Hidden[float] = 0
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Settings:
     weight_decay: float = 1e-6  # Not of biases and norms; timm's LARS needs some (SimCLR, section 2.2)
     warmup_epochs: float = 10  # Linear warm-up, then cosine decay (SimCLR, section 2.2)
     loss_temperature: float = 0.1  # Of InfoNCE (SimCLR, section 4.2)
-    jitter: float = 1.0  # Strength of the colour jitter (SimCLR, appendix A)
-    blur: float = 0.5  # Share of blurred views (SimCLR, appendix A)
-    min_crop: float = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
+    jitter: Hidden[float] = 1.0  # Strength of the colour jitter (SimCLR, appendix A)
+    blur: Hidden[float] = 0.5  # Share of blurred views (SimCLR, appendix A)
+    min_crop: Hidden[float] = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
     dim: int = 2048  # Latent dimensions; 588x: 224 x 224 x 3 x 8 bits over 2,048
     projector: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # pi, from features to the latent
     upsampler: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # rho, from the latent to features
@@ -87,7 +87,7 @@ class Settings:
     symmetric: bool = False  # Make each view the stochastic one once
     samples: int = 1  # Latents drawn per image; 0 for no noise
     kl_weight: Hidden[float] = 0.0  # Weight of the KL divergence; StochCon's objective has none
-    knn_every: int = 10  # Epochs between nearest neighbours during pretraining; 0 for none
+    knn_every: Hidden[int] = 10  # Epochs between nearest neighbours during pretraining; 0 for none
     probe: Schedule = Schedule(90, 4096, 1.6, 1e-6)  # 0.1 x batch / 256 (SimCLR, appendix B.6; its README's decay)
     finetune: Schedule = Schedule(30, 1024, 0.2)  # 0.05 x batch / 256 (SimCLR, appendix B.5; lightly's epochs)
     supervised: Schedule = Schedule(90, 1024, 0.4, 1e-4, 5)  # arXiv 1706.02677, section 5.1

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import imagenet_full
 import pytest
@@ -78,7 +79,11 @@ def results(folder):
 
 
 def settings(**options):
-    return imagenet_full.Settings("", encoder="small", workers=0, **options)
+    return imagenet_full.Settings(**{"data": "", "encoder": "small", "workers": 0} | options)
+
+
+def load(**options):
+    return imagenet_full.load_data(settings(**options))
 
 
 def test_a_run_leaves_results_a_table_and_a_model_that_loads(whole, images):
@@ -212,45 +217,36 @@ def test_a_dry_run_counts_a_step_of_each_stage_and_leaves_nothing(images, tmp_pa
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_a_damaged_image_ends_the_run_before_training(images, tmp_path):
-    changed = shutil.copytree(images, tmp_path / "images")
-    path = next((changed / "val").rglob("*.JPEG"))
+def test_images_that_cannot_be_used_end_the_run_before_training(images, tmp_path):
+    damaged, other = (shutil.copytree(images, tmp_path / name) for name in ("damaged", "other"))
+    path = next((damaged / "val").rglob("*.JPEG"))
     path.write_bytes(path.read_bytes()[:-200])
-    code, output = go(tmp_path / "run", "--data", changed)
-    assert code == 2
-    assert path.name in output
-    assert not (tmp_path / "run").exists()
+    shutil.rmtree(other / "val" / WNIDS[1])
+    for data, quoted in (
+        (damaged, path.name),
+        (other, f"must have the same classes; they differ in {{'{WNIDS[1]}'}}"),
+        (tmp_path / "none", f"no images in {tmp_path / 'none'}"),
+    ):
+        code, output = go(tmp_path / "run", "--data", data)
+        assert code == 2
+        assert quoted in output
+        assert not (tmp_path / "run").exists()
 
 
-def test_classes_on_one_side_only_are_refused(images, tmp_path):
-    changed = shutil.copytree(images, tmp_path / "images")
-    shutil.rmtree(changed / "val" / WNIDS[1])
-    code, output = go(tmp_path / "run", "--data", changed)
-    assert code == 2
-    assert f"must have the same classes; they differ in {{'{WNIDS[1]}'}}" in output
-
-
-def test_a_batch_larger_than_the_data_is_refused(images, tmp_path):
-    code, output = go(tmp_path / "run", "--data", images, "--batch-size", "25")
-    assert code == 2
-    assert "at most the number of images, 24" in output
-
-
-def test_without_test_images_the_training_images_are_evaluated_on_and_named(images, tmp_path):
-    s = settings(held_out=False)
-    train, test, about = imagenet_full.load_data(imagenet_full.replace(s, data=str(images / "train")))
+def test_images_to_evaluate_on_are_found_or_held_out(images):
+    train, test, about = load(data=str(images / "train"))
     assert train == test
     assert about["name"] == f"{images / 'train'}, evaluated on its training images"
-    train, test, about = imagenet_full.load_data(imagenet_full.replace(s, data=str(images), held_out=True))
+    train, test, about = load(data=str(images), held_out=True)
     assert (train.count, test.count) == (19, 5)
     assert not {*train.items} & {*test.items}
 
 
 def test_the_codes_are_588_times_smaller_than_the_images(images):
-    train, test, _ = imagenet_full.load_data(imagenet_full.replace(settings(), data=str(images)))
+    train, test, _ = load(data=str(images))
     model = imagenet_full.build_model("bern", settings())
-    scores = {part: {"accuracy": 0.5, "top5": 1.0} for part in ("h", "z")}
-    found = imagenet_full.evaluate(model, scores, settings(), train, test.every(3))
+    scores = {part: {"accuracy": 0.5, "top5": 1} for part in ("h", "z")}
+    found = imagenet_full.evaluate(model, scores, settings(), train, test)
     assert (found["z"]["dim"], found["z"]["compression"]) == (2048, 588)
 
 
@@ -264,12 +260,7 @@ def test_probes_leave_the_encoder_alone_and_fine_tuning_does_not(frozen):
     before = {name: value.clone() for name, value in module.encoder.state_dict().items()}
     optimizer = module.configure_optimizers()["optimizer"]
     for _ in range(2):  # the classifier starts at zero, so that the encoder has no gradient at first
-        optimizer.zero_grad()
-        loss = sum(
-            logits.logsumexp(1).sum() - logits[:, 0].sum()
-            for logits in module(torch.randn(4, 3, 32, 32)).values()
-        )
-        loss.backward()
+        sum(logits.logsumexp(1).sum() for logits in module(torch.randn(4, 3, 32, 32)).values()).backward()
         optimizer.step()
     after = module.encoder.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
@@ -280,17 +271,13 @@ def test_probes_leave_the_encoder_alone_and_fine_tuning_does_not(frozen):
     )
 
 
-def test_training_crops_of_labelled_images_are_preprocessed(images):
-    class Trainer:
-        global_step, global_rank, world_size = 0, 0, 1
-
-    split, s = find_split(str(images), "train"), settings(size=32)
-    view, labels = next(
-        iter(TrainingLoader(split, imagenet_full.random_crop(s, True), 1, 8, Trainer(), 0, 0))
+def test_labelled_crops_are_normalized_and_pairs_of_crops_are_bytes(images):
+    split, trainer = (
+        find_split(str(images), "train"),
+        SimpleNamespace(global_step=0, global_rank=0, world_size=1),
     )
-    assert (view.shape, view.dtype, labels.shape) == ((8, 3, 32, 32), torch.float32, (8,))
-    x, x_prime, _ = next(
-        iter(TrainingLoader(split, imagenet_full.random_crop(s, False), 2, 8, Trainer(), 0, 0))
-    )
-    assert x.dtype == x_prime.dtype == torch.uint8
-    assert not torch.equal(x, x_prime)
+    for labelled, dtype in ((True, torch.float32), (False, torch.uint8)):
+        crop = imagenet_full.random_crop(settings(size=32), labelled)
+        *crops, labels = next(iter(TrainingLoader(split, crop, 2 - labelled, 8, trainer, 0, 0)))
+        assert [(x.shape, x.dtype) for x in crops] == [((8, 3, 32, 32), dtype)] * (2 - labelled)
+        assert labels.shape == (8,)

@@ -2,8 +2,7 @@
 
     python examples/data/make_sample.py FOLDER
 
-FOLDER holds CIFAR-10 as `train/<class>/*.jpg` and `test/<class>/*.jpg`. The same folder gives the same
-archive, byte for byte.
+FOLDER holds CIFAR-10 as `train/<class>/*.jpg` and `test/<class>/*.jpg`. The same folder always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ IMAGES_A_CLASS = {"train": 500, "test": 100}
 
 
 def choose(folder: Path, seed: int = 0) -> list[Path]:
-    """Images of the sample, the same number from each class."""
-    draw = random.Random(seed)
+    """Choose the same number of images from each class."""
+    rng = random.Random(seed)
     chosen: list[Path] = []
     for split, count in IMAGES_A_CLASS.items():
         classes = sorted(p for p in (folder / split).glob("*") if p.is_dir())
@@ -30,12 +29,12 @@ def choose(folder: Path, seed: int = 0) -> list[Path]:
                 f"{folder / split} must hold the ten class folders of CIFAR-10, found {len(classes)}"
             )
         for class_folder in classes:
-            chosen += sorted(draw.sample(sorted(class_folder.glob("*.jpg")), count))
+            chosen += sorted(rng.sample(sorted(class_folder.glob("*.jpg")), count))
     return chosen
 
 
 def pack(folder: Path, images: list[Path]) -> bytes:
-    """Archive without owners or dates, so that it depends on the images alone."""
+    """Archive the images without owners or dates, so that the bytes depend on the images alone."""
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=9, mtime=0) as zipped,
@@ -50,7 +49,7 @@ def pack(folder: Path, images: list[Path]) -> bytes:
 
 
 def main() -> None:
-    """Write the archive beside this script."""
+    """Write the archive next to this script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,6 @@
-"""Small labelled images for the tests of the examples: coloured squares told apart by their colour, and photographs."""
+"""Small labelled images for the tests of the examples: squares whose colour is the class, and photographs."""
 
 import io
-import pickle
 import tarfile
 
 import numpy as np
@@ -14,20 +13,20 @@ CHANNEL = {"red": 0, "green": 1, "blue": 2}
 
 def picture(class_name, index, size=(32, 32)):
     """Image of a class, the same for the same index. Shape: (height, width, 3), uint8."""
-    draw = np.random.default_rng([CHANNEL[class_name], index])
-    pixels = draw.integers(0, 120, (*size, 3))
+    rng = np.random.default_rng([CHANNEL[class_name], index])
+    pixels = rng.integers(0, 120, (*size, 3))
     pixels[8:24, 8:24, CHANNEL[class_name]] += 110
     return pixels.astype(np.uint8)
 
 
 def batch(count):
-    """Images of all classes in turn. Shape: (count, 3, 32, 32), uint8."""
+    """Images of alternating classes. Shape: (count, 3, 32, 32), uint8."""
     images = np.stack([picture(CLASSES[i % len(CLASSES)], i) for i in range(count)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def write_folder(folder, train=4, test=2, *, suffix=".png", test_name="test", size=(32, 32), first=0):
-    """Write `train/<class>/` and `test/<class>/`, so many images a class, and return the folder."""
+    """Write `train/<class>/` and `test/<class>/` with that many images per class, and return the folder."""
     for split, count, start in (("train", train, first), (test_name, test, first + train)):
         for class_name in CLASSES:
             below = folder / split / class_name
@@ -38,41 +37,29 @@ def write_folder(folder, train=4, test=2, *, suffix=".png", test_name="test", si
 
 
 def write_tar(folder, path, *, reverse=False):
-    """Pack a folder's images, by name or the other way round, and return the tar's path."""
+    """Pack a folder's images in the order of their names, or the reverse, and return the tar's path."""
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
         for file in sorted((p for p in folder.rglob("*") if p.is_file()), reverse=reverse):
             archive.add(file, file.relative_to(folder))
     return path
 
 
-def write_torchvision(root, images, labels):
-    """Write CIFAR-10's pickles below `root`; every batch holds the same images. Returns the files' names."""
-    below = root / "cifar-10-batches-py"
-    below.mkdir(parents=True)
-    part = {"data": images.flatten(1).numpy(), "labels": labels.tolist()}
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    for name in names:
-        (below / name).write_bytes(pickle.dumps(part))
-    (below / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}))
-    return [*names, "batches.meta"]
-
-
 # ---- photographs ---------------------------------------------------------------------------------------------
 
 
 def photograph(seed, width=320, height=240):
-    """A smooth picture with edges, as RGB of Pillow: photographs are neither noise nor flat."""
-    draw = np.random.default_rng(seed)
-    coarse = draw.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    """A smooth RGB image with edges: photographs are neither noise nor flat."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
     for _ in range(6):
-        y, x = draw.integers(0, height - 4), draw.integers(0, width - 4)
-        smooth[y : y + height // 4, x : x + width // 4] = draw.integers(0, 256, 3)
+        y, x = rng.integers(0, height - 4), rng.integers(0, width - 4)
+        smooth[y : y + height // 4, x : x + width // 4] = rng.integers(0, 256, 3)
     return Image.fromarray(smooth)
 
 
 def encoded(image, kind="JPEG", **options):
-    """Bytes of a file."""
+    """Bytes of an image file."""
     content = io.BytesIO()
     image.save(content, kind, **({"quality": 90} if kind == "JPEG" else {}) | options)
     return content.getvalue()
@@ -82,7 +69,7 @@ WNIDS = ("n01", "n02", "n03")
 
 
 def photographs(split, each):
-    """Names and contents of a split's photographs, so many a class, no two alike."""
+    """Names and contents of that many different photographs per class of a split."""
     first = {"train": 0, "val": 1000, "test": 1000}[split]
     for label, wnid in enumerate(WNIDS):
         for i in range(each):

@@ -191,7 +191,7 @@ class Shards(IterableDataset[Any]):
 
 
 def _crop_batch(crop: Callable[[Image], Tensor], crops: int, batch: list[Any]) -> list[Tensor]:
-    """Decode and crop images, in a worker: as many tensors of crops, and labels. Shape: (N, ...) and (N,)."""
+    """Decode and crop a batch in a worker: one tensor per crop, and labels. Shape: (N, ...) and (N,)."""
     rows = []
     with torch.random.fork_rng([]):
         for (file, name, label), seed in batch:
@@ -202,15 +202,15 @@ def _crop_batch(crop: Callable[[Image], Tensor], crops: int, batch: list[Any]) -
 
 
 class TrainingLoader(DataLoader[Any]):
-    """Random batches of crops and labels, from the epoch and batch that the trainer has reached.
+    """Shuffled batches of random crops and labels, starting at the epoch and batch that the trainer has reached.
 
     Args:
         split: the images.
-        crop: from an image to a tensor; its random numbers, torch's, follow from seed, epoch and image.
-        crops: of each image.
+        crop: maps an image to a tensor; torch's random numbers in it follow from seed, epoch and image.
+        crops: number of crops per image.
         batch_size: of all processes together.
-        trainer: to follow.
-        seed: of the order and of crops.
+        trainer: gives the position, as `global_step`, and the processes.
+        seed: of the order and the crops.
         workers: processes that decode and crop.
     """
 
@@ -244,6 +244,6 @@ class TrainingLoader(DataLoader[Any]):
 
 
 def evaluation_loader(split: Split, config: dict[str, Any], workers: int, rank: int = 0, world: int = 1) -> Any:
-    """Images preprocessed by a config with timm's keys, and labels, in order; one process's share of them."""
+    """One process's share of the images, preprocessed by a config with timm's keys, and labels, in order."""
     data = Shards(split.items, rank, world) if split.sharded else Files(split.items[rank::world])
     return DataLoader(data, 256, num_workers=workers, collate_fn=partial(_crop_batch, preprocessing(config), 1))

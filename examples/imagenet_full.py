@@ -116,7 +116,7 @@ PRESETS = {
 
 
 def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
-    """Images to train and to evaluate on, all of them checked, and what to report of them."""
+    """Find and check the images to train and to evaluate on, and describe them for the results."""
     train, name = find_split(s.data, "train", workers=s.workers), s.data
     test = find_split(s.test_data or s.data, "val", "test", "train", workers=s.workers)
     if s.held_out:
@@ -134,7 +134,7 @@ def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
 
 
 def random_crop(s: Settings, labelled: bool) -> v2.Compose:
-    """A random crop, for the loader's workers; for training on labels, all of the view. Shape: (3, size, size)."""
+    """A random crop, for the loader's workers; with `labelled` also flipped and normalized. Shape: (3, size, size)."""
     resample = v2.InterpolationMode.BICUBIC
     crop = [v2.RandomResizedCrop(s.size, (s.min_crop, 1.0), interpolation=resample), v2.PILToTensor()]
     finish = [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -142,12 +142,12 @@ def random_crop(s: Settings, labelled: bool) -> v2.Compose:
 
 
 def preprocessing_config(s: Settings) -> dict[str, Any]:
-    """The middle of an image, for evaluation and for users of the model, by timm's keys."""
+    """Resize, center crop and normalization for evaluation, with timm's keys, saved with the model."""
     return {"input_size": (3, s.size, s.size), "crop_pct": 0.875, "interpolation": "bicubic", "mean": MEAN, "std": STD}
 
 
 def color(s: Settings) -> nn.Module:
-    """The rest of SimCLR's random views, on the device (arXiv 2002.05709, appendix A)."""
+    """Flip, color jitter, gray, blur and normalization of SimCLR's views, on the device (appendix A)."""
     j, width = s.jitter, s.size // 20 * 2 + 1
     return nn.Sequential(
         K.RandomHorizontalFlip(),
@@ -193,7 +193,7 @@ class Pretraining(L.LightningModule):
             self.model.compile()
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
-        """Two random views of the images, in float32 whatever the precision."""
+        """Two random views of each image, in float32 whatever the precision."""
         torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
         crops = (x.float().contiguous(memory_format=torch.channels_last) / 255 for x in batch[:2])
         return [self.color(x) for x in crops]
@@ -262,7 +262,7 @@ class Classification(L.LightningModule):
         return {name: classifier(rows[name]) for name, classifier in self.classifiers.items()}
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Sum of the losses, which trains each classifier as if it was alone."""
+        """Sum of the losses: with a frozen encoder, each classifier is trained as if it was alone."""
         torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of dropout
         loss = torch.stack([nn.functional.cross_entropy(x, batch[1]) for x in self(batch[0]).values()]).sum()
         self.log("loss", loss, prog_bar=True)

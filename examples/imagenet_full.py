@@ -329,7 +329,7 @@ def main() -> None:
             if reports:
                 run.stage("models", name, "finetuned", dict, [("finetuned", scores["h"])])
         if reports:
-            run.report(f"{about['name']}: {s.encoder}, {s.epochs} epochs on {train.count:,} images, seed {s.seed}")
+            run.report(f"{s.encoder} encoder, {s.epochs} epochs")
 
 
 if __name__ == "__main__":

@@ -157,18 +157,8 @@ class Run:
 
     def report(self, title: str) -> None:
         """Print the table of results and keep it as `table.md`."""
-        columns = [
-            "model",
-            "features",
-            "width",
-            "probe %",
-            "kNN %",
-            "fine-tuned %",
-            "forest F1 %",
-            "ones %",
-            "compression",
-        ]
-        table = Table(*columns, title=title, box=MARKDOWN)
+        columns = "model|features|width|probe %|kNN %|fine-tuned %|forest F1 %|ones %|compression"
+        table, curves = Table(*columns.split("|"), box=MARKDOWN), {}
         for name, found in (self.results["baselines"] | self.results["models"]).items():
             tuned = found.get("finetuned", {})
             for part in [part for part in ("h", "z") if part in found] or ["h"]:
@@ -178,19 +168,14 @@ class Run:
                 cells = ["-" if x is None else f"{100 * x:.1f}" for x in numbers]
                 ratio = f"{r['compression']:.0f}x" if "compression" in r else "-"
                 table.add_row(NAMES[name], part, str(r.get("dim", "-")), *cells, ratio)
-        curves = {
-            n: ForestCurve(**f["z"]["forest"]) for n, f in self.results["models"].items() if "forest" in f.get("z", {})
-        }
-        if curves:
-            f1_against_bits({NAMES[name]: curve for name, curve in curves.items()}).figure.savefig(
-                self.folder / "f1_against_bits.png", dpi=150
-            )
-        Console().print(table)
-        table.title = None
-        text = io.StringIO(f"{title}\n")
-        text.seek(0, io.SEEK_END)
+                if "forest" in r:
+                    curves[NAMES[name]] = ForestCurve(**r["forest"])
+        text = io.StringIO()
         Console(file=text, width=200).print(table)
-        self.save("table.md", text.getvalue())
+        self.save("table.md", f"{title}\n{text.getvalue()}")
+        print(f"\n{title}\n{text.getvalue()}")
+        if curves:
+            f1_against_bits(curves).figure.savefig(self.folder / "f1_against_bits.png", dpi=150)
 
 
 def encoder_spec(name: str) -> tuple[str, dict[str, Any]]:

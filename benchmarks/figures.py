@@ -1,104 +1,86 @@
-"""Results as figures: lines against N where sizes grow, bars elsewhere."""
+"""Results as figures: lines over N where there are several sizes, bars elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from io import StringIO
 from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks import tables
-from benchmarks.contract import Benchmark
+from benchmarks.benchmark import Benchmark
 from benchmarks.targets import Results
 
-# Okabe and Ito's palette, told apart by colour-blind readers; markers and dashes tell them apart in grey print.
-OURS = "#0072B2"
-PEERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("s", "^", "D", "v", "P", "X")
-GREY = "#666666"
+# Okabe and Ito's palette, for colour-blind readers; markers and dashes distinguish lines in black and white.
+OURS = ("#0072B2", "o")
+PEERS = (("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+DASHES = ("-", "--", "-.")
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "svg.fonttype": "path",  # no font is needed to read them
-    "svg.hashsalt": "stochastic_bottleneck",  # one figure, one file
+    "svg.fonttype": "path",  # readers need no font
+    "svg.hashsalt": "stochastic_bottleneck",  # the same results give the same file
     "figure.facecolor": "white",
 }
 
 
 def draw(benchmark: Benchmark, results: Results) -> dict[str, str]:
-    """Each figure of a benchmark as SVG, by the stem of its file."""
+    """All figures of a benchmark as SVG, by file name."""
     with mpl.rc_context(STYLE):
         if benchmark.axis is None:
-            figures = {benchmark.name: bars(benchmark, results)}
-        else:
-            figures = {
-                f"{benchmark.name}_{metric}": lines(benchmark, results, metric)
-                for metric in ("time", "memory")
-            }
-        return {name: _svg(figure) for name, figure in figures.items()}
+            return {benchmark.name: _svg(bars(benchmark, results))}
+        metrics = ("time", "memory")
+        return {f"{benchmark.name}_{m}": _svg(lines(benchmark, results, m)) for m in metrics}
 
 
 def lines(benchmark: Benchmark, results: Results, metric: str) -> Figure:
-    """Time or extra memory against a size, both logarithmic; names beside, in the order of the lines."""
-    figure = Figure(
-        figsize=(7.6, 4.2), layout="constrained"
-    )  # not pyplot's, which would be kept until closed
-    axes = figure.subplots()
-    axis = str(benchmark.axis)
-    curves = {name: _points(results, name, axis, metric) for name in _styles(benchmark)}
-    curves = {name: points for name, points in curves.items() if points}
+    """Time or extra memory over a size, both logarithmic."""
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")  # pyplot would keep it open
+    axes, axis = figure.subplots(), str(benchmark.axis)
+    key, written = {"time": ("median_s", tables.seconds), "memory": ("peak_bytes", tables.size)}[metric]
     for name, style in _styles(benchmark).items():
-        if name in curves:
+        rows = [r for r in results["rows"] if r["contender"] == name and not r["error"] and r[key]]
+        if points := sorted((row["size"][axis], row[key]) for row in rows):
             width = 2.2 if name == benchmark.contenders[0].name else 1.4
-            axes.plot(*zip(*curves[name], strict=True), linewidth=width, label=benchmark.label(name), **style)
-    if metric == "time" and (floor := _floor(benchmark, results, axis)):
-        axes.plot(*zip(*floor, strict=True), color=GREY, linestyle=":", label="floor of matrix products")
-    axes.set(
-        xscale="log", yscale="log", xlabel="N", ylabel={"time": "time", "memory": "extra memory"}[metric]
-    )
-    ticks = sorted({row["size"][axis] for row in results["rows"]})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.plot(*zip(*points, strict=True), lw=width, label=benchmark.contender(name).label, **style)
+    products = [r for r in results["rows"] if r["contender"] == benchmark.floor and r["median_s"]]
+    if metric == "time" and products:
+        floor = sorted((p["size"][axis], p["flop"] * p["median_s"] / p["amount"]) for p in products)
+        axes.plot(*zip(*floor, strict=True), color="#666666", ls=":", label="floor of matrix products")
+    axes.set(xscale="log", yscale="log", xlabel="N", ylabel={"memory": "extra memory"}.get(metric, metric))
+    sizes = sorted({row["size"][axis] for row in results["rows"]})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    written = tables.seconds if metric == "time" else tables.size
     axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: _short(written(value)) if value > 0 else "")
+        FuncFormatter(lambda y, _: re.sub(r"\.0+ ", " ", written(y)) if y > 0 else "")
     )
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_title(benchmark.title, loc="left", fontsize=11)
-    handles = sorted(axes.lines, key=lambda line: -_height(line, axes.lines))
-    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9, handlelength=3)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9, handlelength=3)
     return figure
 
 
 def bars(benchmark: Benchmark, results: Results) -> Figure:
-    """Median times of as much work as the least call does, with their quartiles, a panel for each case."""
-    cases = list(dict.fromkeys(row["case"] for row in results["rows"]))
-    rows = {case: [r for r in results["rows"] if r["case"] == case and r["median_s"]] for case in cases}
-    rows = {case: found for case, found in rows.items() if found}
-    heights = [len(found) for found in rows.values()]
-    figure = Figure(figsize=(7.2, 0.34 * sum(heights) + 0.75 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), squeeze=False, gridspec_kw={"height_ratios": heights})
+    """Median times with quartiles, a panel for each case."""
+    rows = [row for row in results["rows"] if row["median_s"]]
+    panels = {case: [row for row in rows if row["case"] == case] for case in {row["case"]: 0 for row in rows}}
+    heights = [len(panel) for panel in panels.values()]
+    figure = Figure(figsize=(7.2, 0.34 * sum(heights) + 0.75 * len(panels)), layout="constrained")
+    all_axes = figure.subplots(len(panels), squeeze=False, gridspec_kw={"height_ratios": heights})
     styles = _styles(benchmark)
-    for axes, (case, found) in zip(panels[:, 0], rows.items(), strict=True):
-        amounts = [row["amount"] for row in found]
-        share = [min(amounts) / amount for amount in amounts] if all(amounts) else [1.0] * len(found)
-        medians = [part * row["median_s"] for part, row in zip(share, found, strict=True)]
-        spans = [
-            [part * row["quartiles_s"][i] for part, row in zip(share, found, strict=True)] for i in (0, 1)
-        ]
-        either = [[abs(m - s) for m, s in zip(medians, span, strict=True)] for span in spans]
-        colours = [styles[row["contender"]]["color"] for row in found]
-        drawn = axes.barh(
-            range(len(found)), medians, xerr=either, color=colours, height=0.62, error_kw={"elinewidth": 1}
-        )
-        axes.bar_label(drawn, [tables.seconds(m) for m in medians], padding=6)
-        axes.set_yticks(range(len(found)), [row["label"] for row in found])
+    for axes, (case, panel) in zip(all_axes[:, 0], panels.items(), strict=True):
+        labels, medians = [row["label"] for row in panel], [row["median_s"] for row in panel]
+        quartiles = [[abs(row["quartiles_s"][i] - row["median_s"]) for row in panel] for i in (0, 1)]
+        colours = [styles[row["contender"]]["color"] for row in panel]
+        positions = range(len(panel))
+        drawn = axes.barh(positions, medians, 0.62, xerr=quartiles, color=colours, error_kw={"elinewidth": 1})
+        axes.bar_label(drawn, [tables.seconds(median) for median in medians], padding=6)
+        axes.set_yticks(positions, labels)
         axes.invert_yaxis()
         axes.set_xlim(right=1.18 * max(medians))
         axes.set_xticks([])
@@ -108,52 +90,17 @@ def bars(benchmark: Benchmark, results: Results) -> Figure:
 
 
 def _styles(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dashes of each contender: ours blue, variants of one colour with other dashes."""
-    styles, families = {}, {"ours": (OURS, "o")}
-    others = cycle(zip(PEERS, MARKERS, strict=True))
-    for contender in benchmark.contenders:
-        if contender.name == benchmark.floor:
-            continue
-        family = contender.name.split("_")[0]
+    """Colour, marker and dashes of each contender; variants of one share the colour: ours, ours_compiled, ..."""
+    styles: dict[str, dict[str, Any]] = {}
+    families, peers = {"ours": OURS}, cycle(PEERS)
+    for name in (c.name for c in benchmark.contenders if c.name != benchmark.floor):
+        family = name.split("_")[0]
         if family not in families:
-            families[family] = next(others)
+            families[family] = next(peers)
         colour, marker = families[family]
         variant = sum(style["color"] == colour for style in styles.values())
-        styles[contender.name] = {
-            "color": colour,
-            "marker": marker,
-            "linestyle": ("-", "--", "-.")[variant % 3],
-        }
+        styles[name] = {"color": colour, "marker": marker, "linestyle": DASHES[variant % 3]}
     return styles
-
-
-def _points(results: Results, name: str, axis: str, metric: str) -> list[tuple[float, float]]:
-    key = {"time": "median_s", "memory": "peak_bytes"}[metric]
-    rows = [row for row in results["rows"] if row["contender"] == name and not row["error"] and row[key]]
-    return sorted((row["size"][axis], row[key]) for row in rows)
-
-
-def _floor(benchmark: Benchmark, results: Results, axis: str) -> list[tuple[float, float]]:
-    """Least time at each case, by the matrix product's rate in the same rounds."""
-    found = []
-    products = [row for row in results["rows"] if row["contender"] == benchmark.floor and row["median_s"]]
-    for product in products:
-        rate = product["amount"] / product["median_s"]
-        found.append((product["size"][axis], product["flop"] / rate))
-    return sorted(found)
-
-
-def _height(line: Line2D, lines: Sequence[Line2D]) -> float:
-    """Where a line is at the largest size that all of them have."""
-    common = set.intersection(*(set(other.get_xdata()) for other in lines))
-    place = max(common, default=line.get_xdata()[-1])
-    return float(dict(zip(*line.get_data(), strict=True)).get(place, line.get_ydata()[-1]))
-
-
-def _short(text: str) -> str:
-    """A tick's label without the digits that a power of ten does not have."""
-    number, unit = text.split()
-    return f"{float(number):g} {unit}"
 
 
 def _svg(figure: Figure) -> str:

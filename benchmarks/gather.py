@@ -1,11 +1,12 @@
-"""`InfoNCELoss(gather_distributed=True)` in two processes over gloo, beside lightly's.
+"""`InfoNCELoss(gather_distributed=True)` in two processes over gloo, compared with lightly's.
 
-One call is the local loss, its backward pass and every exchange on the way; the first process is timed, and a second
-one, started by it, does the same at the same time with the other half of the rows and of the threads.
+One call is the local loss, its backward pass and all communication. The first process is timed; it starts a second one,
+which does the same at the same time with the other half of the rows and of the threads.
 """
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import tempfile
 from collections.abc import Callable
@@ -17,44 +18,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks import formulas
-from benchmarks.contract import Benchmark, Case, Contender, View, Work
-from benchmarks.formulas import TEMPERATURE
+from benchmarks import losses
+from benchmarks.benchmark import Benchmark, Case, Contender, View, Work
 from benchmarks.targets import Exponent, Ratio
 
 D = 128
-WORLD = 2
-LIMIT = timedelta(seconds=300)
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-Step = Callable[[], Tensor]
+WORLD_SIZE = 2
+TIMEOUT = timedelta(seconds=300)
+SIZES = (128, 512, 1024, 2048)
 
 
 def case(n: int) -> Case:
-    return Case(f"N = {WORLD} x {n}", {"n": n, "d": D})
+    return Case(f"N = {WORLD_SIZE} x {n}", {"n": n, "d": D})
 
 
-def ours() -> Loss:
-    from stochastic_bottleneck import InfoNCELoss
-
-    return InfoNCELoss(TEMPERATURE, gather_distributed=True)
-
-
-def lightly() -> Loss:
-    from lightly.loss import NTXentLoss
-
-    loss: Loss = NTXentLoss(TEMPERATURE, gather_distributed=True)
-    return loss
-
-
-LOSSES: dict[str, Callable[[], Loss]] = {"ours": ours, "lightly": lightly}
-
-
-def local_step(name: str, case: Case, rank: int) -> tuple[Step, list[Tensor]]:
+def local_step(name: str, case: Case, rank: int) -> tuple[Callable[[], Tensor], list[Tensor]]:
     """One process's loss, and its leaves: the rows of its rank."""
-    n, loss = case.size["n"], LOSSES[name]()
-    everyone = formulas.views(WORLD * n, case.size["d"], "float32")
-    leaves = [x[rank * n : (rank + 1) * n].clone().requires_grad_() for x in everyone]
+    n, loss = case.size["n"], getattr(losses, name)(gather_distributed=True)
+    rows = losses.views(WORLD_SIZE * n, case.size["d"], "float32")
+    leaves = [x[rank * n : (rank + 1) * n].clone().requires_grad_() for x in rows]
 
     def step() -> Tensor:
         for leaf in leaves:
@@ -66,54 +48,46 @@ def local_step(name: str, case: Case, rank: int) -> tuple[Step, list[Tensor]]:
     return step, leaves
 
 
-def join(rank: int, folder: str) -> None:
-    """Enter the group of both processes, with half of the threads."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // WORLD))
+def join(rank: int, folder: str, threads: int) -> None:
+    """Join the process group with half of the threads."""
+    torch.set_num_threads(max(1, threads // WORLD_SIZE))
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD, timeout=LIMIT
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE, timeout=TIMEOUT
     )
 
 
-def second(connection: Connection, name: str, folder: str, threads: int) -> None:
-    """The other process: it builds and steps whenever the first says so, and leaves when that is gone."""
-    torch.set_num_threads(threads)
-    join(1, folder)
-    step: Step | None = None
+def second_process(connection: Connection, name: str, folder: str, threads: int) -> None:
+    """Build a case when it receives one, take a step when it receives None, end when the pipe closes."""
+    join(1, folder, threads)
+    step: Callable[[], Any] = lambda: None  # noqa: E731
     while True:
         try:
             case = connection.recv()
         except EOFError:
             return
-        if case is not None:
-            step, _ = local_step(name, case, 1)
-        elif step is not None:
+        if case is None:
             step()
+        else:
+            step, _ = local_step(name, case, 1)
 
 
-class Pair:
-    """The second process, kept from case to case."""
-
-    connection: Connection | None = None
-    folder: tempfile.TemporaryDirectory[str] | None = None  # where the processes meet; kept as long as they
-
-    @classmethod
-    def start(cls, name: str) -> Connection:
-        if cls.connection is None:
-            context = multiprocessing.get_context("spawn")  # a fork would inherit threads that do not run
-            cls.folder = tempfile.TemporaryDirectory()
-            cls.connection, other = context.Pipe()
-            arguments = (other, name, cls.folder.name, torch.get_num_threads())
-            context.Process(target=second, args=arguments, daemon=True).start()
-            other.close()
-            join(0, cls.folder.name)
-        return cls.connection
+@functools.cache
+def start_second_process(name: str) -> tuple[Connection, tempfile.TemporaryDirectory[str]]:
+    """Start it and join it, once for all cases; the folder must live as long as the process group."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads that do not run
+    folder, threads = tempfile.TemporaryDirectory(), torch.get_num_threads()
+    connection, other = context.Pipe()
+    context.Process(target=second_process, args=(other, name, folder.name, threads), daemon=True).start()
+    other.close()
+    join(0, folder.name, threads)
+    return connection, folder
 
 
 def gather_work(name: str) -> Callable[[Case, str], Work]:
     def build(case: Case, device: str) -> Work:
         if device != "cpu":
             raise RuntimeError("two processes over gloo are measured on the CPU only")
-        other = Pair.start(name)
+        other, _folder = start_second_process(name)
         other.send(case)
         step, leaves = local_step(name, case, 0)
 
@@ -126,8 +100,8 @@ def gather_work(name: str) -> Callable[[Case, str], Work]:
             n = case.size["n"]
             expected = torch.cat((truth["gradient"][:n], truth["gradient_prime"][:n]))
             gradient = torch.cat([leaf.grad for leaf in leaves])
-            # Each process's loss is a mean over its own rows; DistributedDataParallel divides by their number.
-            return {"gradient": formulas.relative_error(gradient / WORLD, expected)}
+            # Each process's loss is a mean over its own rows; DistributedDataParallel divides by the world size.
+            return {"gradient": losses.relative_error(gradient / WORLD_SIZE, expected)}
 
         return Work(run, check)
 
@@ -135,36 +109,25 @@ def gather_work(name: str) -> Callable[[Case, str], Work]:
 
 
 def oracle(case: Case, precision: str) -> dict[str, Tensor]:
-    return formulas.oracle(*formulas.views(WORLD * case.size["n"], case.size["d"], precision))
+    return losses.oracle(*losses.views(WORLD_SIZE * case.size["n"], case.size["d"], precision))
 
 
-CONTENDERS = (
-    Contender("ours", "ours, gathered", gather_work("ours")),
-    Contender("lightly", "lightly, gathered", gather_work("lightly")),
-)
-NAMES = tuple(c.name for c in CONTENDERS)
-SIZES = (128, 512, 1024, 2048)
+NAMES = ("ours", "lightly")
+LARGE = tuple(case(n).name for n in SIZES[1:])
 
 BENCHMARK = Benchmark(
     module=__name__,
     title="InfoNCE gathered from two processes of N",
     note=f"Local rows against the gathered ones, both processes at once, over gloo; width {D}. "
     "Time and memory are the first process's.",
-    contenders=CONTENDERS,
+    contenders=tuple(Contender(name, f"{name}, gathered", gather_work(name)) for name in NAMES),
     cases=tuple(case(n) for n in SIZES),
     quick_cases=(case(8),),
     views=(View("Time", "time", NAMES), View("Extra memory at the peak", "memory", NAMES)),
     targets=(
-        *(
-            Ratio(f"time over lightly's, {case(n).name}", "ours", 1.0, case(n).name, "lightly")
-            for n in SIZES[1:]
-        ),
+        *(Ratio(f"time over lightly's, {name}", "ours", 1.0, name, "lightly") for name in LARGE),
         Exponent(
-            "exponent of memory in N, 512 to 2048 a process",
-            "ours",
-            1.2,
-            tuple(case(n).name for n in SIZES[1:]),
-            metric="memory",
+            *("exponent of memory in N, 512 to 2048 a process", "ours", 1.2), cases=LARGE, metric="memory"
         ),
     ),
     oracle=oracle,

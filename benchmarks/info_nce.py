@@ -1,6 +1,6 @@
-"""`functional.info_nce`, forward and backward of the mean loss, beside its peers and its floor.
+"""`functional.info_nce`, forward and backward of the mean loss, compared with other libraries and with its floor.
 
-The floor is two full products of 2N x 2N x D: similarities are symmetric, so the forward pass needs half a product,
+The floor is two full products of 2N x 2N x D: similarities are symmetric, so the forward pass needs half a product, and
 the backward pass the same half again, recomputed, and one for the gradient.
 """
 
@@ -12,27 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import formulas
-from benchmarks.contract import Benchmark, Case, Contender, View, Work
-from benchmarks.targets import Exponent, FloorShare, Memory, Ratio, Target
+from benchmarks import losses
+from benchmarks.benchmark import Benchmark, Case, Contender, View, Work
+from benchmarks.targets import Exponent, FloorShare, Memory, Ratio
 
 D = 128
-EVERYONE = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-OURS_ALONE = (8192, 16384)
-SQUARE = 2048  # side of the matrices whose product gives the machine's rate
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+LARGE_SIZES = (8192, 16384)  # for ours alone
+SQUARE = 2048  # side of the matrices whose product measures the machine's rate
 
 
 def case(n: int, square: int = SQUARE) -> Case:
     return Case(f"N = {n}", {"n": n, "d": D, "square": square}, flop=2 * 2.0 * (2 * n) ** 2 * D)
 
 
-def loss_work(make: Callable[[], Loss], precision: str = "float32") -> Callable[[Case, str], Work]:
-    """Forward and backward of a loss on leaves, their gradients made anew at every call."""
+def inputs(case: Case, precision: str) -> tuple[Tensor, Tensor]:
+    return losses.views(case.size["n"], case.size["d"], precision)
+
+
+def oracle(case: Case, precision: str) -> dict[str, Tensor]:
+    return losses.oracle(*inputs(case, precision))
+
+
+def loss_work(
+    make: Callable[[], losses.Loss], precision: str = "float32", compiled: bool = False
+) -> Callable[[Case, str], Work]:
+    """Forward and backward of a loss; compiled for one shape, which suits the peers best."""
 
     def build(case: Case, device: str) -> Work:
-        loss = make()
+        loss = torch.compile(make(), fullgraph=True, dynamic=False) if compiled else make()
         leaves = [x.to(device).requires_grad_() for x in inputs(case, precision)]
 
         def run() -> Tensor:
@@ -47,8 +55,8 @@ def loss_work(make: Callable[[], Loss], precision: str = "float32") -> Callable[
             gradient = torch.cat([leaf.grad for leaf in leaves])
             expected = torch.cat((truth["gradient"], truth["gradient_prime"]))
             return {
-                "value": formulas.relative_error(value, truth["value"]),
-                "gradient": formulas.relative_error(gradient, expected),
+                "value": losses.relative_error(value, truth["value"]),
+                "gradient": losses.relative_error(gradient, expected),
             }
 
         return Work(run, check)
@@ -56,125 +64,88 @@ def loss_work(make: Callable[[], Loss], precision: str = "float32") -> Callable[
     return build
 
 
-def inputs(case: Case, precision: str) -> tuple[Tensor, Tensor]:
-    return formulas.views(case.size["n"], case.size["d"], precision)
-
-
-def ours() -> Loss:
-    from stochastic_bottleneck import InfoNCELoss
-
-    return InfoNCELoss(formulas.TEMPERATURE)
-
-
-def compiled(make: Callable[[], Loss]) -> Callable[[], Loss]:
-    """For one shape, the way torch.compile serves peers best."""
-    return lambda: torch.compile(make(), fullgraph=True, dynamic=False)
-
-
-def lightly() -> Loss:
-    from lightly.loss import NTXentLoss
-
-    loss: Loss = NTXentLoss(formulas.TEMPERATURE)
-    return loss
-
-
-def metric_learning() -> Loss:
+def metric_learning() -> losses.Loss:
     from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 
-    loss: Loss = SelfSupervisedLoss(NTXentLoss(formulas.TEMPERATURE))
-    return loss
+    return SelfSupervisedLoss(NTXentLoss(losses.TEMPERATURE))  # type: ignore[no-any-return]
 
 
 def matrix_product(case: Case, device: str) -> Work:
-    """One product of square matrices, large enough to show the machine's rate."""
+    """A product of square matrices, large enough to measure the machine's rate."""
     side = case.size["square"]
     a, b = torch.randn(2, side, side, device=device)
-    return Work(lambda: a @ b, amount=(2.0 * side**3, "flop"))
+    return Work(lambda: a @ b, amount=2.0 * side**3)
 
 
-def oracle(case: Case, precision: str) -> dict[str, Tensor]:
-    return formulas.oracle(*inputs(case, precision))
+def small(case: Case) -> bool:
+    return bool(case.size["n"] <= max(SIZES))
 
 
-def small_enough(case: Case) -> bool:
-    return bool(case.size["n"] <= max(EVERYONE))
+def medium(case: Case) -> bool:
+    return bool(256 <= case.size["n"] <= max(SIZES))
 
 
-def not_small(case: Case) -> bool:
-    return bool(256 <= case.size["n"] <= max(EVERYONE))
+def contender(
+    name: str, label: str, make: Callable[[], losses.Loss], takes: Callable[[Case], bool] = small
+) -> Contender:
+    compiled = name.endswith("_compiled")
+    return Contender(name, label, loss_work(make, compiled=compiled), takes, compiled=compiled)
 
 
-PEERS = ("plain", "plain_compiled", "lightly", "solo_learn", "metric_learning")
-COLUMNS = ("ours", "ours_compiled", "ours_bf16", *PEERS)
-
-TARGETS: tuple[Target, ...] = (
-    *(
-        Ratio(f"{text}, {case(n).name}", "ours", limit, case(n).name, peer)
-        for n, peer, text, limit in (
-            (1024, "plain_compiled", "time over the plain formula's, compiled", 0.45),
-            (1024, "lightly", "time over lightly's", 0.3),
-            (4096, "plain_compiled", "time over the plain formula's, compiled", 0.35),
-            (4096, "lightly", "time over lightly's", 0.125),
-        )
-    ),
-    # Where both run the same formula the ratio is 1 give or take the noise of a sample.
-    *(
-        Ratio(f"{text}, {case(n).name}", name, 1.05, case(n).name, peer)
-        for name, peer, text in (
-            ("ours", "plain", "time over the plain formula's"),
-            ("ours_compiled", "plain_compiled", "time over the plain formula's, both compiled"),
-        )
-        for n in (32, 64, 128, 256)
-    ),
-    *(
-        Ratio(f"bf16's time over float32's, {case(n).name}", "ours_bf16", 1 / 1.5, case(n).name, "ours")
-        for n in (1024, 4096)
-    ),
-    Memory("extra memory, N = 4096", "ours", 64, "N = 4096"),
-    Memory("extra memory, N = 16384", "ours", 250, "N = 16384"),
-    Exponent(
-        "exponent of time in N, 4096 to 16384", "ours", 2.1, tuple(case(n).name for n in (4096, 8192, 16384))
-    ),
-    FloorShare("share of the matrix product's floor, N = 4096", "ours", 0.85, "N = 4096", "product"),
+COLUMNS = (
+    *("ours", "ours_compiled", "ours_bf16"),
+    *("plain", "plain_compiled", "lightly", "solo_learn", "metric_learning"),
 )
+
+
+def ratio(n: int, name: str, peer: str, text: str, limit: float) -> Ratio:
+    return Ratio(f"{text}, N = {n}", name, limit, f"N = {n}", peer)
+
+
+PLAIN, COMPILED = "time over the plain formula's", "time over the plain formula's, both compiled"
 
 BENCHMARK = Benchmark(
     module=__name__,
     title="InfoNCE",
-    note=f"Forward and backward of the mean loss over 2N rows of width {D}, temperature {formulas.TEMPERATURE}.",
+    note=f"Forward and backward of the mean loss over 2N rows of width {D}, temperature {losses.TEMPERATURE}.",
     contenders=(
-        Contender("ours", "ours", loss_work(ours)),
-        Contender("ours_compiled", "ours, compiled", loss_work(compiled(ours)), small_enough, compiled=True),
-        # Tolerance: inputs of 8 bits; a gradient rounded to them is off by 2^-9 of itself at most.
+        contender("ours", "ours", losses.ours, lambda case: True),
+        contender("ours_compiled", "ours, compiled", losses.ours),
+        # Tolerance: bfloat16 has 8 bits; rounding a gradient to them changes it by up to 2^-9 of itself.
         Contender(
-            "ours_bf16",
-            "ours, bf16",
-            loss_work(ours, "bfloat16"),
-            not_small,
-            precision="bfloat16",
-            tolerance=8e-3,
+            "ours_bf16", "ours, bf16", loss_work(losses.ours, "bfloat16"), medium, False, "bfloat16", 8e-3
         ),
-        Contender("plain", "plain formula", loss_work(lambda: formulas.plain), small_enough),
-        Contender(
-            "plain_compiled",
-            "plain, compiled",
-            loss_work(compiled(lambda: formulas.plain)),
-            small_enough,
-            compiled=True,
-        ),
-        Contender("lightly", "lightly", loss_work(lightly), small_enough),
-        Contender("solo_learn", "solo-learn's formula", loss_work(lambda: formulas.unshifted), small_enough),
-        Contender("metric_learning", "pytorch-metric-learning", loss_work(metric_learning), small_enough),
+        contender("plain", "plain formula", lambda: losses.plain),
+        contender("plain_compiled", "plain, compiled", lambda: losses.plain),
+        contender("lightly", "lightly", losses.lightly),
+        contender("solo_learn", "solo-learn's formula", lambda: losses.solo_learn),
+        contender("metric_learning", "pytorch-metric-learning", metric_learning),
         Contender("product", "matrix product", matrix_product),
     ),
-    cases=tuple(case(n) for n in (*EVERYONE, *OURS_ALONE)),
+    cases=tuple(case(n) for n in (*SIZES, *LARGE_SIZES)),
     quick_cases=(case(16, square=256),),
     views=(
         View("Time", "time", COLUMNS),
         View("Extra memory at the peak", "memory", COLUMNS),
-        View("First call, compiling included", "first call", ("ours_compiled", "plain_compiled")),
+        View("First call with compilation", "first call", ("ours_compiled", "plain_compiled")),
     ),
-    targets=TARGETS,
+    targets=(
+        ratio(1024, "ours", "plain_compiled", "time over the plain formula's, compiled", 0.45),
+        ratio(1024, "ours", "lightly", "time over lightly's", 0.3),
+        ratio(4096, "ours", "plain_compiled", "time over the plain formula's, compiled", 0.35),
+        ratio(4096, "ours", "lightly", "time over lightly's", 0.125),
+        # At small N both run the same formula: the ratio is 1 plus the noise of a sample.
+        *(ratio(n, "ours", "plain", PLAIN, 1.05) for n in (32, 64, 128, 256)),
+        *(ratio(n, "ours_compiled", "plain_compiled", COMPILED, 1.05) for n in (32, 64, 128, 256)),
+        *(ratio(n, "ours_bf16", "ours", "bf16's time over float32's", 1 / 1.5) for n in (1024, 4096)),
+        Memory("extra memory, N = 4096", "ours", 64, "N = 4096"),
+        Memory("extra memory, N = 16384", "ours", 250, "N = 16384"),
+        Exponent(
+            *("exponent of time in N, 4096 to 16384", "ours", 2.1),
+            cases=tuple(f"N = {n}" for n in (4096, *LARGE_SIZES)),
+        ),
+        FloorShare("share of the matrix product's floor, N = 4096", "ours", 0.85, "N = 4096", "product"),
+    ),
     oracle=oracle,
     floor="product",
     axis="n",

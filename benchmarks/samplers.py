@@ -1,4 +1,4 @@
-"""What the two samplers' benchmarks share: a sample and its divergence, backwards through both."""
+"""Shared by the benchmarks of both samplers: a sample and its KL divergence, forward and backward."""
 
 from __future__ import annotations
 
@@ -8,36 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contract import Benchmark, Case, Contender, View, Work
-from benchmarks.formulas import relative_error
+from benchmarks.benchmark import Benchmark, Case, Contender, View, Work
+from benchmarks.losses import relative_error
 from benchmarks.targets import Ratio
 
 SHAPES = ((256, 128), (1024, 512), (4096, 2048))
-QUICK = ((8, 16),)
+QUICK_SHAPES = ((8, 16),)
 LARGEST = "4096 x 2048"
 
-Draw = Callable[..., tuple[Tensor, Tensor]]
-"""From the distribution's parameters to a sample of Shape: (N, D) and its divergence of Shape: (N,)."""
+Sampler = Callable[..., tuple[Tensor, Tensor]]
+"""From the distribution's parameters to a sample, Shape: (N, D), and its KL divergence, Shape: (N,)."""
 
 
 def sampler_work(
-    draw: Callable[[], Draw],
+    make: Callable[[], Sampler],
     parameters: Callable[[int, int], tuple[Tensor, ...]],
-    kl: Draw,
-    compiled: bool = False,
+    kl: Callable[..., Tensor],
+    compiled: bool,
 ) -> Callable[[Case, str], Work]:
-    """Noise, sample and divergence forward, and backward from random upstream gradients, as in training.
-
-    Args:
-        draw: makes the function that is measured.
-        parameters: makes the distribution's parameters.
-        kl: the divergence alone, written plainly, for float64.
-        compiled: run it through torch.compile.
-    """
+    """Noise, sample and KL divergence forward, and backward from random upstream gradients, as in training."""
 
     def build(case: Case, device: str) -> Work:
         n, d = case.size["n"], case.size["d"]
-        function = torch.compile(draw(), dynamic=False) if compiled else draw()
+        function = torch.compile(make(), dynamic=False) if compiled else make()
         leaves = [x.to(device).requires_grad_() for x in parameters(n, d)]
         generator = torch.Generator().manual_seed(1)
         upstream = torch.randn(n, d, generator=generator).to(device)
@@ -51,7 +44,7 @@ def sampler_work(
             return z.detach(), divergence.detach()
 
         def check(_: Any, truth: dict[str, Any] | None) -> dict[str, float]:
-            # Samplers draw their own noise; a zero gradient into the sample leaves what does not depend on it.
+            # Each sampler draws its own noise; with a zero gradient into the sample the rest does not depend on it.
             _, divergence = run(torch.zeros_like(upstream))
             exact = [x.detach().cpu().double().requires_grad_() for x in leaves]
             expected = kl(*exact)
@@ -69,56 +62,45 @@ def sampler_work(
 def benchmark(
     module: str,
     title: str,
-    ours: Callable[[], Draw],
-    theirs: Callable[[], Draw],
+    ours: Callable[[], Sampler],
+    distributions: Callable[[], Sampler],
     parameters: Callable[[int, int], tuple[Tensor, ...]],
     kl: Callable[..., Tensor],
-    times: float,
+    limit: float,
 ) -> Benchmark:
     """A sampler's benchmark: ours and torch.distributions, eager and compiled.
 
-    Args:
-        module: the benchmark's `__name__`.
-        title: heading.
-        ours: makes our function.
-        theirs: makes torch.distributions' function.
-        parameters: makes the distribution's parameters.
-        kl: the divergence, written plainly.
-        times: how often as fast ours must be.
+    `parameters` makes the distribution's parameters, `kl` is the plain formula, `limit` the largest ratio of times.
     """
-    makers = {"ours": ours, "distributions": theirs}
-    labels = {"ours": "ours", "distributions": "torch.distributions"}
     contenders = tuple(
         Contender(
             f"{name}_compiled" if compiled else name,
-            f"{labels[name]}, compiled" if compiled else labels[name],
+            f"{label}, compiled" if compiled else label,
             sampler_work(make, parameters, kl, compiled),
             compiled=compiled,
         )
-        for name, make in makers.items()
+        for name, label, make in (
+            ("ours", "ours", ours),
+            ("distributions", "torch.distributions", distributions),
+        )
         for compiled in (False, True)
     )
     names = tuple(c.name for c in contenders)
-    cases, quick = (
-        tuple(Case(f"{n} x {d}", {"n": n, "d": d}) for n, d in shapes) for shapes in (SHAPES, QUICK)
+    cases, quick_cases = (
+        tuple(Case(f"{n} x {d}", {"n": n, "d": d}) for n, d in shapes) for shapes in (SHAPES, QUICK_SHAPES)
     )
+    target = Ratio(f"time over torch.distributions', {LARGEST}", "ours", limit, LARGEST, "distributions")
     return Benchmark(
         module=module,
         title=title,
-        note="Noise, a sample and its divergence of an N x D batch, and backward from random gradients of both.",
+        note="Noise, a sample and its KL divergence of an N x D batch, and backward from random gradients of both.",
         contenders=contenders,
         cases=cases,
-        quick_cases=quick,
+        quick_cases=quick_cases,
         views=(
             View("Time", "time", names),
             View("Extra memory at the peak", "memory", names),
-            View(
-                "First call, compiling included",
-                "first call",
-                tuple(c.name for c in contenders if c.compiled),
-            ),
+            View("First call with compilation", "first call", ("ours_compiled", "distributions_compiled")),
         ),
-        targets=(
-            Ratio(f"time over torch.distributions', {LARGEST}", "ours", 1 / times, LARGEST, "distributions"),
-        ),
+        targets=(target,),
     )

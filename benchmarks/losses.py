@@ -1,17 +1,34 @@
-"""NT-Xent written down three times: as a plain formula, without a maximum, and slowly in float64 to judge all."""
+"""NT-Xent of two libraries, as two formulas, and as a float64 oracle."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 TEMPERATURE = 0.5
-BLOCK = 512  # rows of the oracle at a time; bounds its memory at any N
+BLOCK = 512  # rows that the oracle computes at a time, which bounds its memory
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def ours(**options: Any) -> Loss:
+    from stochastic_bottleneck import InfoNCELoss
+
+    return InfoNCELoss(TEMPERATURE, **options)
+
+
+def lightly(**options: Any) -> Loss:
+    from lightly.loss import NTXentLoss
+
+    return NTXentLoss(TEMPERATURE, **options)  # type: ignore[no-any-return]
 
 
 def plain(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """The formula as most write it: all logits, the diagonal masked, cross-entropy with each row's other view."""
+    """The usual formula: all logits, the diagonal masked, cross-entropy with the other view as the class."""
     rows = F.normalize(torch.cat((v, v_prime)), dim=1)
     n = len(v)
     logits = rows @ rows.T / temperature
@@ -20,17 +37,15 @@ def plain(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> Tenso
     return F.cross_entropy(logits.masked_fill(itself, float("-inf")), positive)
 
 
-def unshifted(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """The formula as solo-learn computes it: exponentials of all similarities, unshifted, and sums under two masks."""
-    n = len(v)
+def solo_learn(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Solo-learn's formula: exponentials of all similarities without a shift, summed under two masks."""
     rows = F.normalize(torch.cat((v, v_prime)), dim=-1)
-    image = torch.arange(n, device=rows.device).repeat(2)
+    image = torch.arange(len(v), device=rows.device).repeat(2)
     same_image = (image[:, None] == image[None, :]).to(rows.dtype)
-    is_negative = 1 - same_image
-    is_positive = same_image - torch.eye(2 * n, dtype=rows.dtype, device=rows.device)
+    is_positive = same_image - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
     exponentials = torch.exp(rows @ rows.T / temperature)
     positives = (exponentials * is_positive).sum(dim=1)
-    negatives = (exponentials * is_negative).sum(dim=1)
+    negatives = (exponentials * (1 - same_image)).sum(dim=1)
     return -torch.log(positives / (positives + negatives)).mean()
 
 
@@ -41,10 +56,10 @@ def oracle(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> dict
     leaf = rows.detach().requires_grad_()
     n, value = len(v), torch.zeros((), dtype=torch.float64)
     for start in range(0, 2 * n, BLOCK):
-        place = torch.arange(start, min(start + BLOCK, 2 * n))
-        logits = leaf[place] @ leaf.T / temperature
-        positive = logits.gather(1, ((place + n) % (2 * n))[:, None]).squeeze(1)
-        others = logits.masked_fill(place[:, None] == torch.arange(2 * n), float("-inf"))
+        index = torch.arange(start, min(start + BLOCK, 2 * n))
+        logits = leaf[index] @ leaf.T / temperature
+        positive = logits.gather(1, ((index + n) % (2 * n))[:, None]).squeeze(1)
+        others = logits.masked_fill(index[:, None] == torch.arange(2 * n), float("-inf"))
         loss = (others.logsumexp(dim=1) - positive).sum() / (2 * n)
         loss.backward()
         value += loss.detach()
@@ -53,7 +68,7 @@ def oracle(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> dict
 
 
 def views(n: int, d: int, precision: str) -> tuple[Tensor, Tensor]:
-    """Both views' rows, the same in every process: neighbours in space as in training, not unrelated noise."""
+    """Rows of both views, the same in every process; as in training, two views of an image are similar."""
     generator = torch.Generator().manual_seed(n)
     v = torch.randn(n, d, generator=generator)
     v_prime = v + torch.randn(n, d, generator=generator)
@@ -62,6 +77,6 @@ def views(n: int, d: int, precision: str) -> tuple[Tensor, Tensor]:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected."""
+    """Norm of the difference over the norm of the expected value."""
     expected = expected.double()
     return float((actual.detach().cpu().double() - expected).norm() / expected.norm())

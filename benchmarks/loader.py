@@ -1,15 +1,13 @@
-"""Small images for the steps, and a data loader that rests while others are timed."""
+"""A data loader over PIL images whose worker processes are paused while other contenders are timed."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,30 +16,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 SIDE = 32
-COUNT = 2048  # images to draw batches from; their content changes no time
-RECIPES = str(Path(__file__).parents[1] / "examples")
+COUNT = 2048  # images that batches are sampled from; their content does not affect the time
 
 
-def recipes_path() -> None:
-    """Let the recipes of `examples/` be imported, as its scripts do."""
-    if RECIPES not in sys.path:
-        sys.path.insert(0, RECIPES)
-
-
-def pixels() -> Tensor:
-    """Images as bytes. Shape: (COUNT, 3, SIDE, SIDE)."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(COUNT, 3, 4, 4, generator=generator)
+def random_images() -> Tensor:
+    """Smooth random images, uint8. Shape: (COUNT, 3, SIDE, SIDE)."""
+    coarse = torch.rand(COUNT, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")
     return (255 * smooth).to(torch.uint8)
 
 
 class PILImages(Dataset[Any]):
-    """The same images the way torchvision's data sets give them: PIL, transformed, with a label."""
+    """The same images as torchvision's data sets return them: PIL, transformed, with a label."""
 
     def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
         self.transform = transform
-        self.arrays = pixels().permute(0, 2, 3, 1).contiguous().numpy()
+        self.arrays = random_images().permute(0, 2, 3, 1).contiguous().numpy()
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -50,35 +40,32 @@ class PILImages(Dataset[Any]):
         return self.transform(Image.fromarray(self.arrays[index])), 0
 
 
-class RestingLoader:
+class PausedLoader:
     """Endless batches from worker processes that are stopped between turns.
 
-    A loader that is left alone fills its queue, in others' time and to its own later profit. Stopped with its
-    contender, it does all its work in its own turns; once the queue is in balance, taking one batch costs making one.
-
-    Args:
-        dataset: what is loaded.
-        batch_size: images a batch.
-        workers: processes.
+    Workers that keep running would fill their queue during other contenders' turns: they would slow those down and
+    make this contender look faster. Stopped, they do all their work in their own turns.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int, workers: int) -> None:
         before = set(multiprocessing.active_children())
         order = RandomSampler(dataset, replacement=True, num_samples=10**9)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*worker processes in total")  # more than cores, as published
+            warnings.filterwarnings(
+                "ignore", ".*worker processes in total"
+            )  # more workers than cores is meant
             loader = DataLoader(dataset, batch_size, sampler=order, num_workers=workers, drop_last=True)
             self.batches: Iterator[Any] | None = iter(loader)
         self.workers = [p for p in multiprocessing.active_children() if p not in before]
 
-    def take(self) -> Any:
+    def next(self) -> Any:
         """The next batch."""
         assert self.batches is not None
         return next(self.batches)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Workers run inside, and rest outside."""
+        """Let the workers run inside the context only."""
         self._signal("SIGCONT")
         try:
             yield
@@ -86,7 +73,7 @@ class RestingLoader:
             self._signal("SIGSTOP")
 
     def close(self) -> None:
-        """End the workers, which they do only when they run."""
+        """Continue the workers, so that they end."""
         self._signal("SIGCONT")
         self.batches = None
 

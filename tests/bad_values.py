@@ -1,4 +1,4 @@
-"""Kinds of parameters: each is a function from a good value to bad ones, and what of each a message has to show."""
+"""Kinds of parameters: functions from a good value to bad ones, with the words that an error message must show."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Bad(NamedTuple):
-    """A bad value, words of which a message has to show one, and other names than the argument's that will do."""
+    """A bad value."""
 
     label: str
     value: Any
-    shows: tuple[str, ...]
-    names: tuple[str, ...] = ()
+    shows: tuple[str, ...]  # a message must show one of these words
+    names: tuple[str, ...] = ()  # accepted in a message instead of the argument's name
 
 
 Kind = Callable[[Any], list[Bad]]
@@ -38,34 +38,33 @@ def _label(x: Any) -> str:
     return getattr(x, "__name__", type(x).__name__ if is_object else repr(x))
 
 
-def number(*outside: float) -> Kind:
-    return values("0.5", True, None, NAN, INF, *outside)
+def number(*out_of_range: float) -> Kind:
+    return values("0.5", True, None, NAN, INF, *out_of_range)
 
 
-def count(*outside: int) -> Kind:
-    return values("4", True, None, 2.5, *outside)
+def count(*out_of_range: int) -> Kind:
+    return values("4", True, None, 2.5, *out_of_range)
 
 
-def numbers(good: float, *outside: Any) -> Kind:
-    """Of a sequence of numbers such as `good`."""
-    entries = (str(good), True, NAN, None, *outside)
+def numbers(good: float, *out_of_range: Any) -> Kind:
+    """For a sequence of numbers such as `good`."""
 
-    def kind(_: Any) -> list[Bad]:
+    def kind(x: Any) -> list[Bad]:
         return [
-            *(Bad(repr((x,)), (x,), (repr((x,)), repr(x))) for x in entries),
             *(
-                Bad(repr(x), x, (repr(x), type(x).__name__, *(("empty", "none") if x == () else ())))
-                for x in ((), good)
+                Bad(repr((y,)), (y,), (repr((y,)), repr(y)))
+                for y in (str(good), True, NAN, None, *out_of_range)
             ),
-            *values(str(good), None)(_),
-            Bad("generator", (x for x in (good,)), ("generator",)),
+            Bad("()", (), ("()", "tuple", "empty", "none")),
+            *values(good, str(good), None)(x),
+            Bad("generator", (y for y in (good,)), ("generator",)),
         ]
 
     return kind
 
 
 def lines(good: list[str]) -> list[Bad]:
-    """Of a sequence of strings."""
+    """For a sequence of strings."""
     n = len(good)
     nones = Bad("[None, ...]", [None] * n, ("None", "NoneType"))
     return [Bad("fewer", good[:-1], (str(n - 1),)), nones, *values("x" * n, 3)(good)]
@@ -90,45 +89,39 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
     "more dimensions": lambda x: x[None],
 }
 SIZES = {"fewer rows": 0, "narrower": -1, "empty": 0}
-"""Dimensions whose size alone says enough."""
+"""Dimension whose size a message may show instead of the shape."""
 
 
 def _shapes(x: Any, names: tuple[str, ...]) -> list[Bad]:
     """The good value in other shapes."""
     bad = []
-    for name in names:
-        if name in SHAPES:
-            y = SHAPES[name](x)
-            y = np.asarray(y) if isinstance(x, np.ndarray) else y
-            sizes = (str(y.shape[SIZES[name]]),) if name in SIZES else ()
-            bad.append(Bad(name, y, (str(tuple(y.shape)), *sizes, *(("empty",) if name == "empty" else ()))))
+    for name in (name for name in names if name in SHAPES):
+        y = SHAPES[name](x)
+        y = np.asarray(y) if isinstance(x, np.ndarray) else y
+        sizes = (str(y.shape[SIZES[name]]),) if name in SIZES else ()
+        bad.append(Bad(name, y, (str(tuple(y.shape)), *sizes, *(("empty",) if name == "empty" else ()))))
     return bad
 
 
 def _layouts(x: Any) -> list[Bad]:
-    """The good value as a tensor without a plain block of memory."""
+    """The good value as a tensor without a dense block of memory."""
     x = torch.as_tensor(x)
     nested = torch.nested.nested_tensor([x.flatten(), x.flatten()[:-1]], layout=torch.jagged)
     return [Bad("sparse", x.to_sparse(), ("sparse", "sparse_coo")), Bad("nested", nested, ("nested",))]
 
 
 def _meta(x: Any) -> Bad:
-    """The good value's shape without values; or on another device than the other arguments."""
+    """The good value without data, on another device than the other arguments."""
     return Bad("meta", torch.as_tensor(x).to("meta"), ("meta",))
 
 
-def tensor(*also: str, integers: bool = False) -> Kind:
-    """Of a dense floating point tensor, or one of any real numbers."""
+def tensor(*also: str, wrong: tuple[str, ...] = ("complex64", "uint8", "int64")) -> Kind:
+    """For a dense tensor of other dtypes than the wrong ones."""
 
     def kind(x: torch.Tensor) -> list[Bad]:
-        dtypes = [torch.complex64, *(() if integers else (torch.uint8, torch.int64))]
-        dtypes += [torch.float64] if "float64" in also else []
+        dtypes = (*wrong, *(name for name in also if name == "float64"))
         return [
-            *(
-                Bad(name, x.to(dtype), (name,))
-                for dtype in dtypes
-                for name in [str(dtype).removeprefix("torch.")]
-            ),
+            *(Bad(name, x.to(getattr(torch, name)), (name,)) for name in dtypes),
             *_layouts(x),
             *([_meta(x)] if "meta" in also else []),
             *_shapes(x, also),
@@ -140,12 +133,24 @@ def tensor(*also: str, integers: bool = False) -> Kind:
     return kind
 
 
+def codes(*also: str) -> Kind:
+    """For packed codes, tensors or arrays."""
+
+    def kind(x: torch.Tensor) -> list[Bad]:
+        bad = tensor(*also, wrong=("int64", "float32", "bool"))(x)
+        without_bytes = Bad("without bytes", x[..., :0], (str(tuple(x[..., :0].shape)), "0"))
+        return [*(b for b in bad if b.label != "ndarray"), without_bytes]
+
+    return kind
+
+
 def array(*also: str) -> Kind:
-    """Of an array, a tensor or what numpy makes an array of, holding real numbers; numbers in `also` are bad in it."""
+    """For an array, a tensor or a list of real numbers; numbers in `also` are bad entries."""
 
     def kind(x: np.ndarray) -> list[Bad]:
         strings, objects = x.astype(str), x.astype(object)
         objects.reshape(-1)[0] = None
+        entries = [name for name in also if name not in SHAPES]
         return [
             Bad("strings", strings, (str(strings.dtype), "str")),
             Bad("None inside", objects, ("object", "None")),
@@ -153,52 +158,26 @@ def array(*also: str) -> Kind:
             *_layouts(x),
             _meta(x),
             *_shapes(x, also),
-            *(
-                Bad(f"{name} inside", _with(x, float(name)), (name, "1"))
-                for name in also
-                if name not in SHAPES
-            ),
+            *(Bad(f"{name} inside", _with_entry(x, float(name)), (name, "1")) for name in entries),
             *values(None)(x),
         ]
 
     return kind
 
 
-def _with(x: np.ndarray, value: float) -> np.ndarray:
+def _with_entry(x: np.ndarray, value: float) -> np.ndarray:
     changed = x.astype(np.float64)
     changed.reshape(-1)[0] = value
     return changed
 
 
 def tensor_or_array(*also: str) -> Kind:
-    """As `array`, of functions that take no lists."""
+    """As `array`, for functions that take no lists."""
     return lambda x: [*array(*also)(x), Bad("list", x.tolist(), ("list",))]
 
 
-def codes(*also: str) -> Kind:
-    """Of packed codes."""
-
-    def kind(x: torch.Tensor) -> list[Bad]:
-        dtypes = (torch.int64, torch.float32, torch.bool)
-        return [
-            *(
-                Bad(name, x.to(dtype), (name,))
-                for dtype in dtypes
-                for name in [str(dtype).removeprefix("torch.")]
-            ),
-            *_layouts(x),
-            *([_meta(x)] if "meta" in also else []),
-            *_shapes(x, also),
-            Bad("without bytes", x[..., :0], (str(tuple(x[..., :0].shape)), "0")),
-            Bad("list", x.tolist(), ("list",)),
-            *values(None)(x),
-        ]
-
-    return kind
-
-
 def labels(*also: str) -> Kind:
-    """Of an integer for each image."""
+    """For one integer per image."""
     return array("0-d", "fewer rows", "more dimensions", "nan", "0.5", *also)
 
 
@@ -207,7 +186,7 @@ def train_labels(x: np.ndarray) -> list[Bad]:
 
 
 def batches(x: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Bad]:
-    """Of batches of images and labels."""
+    """For batches of images and labels."""
     [(images, y)] = x
     n = len(y)
     return [
@@ -226,7 +205,7 @@ def batches(x: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Bad]:
 
 
 def labelled(x: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Bad]:
-    """Of batches that are read more than once, all with labels."""
+    """For batches that are read more than once, all with labels."""
     [(images, y)] = x
     return [
         *batches(x),

@@ -104,31 +104,23 @@ def schedule() -> Any:
     return public("schedules").TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
 
 
-def loss(output: Any) -> torch.Tensor:
-    return InfoNCELoss()(output.v, output.v_prime)
-
-
-@functools.cache
-def folder() -> Path:
-    """A folder of files that rows share, deleted when the process ends."""
-    folder.temporary = tempfile.TemporaryDirectory()  # type: ignore[attr-defined]
-    path = Path(folder.temporary.name)  # type: ignore[attr-defined]
-    (path / "text").write_text("neither ONNX nor a folder")
-    (path / "empty").mkdir()
-    return path
+TEMPORARY = tempfile.TemporaryDirectory()
+FOLDER = Path(TEMPORARY.name)
+(FOLDER / "text").write_text("neither ONNX nor a folder")
+(FOLDER / "empty").mkdir()
 
 
 @functools.cache
 def onnx_file() -> tuple[Path, StochConWrapper]:
-    path, exported = folder() / "model.onnx", model()
+    path, exported = FOLDER / "model.onnx", model()
     public("export").export_onnx(exported, path, images(2))
     return path, exported
 
 
 @functools.cache
 def saved_model() -> Path:
-    hub_model().save_pretrained(folder() / "saved")
-    return folder() / "saved"
+    hub_model().save_pretrained(FOLDER / "saved")
+    return FOLDER / "saved"
 
 
 def forest_curve() -> Any:
@@ -141,7 +133,7 @@ def rejection_curve() -> Any:
 
 GOOD: dict[str, Callable[[], Any]] = by_name(
     # Tensors
-    (lambda: floats(N, D), "v logits mean log_std z like"),
+    (lambda: floats(N, D), "v logits mean log_std z like noise"),
     (lambda: floats(N, D) + 0.1, "v_prime"),
     (lambda: floats(N, F), "features bottleneck.StochasticBottleneck.forward.opposing"),
     (lambda: floats(N, F), "bottleneck.StochasticBottleneck.posterior.opposing"),
@@ -186,17 +178,17 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     (SimCLR, "wrapper.StochConWrapper.from_simclr.model encoders.simclr_parts.model"),
     (bottleneck, "bottleneck"),
     (bern, "posterior"),
-    (lambda: loss, "loss"),
+    (lambda: lambda output: InfoNCELoss()(*output[:2]), "loss"),
     (loader, "train test"),
     (lambda: {"a": forest_curve()}, "plots.f1_against_bits.curves"),
     (lambda: {"a": rejection_curve()}, "plots.rejection_curves.curves"),
     (lambda: schedule().state_dict(), "schedules.TemperatureSchedule.load_state_dict.state_dict"),
     (lambda: {"start": 1.0}, "callbacks.TemperatureAnnealing.load_state_dict.state_dict"),
     # Files
-    (lambda: folder() / "new.onnx", "path"),
+    (lambda: FOLDER / "new.onnx", "path"),
     (lambda: onnx_file()[0], "export.verify_onnx.path"),
     (lambda: onnx_file()[1], "export.verify_onnx.model"),
-    (lambda: folder() / "new", "save_directory"),
+    (lambda: FOLDER / "new", "save_directory"),
     (saved_model, "pretrained_model_name_or_path"),
 )
 
@@ -278,44 +270,17 @@ def curves(x: dict[str, Any]) -> list[Bad]:
     ]
 
 
-def image_array(x: np.ndarray) -> list[Bad]:
-    dtypes = [Bad(name, x.astype(name), (name,)) for name in ("uint8", "int64")]
-    return [*kinds.array("0-d", "empty", "fewer dimensions")(x), *dtypes]
-
-
-def preprocessing_config(x: object) -> list[Bad]:
-    wrong = {**PREPROCESSING, "crop_pct": 7}
-    return [*values(None, "timm:resnet18", 3)(x), Bad("{}", {}, ("none",)), Bad("crop_pct=7", wrong, ("7",))]
-
-
-def noise(_: Any) -> list[Bad]:
-    return kinds.tensor("narrower", "fewer rows", "meta", wrong=("complex64",))(floats(N, D))
-
-
 def files(*names: str) -> Kind:
     """Of paths; these names are in the folder, but unusable, or not in it."""
     return lambda x: [
         *kinds.path(x),
-        *(Bad(name, str(folder() / name), (str(folder() / name),)) for name in names),
+        *(Bad(name, str(FOLDER / name), (str(FOLDER / name),)) for name in names),
     ]
 
 
 def some_images_or_batches(x: torch.Tensor) -> list[Bad]:
     tensors = [bad for bad in image_batch(x) if bad.label not in ("None", "list", "ndarray")]
     return [*tensors, *kinds.batches(loader())]
-
-
-def pair_of_batches(x: torch.Tensor) -> list[Bad]:
-    return [*image_batch(x), Bad("fewer rows", x[1:], (f"{N - 1}",))]
-
-
-def another_module(_: Any) -> list[Bad]:
-    return [*kinds.values("mlp", nn.Linear)(_), Bad("another", LINEAR, ("weight", "Linear"))]
-
-
-def some_bottlenecks(_: Any) -> list[Bad]:
-    one_missing = Bad("one missing", ["bottleneck", "missing"], ("'missing'",))
-    return [*kinds.values(3, True, "missing")(_), one_missing, Bad("[3]", [3], ("3", "int"))]
 
 
 NO_TENSORS = [
@@ -329,8 +294,17 @@ INPUTS = [
     Bad("empty", (images(0), images(0)), (str((0, *IMAGE)), "empty")),
 ]
 TENSORS = [*NO_TENSORS, Bad("one shorter", (floats(4, 2), floats(3, 2)), ("(3, 2)",))]
-GAUSS = Bad("of kind gauss", bottleneck("gauss"), ("gauss",))
+another_module = kinds.also(kinds.values("mlp", nn.Linear), Bad("another", LINEAR, ("weight", "Linear")))
+bern_bottleneck = kinds.also(
+    kinds.values(None, "bern", model()), Bad("of kind gauss", bottleneck("gauss"), ("gauss",))
+)
+some_bottlenecks = kinds.also(
+    kinds.values(3, True, "missing"),
+    Bad("one missing", ["bottleneck", "missing"], ("'missing'",)),
+    Bad("[3]", [3], ("3", "int")),
+)
 ELSEWHERE = ("meta", "float64")  # another device or dtype than the model's
+of_two_views = kinds.tensor("0-d", "empty", "fewer rows", "fewer dimensions", *ELSEWHERE)
 image_batch = kinds.tensor("0-d", "empty", "fewer dimensions", *ELSEWHERE)
 pictures = kinds.array("0-d", "empty", "fewer dimensions", "nan", "2", "-1")
 part_of_simclr = kinds.values("missing", 3, nn.Linear)
@@ -379,7 +353,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.values("cubic", 3, None, nn.Linear), "projector upsampler"),
     (kinds.values(None, "resnet18", StochConWrapper, LINEAR), "model"),
     (kinds.values("bern", None, StochasticBottleneck, LINEAR), "bottleneck"),
-    (lambda x: [*kinds.values(None, "bern", model())(x), GAUSS], "schedules.TemperatureSchedule.bottleneck"),
+    (bern_bottleneck, "schedules.TemperatureSchedule.bottleneck"),
     (kinds.values(3, True), "callbacks.TemperatureAnnealing.bottleneck"),
     (some_bottlenecks, "bottlenecks"),
     (kinds.values(None, "bern", [1]), "posterior"),
@@ -392,7 +366,7 @@ KINDS: dict[str, Kind] = by_name(
     (states, "state_dict"),
     (kinds.values(None, "x", {}), "callbacks.TemperatureAnnealing.load_state_dict.state_dict"),
     (kinds.lines, "names captions"),
-    (kinds.labelled, "train test"),
+    (kinds.labelled_by_class, "train test"),
     (some_images_or_batches, "evaluation.encode.images"),
     # Files
     (files("empty"), "path"),
@@ -402,13 +376,13 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE), "v v_prime"),
     (kinds.tensor(), "like logits"),
     (image_batch, "images example_images x x_prime"),
-    (pair_of_batches, "wrapper.StochConWrapper.forward.x wrapper.StochConWrapper.forward.x_prime"),
+    (of_two_views, "wrapper.StochConWrapper.forward.x wrapper.StochConWrapper.forward.x_prime"),
     (kinds.tensor("0-d", "fewer dimensions", "float64"), "encoders.Encoder.forward.x"),
     (kinds.tensor("fewer rows", "meta"), "mean"),
     (kinds.tensor("narrower", "meta"), "log_std"),
     (kinds.tensor("fewer rows"), "functional.gaussian_entropy.mean"),  # only its shape is used
     (kinds.tensor("narrower"), "functional.gaussian_entropy.log_std"),
-    (noise, "noise"),
+    (kinds.tensor("narrower", "fewer rows", "meta", wrong=("complex64",)), "noise"),
     (kinds.tensor("narrower", "meta", wrong=("complex64",)), "z"),
     (kinds.tensor("narrower", "meta"), "functional.relaxed_bernoulli_log_prob.z"),
     (kinds.tensor("narrower", "meta"), "posteriors.BernoulliPosterior.relaxed_log_prob.z"),
@@ -427,7 +401,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.array("0-d", "empty", "more dimensions", "nan"), "uncertainty scores"),
     (kinds.array("0-d", "fewer rows", "more dimensions", "nan", "inf"), "plots.certain_images.uncertainty"),
     (kinds.array("0-d", "fewer rows", "more dimensions", "nan", "0.5", "2"), "correct positive"),
-    (image_array, "X"),
+    (kinds.array("0-d", "empty", "fewer dimensions", wrong=("uint8", "int64")), "X"),
     (pictures, "plots.bit_images.images plots.certain_images.images"),
     (kinds.tensor_or_array("0-d", "empty", "fewer dimensions", "more dimensions", "2", "0.5", "nan"), "bits"),
     (kinds.tensor_or_array("0-d", "2", "0.5", "nan"), "codes.pack_bits.z"),
@@ -437,12 +411,9 @@ KINDS: dict[str, Kind] = by_name(
 
 # ---- the table -------------------------------------------------------------------------------------------------
 
-EXEMPT = {
-    r"callbacks\.\w+\.(on_\w+|setup|teardown)": "called by Lightning",
-    r"encoders\.Encoder\.train": "torch's own",
-    r"evaluation\.StochConTransformer\.fit\.y": "passed by scikit-learn and ignored",
-}
-"""Public names, and parameters, without rows."""
+EXEMPT = re.compile(  # called by Lightning; torch's own; passed by scikit-learn and ignored
+    r"callbacks\.\w+\.(on_\w+|setup|teardown)|encoders\.Encoder\.train|evaluation\.StochConTransformer\.fit\.y"
+)
 
 
 class Row(NamedTuple):
@@ -481,20 +452,16 @@ def surface() -> dict[str, dict[str, inspect.Parameter]]:
         parameters = {
             key: p
             for key, p in inspect.signature(function).parameters.items()
-            if key != "self" and p.kind is not p.VAR_KEYWORD and not is_exempt(f"{name}.{key}")
+            if key != "self" and p.kind is not p.VAR_KEYWORD and not EXEMPT.fullmatch(f"{name}.{key}")
         }
-        if parameters and not is_exempt(name):
+        if parameters and not EXEMPT.fullmatch(name):
             found[name] = parameters
     return found
 
 
-def is_exempt(name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in EXEMPT)
-
-
-def entry(table: dict[str, Any], name: str, parameter: str) -> Any:
+def entry(table: dict[str, Any], name: str, parameter: str, default: Any = None) -> Any:
     """The entry of a function's parameter, or of every parameter of that name."""
-    return table.get(f"{name}.{parameter}", table.get(parameter))
+    return table.get(f"{name}.{parameter}", table.get(parameter, default))
 
 
 def valid_call(name: str) -> tuple[Callable[..., object], dict[str, Any]]:
@@ -515,10 +482,9 @@ def table() -> list[Row]:
     """All rows. A bad value that is an iterator is used up by its call."""
     rows = []
     for name, parameters in surface().items():
-        _, good = valid_call(name)
         for key, parameter in parameters.items():
-            kind = entry(KINDS, name, key) or (lambda _: [])
+            kind, good = entry(KINDS, name, key, lambda _: []), entry(GOOD, name, key, lambda: None)
             none_is_good = "None" in f"{parameter.default} {parameter.annotation}"
-            bad = [bad for bad in kind(good.get(key)) if bad.value is not None or not none_is_good]
+            bad = [bad for bad in kind(good()) if bad.value is not None or not none_is_good]
             rows += [Row(name, key, value) for value in bad]
     return rows

@@ -38,6 +38,10 @@ def _label(x: Any) -> str:
     return getattr(x, "__name__", type(x).__name__ if is_object else repr(x))
 
 
+def also(kind: Kind, *bad: Bad) -> Kind:
+    return lambda x: [*kind(x), *bad]
+
+
 def number(*out_of_range: float) -> Kind:
     return values("0.5", True, None, NAN, INF, *out_of_range)
 
@@ -144,8 +148,11 @@ def codes(*also: str) -> Kind:
     return kind
 
 
-def array(*also: str) -> Kind:
-    """For an array, a tensor or a list of real numbers; numbers in `also` are bad entries."""
+def array(*also: str, wrong: tuple[str, ...] = ()) -> Kind:
+    """For an array, a tensor or a list of real numbers of other dtypes than the wrong ones.
+
+    Numbers in `also` are bad entries.
+    """
 
     def kind(x: np.ndarray) -> list[Bad]:
         strings, objects = x.astype(str), x.astype(object)
@@ -158,6 +165,7 @@ def array(*also: str) -> Kind:
             *_layouts(x),
             _meta(x),
             *_shapes(x, also),
+            *(Bad(name, x.astype(name), (name,)) for name in wrong),
             *(Bad(f"{name} inside", _with_entry(x, float(name)), (name, "1")) for name in entries),
             *values(None)(x),
         ]
@@ -206,11 +214,12 @@ def batches(x: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Bad]:
 
 def labelled(x: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Bad]:
     """For batches that are read more than once, all with labels."""
+    alone = Bad("images alone", [x[0][0]], ("alone", "Tensor"))
+    return [*batches(x), Bad("generator", (batch for batch in x), ("generator",)), alone]
+
+
+def labelled_by_class(x: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Bad]:
+    """For batches with labels below a number of classes."""
     [(images, y)] = x
-    return [
-        *batches(x),
-        Bad("generator", (batch for batch in x), ("generator",)),
-        Bad("images alone", [images], ("alone", "Tensor")),
-        Bad("label too large", [(images, y + 90)], ("90", "91")),
-        Bad("negative label", [(images, -y)], ("-1",)),
-    ]
+    too_large = Bad("label too large", [(images, y + 90)], ("90", "91"))
+    return [*labelled(x), too_large, Bad("negative label", [(images, -y)], ("-1",))]

@@ -149,10 +149,7 @@ def codes(*also: str) -> Kind:
 
 
 def array(*also: str, wrong: tuple[str, ...] = ()) -> Kind:
-    """For an array, a tensor or a list of real numbers of other dtypes than the wrong ones.
-
-    Numbers in `also` are bad entries.
-    """
+    """For an array, a tensor or a list of real numbers; dtypes in `wrong` and numbers in `also` are bad."""
 
     def kind(x: np.ndarray) -> list[Bad]:
         strings, objects = x.astype(str), x.astype(object)

@@ -14,21 +14,18 @@ import pytest
 import stochastic_bottleneck
 
 PACKAGE = Path(stochastic_bottleneck.__file__).parent
-MIN_SHARE = 0.98
-"""Smallest share of rows that end in a clear error."""
-KNOWN = {
+MIN_SHARE = 0.98  # of rows that end in a clear error
+KNOWN = {  # rows that do not, yet
     # The message is about the wrapper's "x".
     *("evaluation.encode(images=float64)", "evaluation.encode(images=float64 images)"),
     *("evaluation.fine_tune(train=float64 images)", "evaluation.fine_tune(test=float64 images)"),
     # Labels are returned as they are.
     *("evaluation.encode(images=strings as labels)", "evaluation.encode(images=nan as labels)"),
-    # The curve of all features alone.
-    "evaluation.forest_curve(counts=())",
+    "evaluation.forest_curve(counts=())",  # the curve of all features alone
     "wrapper.StochConWrapper.forward(x=fewer dimensions)",
     "wrapper.StochConWrapper.forward(x_prime=fewer dimensions)",
     "wrapper.StochConWrapper.encode(x=meta)",
 }
-"""Rows that do not end in a clear error yet."""
 RULE = re.compile(
     r"\b(must|needs?|takes|gives|has no|lacks|is (empty|missing|damaged)|does not|there is no|not found)\b"
 )

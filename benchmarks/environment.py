@@ -20,7 +20,7 @@ PACKAGES = (
 )
 
 
-def environment() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Hardware, versions and commit; a process that has imported torch adds its number of threads."""
     # Results that this run writes do not make the measured code dirty.
     status = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
@@ -36,23 +36,23 @@ def environment() -> dict[str, Any]:
     }
 
 
-def hardware(environment: dict[str, Any]) -> str:
+def hardware(machine: dict[str, Any]) -> str:
     """The machine in one line."""
-    memory, threads = environment["memory_bytes"], environment.get("threads")
-    parts = [environment.get("gpu"), environment["cpu"], _count(environment["cores"], "core")]
+    memory, threads = machine["memory_bytes"], machine.get("threads")
+    parts = [machine.get("gpu"), machine["cpu"], _count(machine["cores"], "core")]
     parts += [memory and f"{memory / 2**30:.0f} GiB", threads and _count(threads, "thread")]
     return ", ".join(filter(None, parts))
 
 
-def versions(environment: dict[str, Any], names: tuple[str, ...] = ()) -> str:
+def versions(machine: dict[str, Any], names: tuple[str, ...] = ()) -> str:
     """Versions of the packages, or of those named, in one line."""
-    packages = environment["packages"]
+    packages = machine["packages"]
     return ", ".join(f"{name} {packages[name]}" for name in names or packages if packages.get(name))
 
 
-def commit(environment: dict[str, Any]) -> str:
+def commit(machine: dict[str, Any]) -> str:
     """The commit, and whether there were changes on top of it."""
-    return f"{environment['commit']}{' with changes' if environment['dirty'] else ''}"
+    return f"{machine['commit']}{' with changes' if machine['dirty'] else ''}"
 
 
 def now() -> str:

@@ -56,7 +56,7 @@ def measure(
     benchmark: Benchmark, options: Options, command: str, log: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """Measure a benchmark: a description of the run, and a row for each contender at each case."""
-    begin, date, machine = time.monotonic(), environment.now(), environment.environment()
+    begin, date, machine = time.monotonic(), environment.now(), environment.describe()
     cases = benchmark.quick_cases if options.quick else benchmark.cases
     cases = tuple(case for case in cases if case.name in (options.cases or [case.name]))
     contenders = [c for c in benchmark.contenders if not (options.quick and c.compiled)]

@@ -88,5 +88,4 @@ BENCHMARK = Benchmark(
 @functools.cache
 def measure():
     """Measure it, once for all tests."""
-    options = runner.Options(quick=True, rounds=3, threads=1, limit=LIMIT)
-    return runner.measure(BENCHMARK, options, "a test")
+    return runner.measure(BENCHMARK, runner.Options(quick=True, rounds=3, threads=1, limit=LIMIT), "a test")

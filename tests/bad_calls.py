@@ -11,6 +11,7 @@ import pkgutil
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ CODES = torch.arange(2 * N, dtype=torch.uint8).reshape(N, 2)
 LABELS = np.arange(2 * N) % 2
 FEATURES = np.random.default_rng(0).normal(size=(2 * N, F)) + 3 * LABELS[:, None]
 LINEAR = nn.Linear(2, 2)
+PREPROCESSING = {"input_size": IMAGE, "crop_pct": 1.0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
 def floats(*shape: int) -> torch.Tensor:
@@ -170,16 +172,19 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     (lambda: (2,), "evaluation.forest_curve.counts"),
     (lambda: (0, 1), "plots.bit_images.bits"),
     (lambda: "bits", "wrapper.StochConWrapper.encode.representation"),
+    (lambda: 1, "callbacks.OnlineKNN.k"),
     (lambda: ["cat"] * N, "plots.certain_images.captions"),
     (lambda: ["cat", "dog"], "plots.code_map.names"),
     # Objects
     (backbone, "backbone encoder encoders.as_encoder.model hub.HubModel.from_pretrained.encoder"),
     (model, "model"),
+    (lambda: import_module("torchvision.models").resnet18(), "encoders.small_image_stem.model"),
     (SimCLR, "wrapper.StochConWrapper.from_simclr.model encoders.simclr_parts.model"),
     (bottleneck, "bottleneck"),
     (bern, "posterior"),
     (lambda: lambda output: InfoNCELoss()(*output[:2]), "loss"),
-    (loader, "train test"),
+    (loader, "train test batches"),
+    (lambda: PREPROCESSING, "model_or_cfg"),
     (lambda: {"a": forest_curve()}, "plots.f1_against_bits.curves"),
     (lambda: {"a": rejection_curve()}, "plots.rejection_curves.curves"),
     (lambda: schedule().state_dict(), "schedules.TemperatureSchedule.load_state_dict.state_dict"),
@@ -230,6 +235,17 @@ def monitor(**arguments: Any) -> object:
     return public("callbacks").LatentMonitor(**arguments).on_fit_start(None, model())
 
 
+def measure(**arguments: Any) -> object:
+    """End an epoch of a Trainer with one process."""
+    knn, module = public("callbacks").OnlineKNN(**arguments), nn.ModuleDict({"model": model()})
+    module.device, module.log = torch.device("cpu"), lambda *_, **__: None
+    trainer = Mock(is_global_zero=True, current_epoch=0, max_epochs=1)
+    trainer.precision_plugin.convert_input = trainer.strategy.broadcast = lambda x: x
+    trainer.precision_plugin.forward_context = nullcontext
+    knn.on_fit_start(trainer, module)
+    return knn.on_train_epoch_end(trainer, module)
+
+
 def transform(**arguments: Any) -> object:
     """Use the transformer: scikit-learn's estimators check their arguments only then."""
     return public("evaluation").StochConTransformer(**arguments).transform(images().numpy())
@@ -242,6 +258,7 @@ CALLS: dict[str, Callable[..., object]] = {
     "gradient_cache.cached_backward": cached_backward,
     "evaluation.StochConTransformer": transform,
     "callbacks.LatentMonitor": monitor,
+    "callbacks.OnlineKNN": measure,
 }
 """What is called instead of the public name itself."""
 
@@ -298,6 +315,16 @@ another_module = kinds.also(kinds.values("mlp", nn.Linear), Bad("another", LINEA
 bern_bottleneck = kinds.also(
     kinds.values(None, "bern", model()), Bad("of kind gauss", bottleneck("gauss"), ("gauss",))
 )
+preprocessing = kinds.also(
+    kinds.values(None, "timm:resnet18", 3),
+    Bad("{}", {}, ("none",)),
+    Bad("crop_pct=7", {**PREPROCESSING, "crop_pct": 7}, ("7",)),
+)
+representations = kinds.also(
+    kinds.choice,
+    Bad("()", (), ("()", "none", "empty")),
+    *(Bad(repr(x), x, (repr(x), repr(x[-1]))) for x in (["h", "unknown"], ("h", 3))),
+)
 some_bottlenecks = kinds.also(
     kinds.values(3, True, "missing"),
     Bad("one missing", ["bottleneck", "missing"], ("'missing'",)),
@@ -315,6 +342,9 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.number(0, -1), "location_std start end lr"),
     (kinds.number(0, -1, 1e-46), "temperature"),
     (kinds.number(-0.1, 1.5), "chance"),
+    (kinds.number(0, 1), "query_share"),
+    (kinds.number(-1), "weight_decay"),
+    (kinds.number(-1, 99), "warmup_epochs"),
     (kinds.number(0, 1, -0.2), "validation_share"),
     (kinds.values("0.5", True, None, NAN, -1), "tolerance"),
     (kinds.values("3", None, NAN), "step"),
@@ -324,7 +354,8 @@ KINDS: dict[str, Kind] = by_name(
         kinds.count(0),
         "chunk_size total_steps epochs bins count max_iter trees opset_version bits_per_channel",
     ),
-    (kinds.count(0), "codes.compression_ratio.bits"),
+    (kinds.count(0), "codes.compression_ratio.bits every_n_epochs callbacks.OnlineKNN.k"),
+    (kinds.count(-1), "samples"),
     (kinds.count(0, 99), "k codes.unpack_bits.dim"),
     (kinds.count(1), "classes"),
     (kinds.seed, "seed"),
@@ -335,19 +366,23 @@ KINDS: dict[str, Kind] = by_name(
     # Flags and choices
     (kinds.flag, "hard learnable_scale frozen gather_distributed symmetric checkpoint_encoder sample strip"),
     (kinds.flag, "dynamic_batch validate check_replay progress"),
-    (kinds.choice, "kind variance variance_from reduction representation shape metric method"),
+    (kinds.choice, "kind variance variance_from reduction representation shape metric method precision"),
+    (representations, "evaluation.encode.representation"),
     # Objects
     (kinds.device, "device map_location"),
     (kinds.generator, "generator"),
     (kinds.module, "backbone encoder head wrapper.StochConWrapper.from_simclr.model"),
-    (kinds.module, "encoders.as_encoder.model encoders.simclr_parts.model"),
-    (kinds.module, "evaluation.fine_tune.model gradient_cache.cached_backward.model"),
+    (kinds.module, "encoders.as_encoder.model encoders.simclr_parts.model encoders.small_image_stem.model"),
+    (kinds.module, "evaluation.encode.model evaluation.fine_tune.model gradient_cache.cached_backward.model"),
     (part_of_simclr, "wrapper.StochConWrapper.from_simclr.encoder"),
     (part_of_simclr, "wrapper.StochConWrapper.from_simclr.head"),
-    (part_of_simclr, "encoders.simclr_parts.encoder encoders.simclr_parts.head"),
+    (part_of_simclr, "encoders.simclr_parts.encoder encoders.simclr_parts.head callbacks.OnlineKNN.encoder"),
     (kinds.values(*encoder_names, None, nn.Linear), "hub.HubModel.encoder"),
     (kinds.values("resnet18", "torchvision:resnet18", "timm:no_such_model", 3), "encoder_name"),
     (kinds.values("x", [1], {"a": 1}), "encoder_options"),
+    (kinds.values("yes", 1, None, True), "small_images"),  # True needs the encoder's name
+    (preprocessing, "pretrained_cfg"),
+    (kinds.also(preprocessing, *kinds.values(LINEAR)(None)), "model_or_cfg"),
     (another_module, "hub.HubModel.from_pretrained.encoder hub.HubModel.from_pretrained.head"),
     (another_module, "hub.HubModel.from_pretrained.bottleneck"),
     (kinds.values("cubic", 3, None, nn.Linear), "projector upsampler"),
@@ -367,6 +402,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.values(None, "x", {}), "callbacks.TemperatureAnnealing.load_state_dict.state_dict"),
     (kinds.lines, "names captions"),
     (kinds.labelled_by_class, "train test"),
+    (kinds.labelled, "batches"),
     (some_images_or_batches, "evaluation.encode.images"),
     # Files
     (files("empty"), "path"),

@@ -211,7 +211,7 @@ def batches(x: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Bad]:
 
 def labelled(x: list[tuple[torch.Tensor, torch.Tensor]]) -> list[Bad]:
     """For batches that are read more than once, all with labels."""
-    alone = Bad("images alone", [x[0][0]], ("alone", "Tensor"))
+    alone = Bad("images alone", [x[0][0]], ("alone", "only images", "Tensor"))
     return [*batches(x), Bad("generator", (batch for batch in x), ("generator",)), alone]
 
 

@@ -37,9 +37,7 @@ def train(folder, stop_at=None):
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice
 def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path):
     temperatures, weights = train(tmp_path / "whole")
-    assert temperatures == pytest.approx(
-        [0.25 ** min(step / 12, 1) for step in range(EPOCHS * STEPS)], rel=1e-6
-    )
+    assert temperatures == pytest.approx([0.25 ** min(i / 12, 1) for i in range(EPOCHS * STEPS)], rel=1e-6)
     stopped, _ = train(tmp_path / "stopped", stop_at=2 * STEPS + 2)
     torch.manual_seed(7)
     resumed, again = train(tmp_path / "stopped")

@@ -32,7 +32,7 @@ smartquotes = False  # they would change "bern" and --options
 nitpicky = True
 # Libraries whose documentation is not linked, because the build may not download an inventory.
 # Sphinx before 9 looks for named-tuple fields' types (Tensor, Posterior) without their module.
-ignored = r"torch|numpy|np|nn|NDArray|matplotlib|Axes|Figure|PIL|lightning|Images|MapMethod|Tensor|Posterior"
+ignored = r"torch|numpy|np|nn|NDArray|matplotlib|Axes|Figure|PIL|Images?|MapMethod|Tensor|Posterior"
 ignored += r"|pathlib\.Path|os\.PathLike|collections\.abc|stochastic_bottleneck\.codes\.ArrayT"
 nitpick_ignore_regex = [("py:.*", rf"({ignored})\b.*")]
 

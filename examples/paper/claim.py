@@ -29,9 +29,8 @@ from stochastic_bottleneck.hub import HubModel
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
-from checkpointing import newest_checkpoint  # noqa: E402
-from cifar10_full import Settings, build_model, load_images, normalize  # noqa: E402
-from runs import provenance  # noqa: E402
+from cifar10_full import Settings, build_encoder, load_images, normalize  # noqa: E402
+from runs import load_encoder, provenance  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LABELS = {"simclr": "SimCLR", "bern": "StochCon Bern", "gauss": "StochCon Gauss", "supervised": "Supervised"}
@@ -59,13 +58,10 @@ class Run:
         self.given = Settings(**self.settings | {"data": data and Path(data)})
 
     def model(self, name: str) -> nn.Module:
-        """A saved StochConWrapper, or the encoder of SimCLR's newest checkpoint."""
-        if name != "simclr":
-            return HubModel.from_pretrained(self.folder / name).to(DEVICE)
-        path, model = newest_checkpoint(self.folder / name / "checkpoints"), build_model(name, self.given)
-        weights = torch.load(path, "cpu", weights_only=True)["state_dict"]
-        model.load_state_dict({key[6:]: w for key, w in weights.items() if key.startswith("model.")})
-        return model.encoder.to(DEVICE)
+        """A saved StochConWrapper, or SimCLR's encoder."""
+        folder = self.folder / name
+        found = load_encoder(build_encoder(self.given), folder) if name == "simclr" else HubModel.from_pretrained(folder)
+        return found.to(DEVICE)
 
     def images(self) -> Any:
         """Training and test images, uint8, with their labels."""

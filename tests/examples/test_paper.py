@@ -15,7 +15,7 @@ import timm
 import torch
 import torchvision
 from cifar10_full import Settings, build_model
-from torch import nn
+from safetensors.torch import save_file
 
 from stochastic_bottleneck import StochConWrapper, evaluation
 from stochastic_bottleneck.hub import HubModel
@@ -55,9 +55,8 @@ def runs(tmp_path_factory):
         for seed in (0, 1):
             (folder := root / f"{name}-{seed}").mkdir()
             settings = Settings(**{"encoder": "small", "dim": 16, "epochs": 5, "seed": seed, **changed})
-            (folder / "simclr" / "checkpoints").mkdir(parents=True)
-            weights = nn.ModuleDict({"model": build_model("simclr", settings)}).state_dict()
-            torch.save({"state_dict": weights}, folder / "simclr" / "checkpoints" / "step=1.ckpt")
+            (folder / "simclr").mkdir()
+            save_file(build_model("simclr", settings).state_dict(), folder / "simclr" / "model.safetensors")
             for kind in ("bern", "gauss"):
                 saved = root / f"{kind}{settings.dim}"
                 if not saved.exists():

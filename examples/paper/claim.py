@@ -59,9 +59,9 @@ class Run:
 
     def model(self, name: str) -> nn.Module:
         """A saved StochConWrapper, or SimCLR's encoder."""
-        folder = self.folder / name
-        found = load_encoder(build_encoder(self.given), folder) if name == "simclr" else HubModel.from_pretrained(folder)
-        return found.to(DEVICE)
+        if name == "simclr":
+            return load_encoder(build_encoder(self.given), self.folder / name).to(DEVICE)
+        return HubModel.from_pretrained(self.folder / name).to(DEVICE)
 
     def images(self) -> Any:
         """Training and test images, uint8, with their labels."""

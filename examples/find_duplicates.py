@@ -1,218 +1,170 @@
-"""Find near-duplicates by their bits, and look at the pixels before believing it.
+"""Find near-duplicates by the bits of a trained model, and confirm them by their pixels.
 
-    python examples/find_duplicates.py --model RUN/bern --images FOLDER/train --against FOLDER/test
-    python examples/find_duplicates.py --model RUN/bern --images FOLDER          # within one folder
+    python examples/find_duplicates.py --model MODEL --images FOLDER/train --against FOLDER/test
+    python examples/find_duplicates.py --model MODEL --images FOLDER          # within one folder
 
-Pairs whose codes differ in at most --radius bits are candidates. A candidate is confirmed when the details of the two
-pictures, or of one and the other's mirror image, correlate by --least. RUN is the folder of a run of cifar10_full.py or
-imagenet_full.py. Codes are kept in --out: the same command goes on after a stop, and another radius encodes nothing.
+Pairs whose codes differ in at most --radius bits are candidates; those whose details, straight or mirrored, have a
+correlation of at least --least are confirmed. MODEL is a folder that `HubModel.save_pretrained` wrote.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import io
-import shlex
+import os
 import sys
-from collections.abc import Sequence
-from datetime import date
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import faiss
+import image_codes
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from recipes import encoding, folders, pairs, search
-from recipes.ending import MENDABLE
-from recipes.files import write_atomically, write_json
-from recipes.screen import console, warn
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
+from image_files import find_images, read_image
+from joblib import Memory
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from scipy.sparse import coo_array, csgraph
 
-SCRIPT = "examples/find_duplicates.py"
-RANDOM = 2000  # pairs drawn at random, to see how often the second check alone would be fooled
-COLUMNS = (
-    "group", "image", "other", "hamming", "cosine", "correlation", "mirrored", "confirmed", "class", "other_class",
-)  # fmt: skip
-HEADER = ("bits apart, at most", "candidates", "confirmed", "confirmed %")
+from stochastic_bottleneck.codes import hamming_distance
 
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--model", type=Path, required=True, metavar="RUN/bern", help="trained model")
-    parser.add_argument("--images", type=Path, required=True, metavar="PATH", help="folder or tar")
-    parser.add_argument("--against", type=Path, metavar="PATH", help="a second one; default: within --images")
-    parser.add_argument("--radius", type=int, default=10, help="most bits that may differ (default: 10)")
-    parser.add_argument(
-        "--least", type=float, default=pairs.LEAST, help=f"correlation that confirms (default: {pairs.LEAST})"
-    )
-    parser.add_argument("--show", type=int, default=24, help="pairs in each figure (default: 24)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random pairs")
-    parser.add_argument("--out", type=Path, default=Path("runs/duplicates"), metavar="FOLDER")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="to encode on")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: none)")
-    args = parser.parse_args(arguments)
-    for name, least in (("radius", 0), ("show", 1), ("workers", 0), ("seed", 0)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    if not 0 < args.least <= 1:
-        parser.error(f"--least must be above 0 and at most 1, got {args.least}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this torch finds no CUDA device; use --device cpu")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return args
+SIDE, COARSE = 16, 4  # pixels of the images that are compared, and of the means that are subtracted from them
+RANDOM, MAX_PAIRS, SHOWN = 2000, 1_000_000, 24  # random pairs for comparison, candidates, pairs in a figure
+COLUMNS = ("a", "b", "hamming", "correlation", "mirrored", "group")
+PAIR = np.dtype(
+    {"names": COLUMNS, "formats": (int, int, int, float, bool, int)}
+)  # a and b are rows of two sides
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 0 when done, 2 for what the user can mend, 130 when stopped."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    args = parse(given)
-    try:
-        run(args, shlex.join(["python", SCRIPT, *given]))
-    except MENDABLE as error:
-        console.print(f"[bold red]stopped:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 2
-    except KeyboardInterrupt:
-        console.print("\nstopped; what is encoded is kept, and the same command goes on from there")
-        return 130
-    return 0
+class Side(NamedTuple):
+    """Images of a folder: paths, names relative to the folder, and packed codes (N, B)."""
+
+    paths: np.ndarray
+    names: np.ndarray
+    codes: np.ndarray
 
 
-def run(args: argparse.Namespace, told: str) -> None:
-    """Encode, find, check, report."""
-    trained = encoding.read_model(args.model)
-    if args.radius >= trained.identity["dim"]:
-        raise search.SearchError(
-            f"--radius must be below the code's {trained.identity['dim']} bits, got {args.radius}; a small one finds "
-            "near-duplicates, such as 10"
-        )
-    trained.model.to(args.device)
-    sides = []
-    for name, path in (("images", args.images), ("against", args.against)):
-        if path is not None:
-            collection = folders.read_collection(path)
-            encoded = encoding.encode(collection, trained, args.out / "codes" / name, args.workers)
-            for reason in encoded.skipped:
-                warn(f"left out: {reason}")
-            sides.append(pairs.Side(collection, encoded))
-    first, second = sides[0], sides[-1]
-    within = len(sides) == 1
-    found = pairs.candidates(first.encoded.codes, None if within else second.encoded.codes, args.radius)
-    checked = pairs.check(first, second, found, args.least)
-    drawn = pairs.at_random(first, second, RANDOM, args.seed, within=within)
-    chance = pairs.check(first, second, drawn, args.least)
-    groups = pairs.group(checked, len(first.encoded.numbers), within=within)
-    results = {
-        "command": told,
-        "date": date.today().isoformat(),
-        "environment": search.environment(),
-        "model": trained.identity,
-        "radius": args.radius,
-        "least": args.least,
-        "images": [
-            {
-                "source": str(s.collection.source),
-                "count": len(s.encoded.numbers),
-                "skipped": s.encoded.skipped,
-            }
-            for s in sides
-        ],
-        "by_radius": pairs.by_radius(checked, args.radius),
-        "groups": int(groups.max(initial=0)),
-        "with_a_confirmed_pair": dict(
-            zip(("images", "against"), pairs.counted(checked, within), strict=False)
-        ),
-        "random_pairs": {
-            "count": len(chance.first),
-            "confirmed": int(chance.confirmed.sum()),
-            "seed": args.seed,
-        },
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.out / "pairs.csv", listed(first, second, checked, groups))
-    write_json(args.out / "results.json", results)
-    write_atomically(args.out / "table.md", markdown(results).encode())
-    left = ["pairs.csv", "results.json", "table.md"]
-    for name, kept in (("confirmed", checked.confirmed), ("rejected", ~checked.confirmed)):
-        path = args.out / f"{name}.png"
-        path.unlink(missing_ok=True)  # an earlier radius's
-        if kept.any():
-            write_atomically(path, pairs.draw(first, second, checked.where(kept), name, args.show).png())
-            left.append(path.name)
-    show(results)
-    console.print(f"{args.out}: {', '.join(left)}", soft_wrap=True, highlight=False, markup=False)
+@dataclass(kw_only=True)
+class FindDuplicates:
+    """Options of the command line."""
+
+    model: Path  # Folder of a saved model
+    images: Path  # Folder of images
+    against: Path | None = None  # A second folder; default: pairs within --images
+    radius: int = 10  # Bits that may differ
+    least: float = 0.8  # Correlation that confirms; our choice, from CIFAR-10's sample
+    out: Path = Path("runs/duplicates")  # Folder of the results
+    device: str = image_codes.DEVICE  # Device to encode on
+    workers: int = 0  # Processes that read images
+
+    def run(self) -> None:
+        """Find candidates, check them, and write the results."""
+        model = image_codes.load_model(self.model, self.device)
+        dim, within = model.bottleneck.dim, self.against is None
+        if not 0 <= self.radius < dim or not 0 < self.least <= 1:
+            got = f"got {self.radius} and {self.least}"
+            raise ValueError(f"--radius must be from 0 to {dim - 1} bits and --least in (0, 1], {got}")
+        first = self.encode(model, self.images)
+        second = first if within else self.encode(model, self.against)
+        pairs = check(first, second, *candidates(first, second, self.radius))
+        confirmed = pairs["correlation"] >= self.least
+        images = pairs["a"][confirmed], pairs["b"][confirmed] + (0 if within else len(first.paths))
+        links = coo_array((np.ones(len(images[0])), images), 2 * [len(first.paths) + len(second.paths)])
+        linked = csgraph.connected_components(links, directed=False)[1][images[0]]
+        pairs["group"][confirmed] = np.unique(linked, return_inverse=True)[1] + 1
+        a, b = np.random.default_rng(0).integers(0, [[len(first.paths)], [len(second.paths)]], (2, RANDOM))
+        by_chance = check(first, second, a, b)["correlation"][a != b if within else slice(None)] >= self.least
+        rows = []
+        for radius in range(self.radius + 1):
+            near = pairs["hamming"] <= radius
+            found, kept = int(near.sum()), int((near & confirmed).sum())
+            row = {"radius": str(radius), "candidates": found, "confirmed": kept}
+            rows.append(row | {"confirmed %": 100 * kept / max(found, 1)})
+        duplicates = np.unique(np.concatenate(images))
+        counts = {
+            "images": len(first.paths),
+            "images with a duplicate": int((duplicates < len(first.paths)).sum()),
+            "against": 0 if within else len(second.paths),
+            "against with a duplicate": int((duplicates >= len(first.paths)).sum()),
+            "groups": int(pairs["group"].max(initial=0)),
+            "random pairs": len(by_chance),
+            "random pairs that the pixels alone confirm": int(by_chance.sum()),
+        }
+        image_codes.write_results(self.out, {"model": str(self.model), "least": self.least} | counts, rows)
+        print(*(f"{name}: {count:,}" for name, count in counts.items()), sep="\n")
+        self.write_pairs(first, second, pairs)
+
+    def encode(self, model: image_codes.HubModel, root: Path) -> Side:
+        """Encode the images of a folder, or read their codes from the cache."""
+        paths = np.array(find_images(root, labelled=False).paths, object)
+        stats = [(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, paths)]
+        version = image_codes.digest(self.model / "model.safetensors"), stats
+        cached = Memory(self.out / "cache", verbose=0).cache(image_codes.encode_images, ["model", "workers"])
+        rows, codes, _ = cached(model, paths, self.workers, version)
+        return Side(paths[rows], np.array([os.path.relpath(p, root) for p in paths[rows]], object), codes)
+
+    def write_pairs(self, first: Side, second: Side, pairs: np.ndarray) -> None:
+        """Write and draw pairs: confirmed ones by the bits that differ, then the others by their correlation."""
+        rejected = pairs["group"] == 0
+        pairs = pairs[np.lexsort((np.where(rejected, -pairs["correlation"], pairs["hamming"]), rejected))]
+        with open(
+            self.out / "pairs.csv", "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
+            table = csv.writer(file)
+            table.writerow(["image", "other", *COLUMNS[2:]])
+            table.writerows([first.names[a], second.names[b], *values] for a, b, *values in pairs.tolist())
+        count = len(pairs) - rejected.sum()
+        spaced = np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int)
+        for name, shown in (("confirmed", pairs[spaced]), ("rejected", pairs[count : count + SHOWN])):
+            (self.out / f"{name}.png").unlink(missing_ok=True)  # of an earlier radius
+            lines = []
+            for start in range(0, len(shown), 8):
+                eight = shown[start : start + 8].tolist()
+                lines.append(("", [(first.paths[a], f"{d} bits, {c:.2f}", None) for a, _, d, c, *_ in eight]))
+                lines.append(("", [(second.paths[b], second.names[b], None) for _, b, *_ in eight]))
+            if lines:
+                image_codes.draw_images(self.out / f"{name}.png", lines)
 
 
-# ---- what is left ---------------------------------------------------------------------------------------------
+def candidates(first: Side, second: Side, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all pairs whose codes differ in at most `radius` bits; within one side, each pair once."""
+    index = faiss.IndexBinaryFlat(8 * first.codes.shape[1])
+    index.add(first.codes)
+    a, b = np.empty((2, 0), int)
+    for start in track(range(0, len(second.codes), 256), "searching", console=Console(stderr=True)):
+        limits, _, rows = index.range_search(
+            second.codes[start : start + 256], radius + 1
+        )  # distances below it
+        queries = start + np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(int)))
+        keep = rows < queries if first is second else slice(None)
+        a, b = np.append(a, rows[keep]), np.append(b, queries[keep])
+        if len(a) > MAX_PAIRS:
+            raise ValueError(f"--radius {radius} gives more than {MAX_PAIRS:,} pairs; give a smaller one")
+    return a, b
 
 
-def listed(first: pairs.Side, second: pairs.Side, found: pairs.Pairs, groups: NDArray[np.int64]) -> bytes:
-    """All candidates as CSV: confirmed ones first, each part by its distance."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for i in np.lexsort((-found.correlation, found.hamming, ~found.confirmed)).tolist():
-        names, classes = zip(first.told(found.first[i]), second.told(found.second[i]), strict=True)
-        writer.writerow(
-            [
-                int(groups[i]) or "",
-                *names,
-                int(found.hamming[i]),
-                f"{found.cosine[i]:.4f}",
-                f"{found.correlation[i]:.4f}",
-                int(found.mirrored[i]),
-                int(found.confirmed[i]),
-                *classes,
-            ]
-        )
-    return table.getvalue().encode(errors="surrogateescape")
+def check(first: Side, second: Side, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pairs with their codes' distance and the correlation of their images' details."""
+    pairs = np.zeros(len(a), PAIR)
+    pairs["a"], pairs["b"] = a, b
+    pairs["hamming"] = hamming_distance(first.codes[a], second.codes[b]) if len(a) else 0
+    (x, i), (y, j) = details(first, a), details(second, b)
+    for s in (slice(start, start + 4096) for start in range(0, len(a), 4096)):
+        straight, mirrored = (np.einsum("nhwc,nhwc->n", x[i[s]], z) for z in (y[j[s]], y[j[s], :, ::-1]))
+        pairs["correlation"][s], pairs["mirrored"][s] = np.maximum(straight, mirrored), mirrored > straight
+    return pairs
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Cells of the table by radius."""
-    return [
-        (
-            str(row["radius"]),
-            f"{row['candidates']:,}",
-            f"{row['confirmed']:,}",
-            f"{100 * row['confirmed'] / row['candidates']:.1f}" if row["candidates"] else "-",
-        )
-        for row in results["by_radius"]
-    ]
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """The table for documents."""
-    lines = [HEADER, ("---",) * len(HEADER), *rows(results)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def show(results: dict[str, Any]) -> None:
-    """The table, and how many images have a duplicate."""
-    made = Table(box=SIMPLE, pad_edge=False)
-    for column in HEADER:
-        made.add_column(column, justify="right")
-    for row in rows(results):
-        made.add_row(*row)
-    console.print(made)
-    have, chance = results["with_a_confirmed_pair"], results["random_pairs"]
-    counts = dict(zip(have, results["images"], strict=True))
-    for name, count in have.items():
-        total = counts[name]["count"]
-        share = f"{100 * count / total:.2f} %"
-        console.print(f"--{name}: {count:,} of {total:,} have a near-duplicate ({share})", highlight=False)
-    console.print(f"{results['groups']:,} groups of images that belong together", highlight=False)
-    console.print(
-        f"of {chance['count']:,} random pairs, the look at the pixels alone would confirm {chance['confirmed']:,}",
-        highlight=False,
-    )
+def details(side: Side, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Details of each image at length one, without light and large areas, and their position for each row."""
+    unique, positions = np.unique(rows, return_inverse=True)
+    box, cells = Image.Resampling.BOX, SIDE // COARSE
+    images = [read_image(path, min_side=2 * SIDE).resize((SIDE, SIDE), box) for path in side.paths[unique]]
+    small = np.array(images, np.float32).reshape(-1, cells, COARSE, cells, COARSE, 3)
+    small = (small - small.mean(axis=(2, 4), keepdims=True)).reshape(-1, SIDE, SIDE, 3)
+    length = np.sqrt((small**2).sum(axis=(1, 2, 3), keepdims=True))  # 0 for an image of one colour
+    return small / length.clip(1e-6), positions
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(image_codes.main(FindDuplicates, __doc__))

@@ -1,296 +1,226 @@
-"""Search a folder of images by the bits of a trained model, beside the same search on its features.
+"""Search a folder of images by the bits of a trained model, and compare with a search by its features.
 
-    python examples/image_search.py build --images FOLDER --model RUN/bern --index INDEX
+    python examples/image_search.py build --images FOLDER --model MODEL --index INDEX
     python examples/image_search.py query --index INDEX photo.jpg another.jpg
     python examples/image_search.py compare --index INDEX                    # memory, speed, recall and precision
-    python examples/image_search.py compare --index INDEX --queries FOLDER   # of images that are not in it
+    python examples/image_search.py compare --index INDEX --queries FOLDER   # with images that are not in it
 
-RUN is the folder of a run of cifar10_full.py or imagenet_full.py; no other model is taken. `build` keeps what it has
-encoded: the same command goes on after a stop. An image that cannot be read is named, counted and left out; as a query
-it is refused.
+MODEL is a folder that `HubModel.save_pretrained` wrote, such as runs/cifar10-quick-seed0/bern of cifar10_full.py. The
+name of an image's folder is its class. Images that cannot be read are left out, named and counted.
 """
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import shutil
+import json
+import os
+import statistics
 import sys
+import timeit
 from collections.abc import Sequence
-from datetime import date
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import faiss
+import image_codes
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from recipes import encoding, folders, search
-from recipes.ending import MENDABLE
-from recipes.figures import Picture
-from recipes.files import write_atomically, write_json
-from recipes.neighbour_grid import Pictures, draw, open_image
-from recipes.screen import console, warn
-from recipes.search import SearchError
-from recipes.search_measures import compare, table
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
+import tyro
+from image_codes import DEVICE, digest, encode_images, load_model
+from image_files import find_images, printable, read_image
 
-SCRIPT = "examples/image_search.py"
-SHOWN = 4  # queries in the comparison's figure
+NAMES = {"float": "h, exact", "flat": "bits, exact", "hnsw": "bits, HNSW"}
+SHOWN, QUERIES_SHOWN = 12, 4  # in a figure
+LINKS = 32  # per image in HNSW's graph; faiss's default
+EF_CONSTRUCTION = 200  # candidates while the graph is built; in the range of HNSW's paper (arXiv 1603.09320)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    commands = parser.add_subparsers(required=True, metavar="build|query|compare")
-    machine = argparse.ArgumentParser(add_help=False)
-    machine.add_argument("--index", type=Path, required=True, metavar="FOLDER", help="of the index")
-    machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="to encode on")
-    machine.add_argument("--workers", type=int, default=0, help="processes that read images (default: none)")
-    machine.add_argument(
-        "--model", type=Path, metavar="RUN/bern", help="default: the one that made the index"
-    )
-    machine.add_argument(
-        "--images", type=Path, metavar="PATH", help="default: where the index found its images"
-    )
-    build = commands.add_parser("build", parents=[machine], help="encode images and index their codes")
-    build.set_defaults(work=run_build)
-    query = commands.add_parser("query", parents=[machine], help="find the images nearest to some files")
-    query.add_argument("queries", nargs="+", type=Path, metavar="IMAGE")
-    query.add_argument("--k", type=int, default=8, help="neighbours (default: 8)")
-    query.add_argument(
-        "--kind", choices=("flat", "hnsw"), default="flat", help="exact (default) or approximate"
-    )
-    query.add_argument("--figure", type=Path, metavar="PNG", help="default: query.png beside the index")
-    query.set_defaults(work=run_query)
-    measure = commands.add_parser(
-        "compare", parents=[machine], help="bits beside features, in a table and JSON"
-    )
-    measure.add_argument("--queries", type=Path, metavar="PATH", help="folder or tar; default: images of the index, "
-                         "each left out of its own neighbours")  # fmt: skip
-    measure.add_argument("--count", type=int, default=1000, help="queries, drawn at random (default: 1000)")
-    measure.add_argument("--k", type=int, nargs="+", default=[1, 10], help="neighbours (default: 1 10)")
-    measure.add_argument("--seed", type=int, default=0, help="of the drawing of queries")
-    measure.add_argument("--out", type=Path, metavar="FOLDER", help="default: INDEX/compare")
-    measure.set_defaults(work=run_compare)
-    for command in (query, measure):
-        command.add_argument(
-            "--ef-search", type=int, default=64, help="candidates HNSW looks at (default: 64)"
-        )
-    args = parser.parse_args(arguments)
-    if args.work is run_build and not (args.images and args.model):
-        build.error(
-            "--images and --model must be given: the folder to index, and the model's, such as runs/NAME/bern"
-        )
-    for name in ("count", "ef_search", "k"):
-        value = getattr(args, name, 1)
-        if min(value if isinstance(value, list) else [value]) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if args.workers < 0:
-        parser.error(f"--workers must not be below 0, got {args.workers}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this torch finds no CUDA device; use --device cpu")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return args
+@dataclass(kw_only=True)
+class Build:
+    """Encode the images of a folder and index their codes."""
+
+    images: Path  # Folder of images
+    model: Path  # Folder of a saved model
+    index: Path  # New folder
+    device: str = DEVICE  # Device to encode on
+    workers: int = 0  # Processes that read images
+
+    def run(self) -> None:
+        """Write the three indexes, and last `index.json`."""
+        if (self.index / "index.json").exists():
+            raise ValueError(f"{self.index} has an index already; delete it, or give another --index")
+        model, paths = load_model(self.model, self.device), find_images(self.images, labelled=False).paths
+        rows, codes, h = encode_images(model, paths, self.workers)
+        bits = 8 * codes.shape[1]  # with the padding of the last byte, zeros in all codes
+        hnsw = faiss.IndexBinaryHNSW(bits, LINKS)
+        hnsw.hnsw.efConstruction = EF_CONSTRUCTION
+        indexes = {"float": faiss.IndexFlatIP(h.shape[1]), "flat": faiss.IndexBinaryFlat(bits), "hnsw": hnsw}
+        self.index.mkdir(parents=True, exist_ok=True)
+        for kind, index in indexes.items():
+            index.add(h if kind == "float" else codes)
+            write = faiss.write_index if kind == "float" else faiss.write_index_binary
+            write(index, str(self.index / f"{kind}.faiss"))
+        files = self.model / "model.safetensors", *self.index.glob("*.faiss")
+        about = image_codes.provenance() | {
+            "model": str(self.model.resolve()),
+            "images": str(self.images.resolve()),
+            "sha256": {file.name: digest(file) for file in files},
+            "names": [os.path.relpath(paths[row], self.images) for row in rows],
+        }
+        (self.index / "index.json").write_text(json.dumps(about, indent=1))
+        print(f"{len(rows):,} images, {codes.shape[1]} bytes of bits each: {self.index}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; 0 when done, 2 for what the user can mend, 130 when stopped."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    args = parse(given)
-    try:
-        args.work(args, shlex.join(["python", SCRIPT, *given]))
-    except MENDABLE as error:
-        console.print(f"[bold red]stopped:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 2
-    except KeyboardInterrupt:
-        console.print("\nstopped; what is encoded is kept, and the same command goes on from there")
-        return 130
-    return 0
+@dataclass(kw_only=True)
+class Search:
+    """An index that `build` wrote; its model and images may have been moved since."""
+
+    index: Path  # Folder of the index
+    model: Path | None = None  # Default: where it was when the index was built
+    images: Path | None = None  # Default: where they were when the index was built
+    ef_search: int = 64  # Candidates that HNSW examines
+    device: str = DEVICE  # Device to encode on
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Content of `index.json`."""
+        if not (self.index / "index.json").exists():
+            raise ValueError(f"{self.index} has no complete index; make one with image_search.py build")
+        return json.loads((self.index / "index.json").read_text())
+
+    @cached_property
+    def faiss(self) -> dict[str, Any]:
+        """Indexes by kind."""
+        paths = {kind: self.checked(self.index / f"{kind}.faiss") for kind in NAMES}
+        found = {kind: faiss.read_index_binary(paths[kind]) for kind in ("flat", "hnsw")}
+        found["hnsw"].hnsw.efSearch = self.ef_search
+        return {"float": faiss.read_index(paths["float"]), **found}
+
+    def checked(self, file: Path) -> str:
+        """Refuse a file that is not as it was when the index was built."""
+        if not file.exists() or digest(file) != self.about["sha256"][file.name]:
+            raise ValueError(f"{file} is missing or not as it was for {self.index}; build the index again")
+        return str(file)
+
+    def encode(self, paths: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """Encode images with the index's model."""
+        model = load_model(folder := self.model or Path(self.about["model"]), self.device)
+        self.checked(folder / "model.safetensors")
+        return encode_images(model, paths)
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of the images relative to their folder."""
+        return self.about["names"]
+
+    def path(self, row: int) -> str:
+        """Path of an image."""
+        return os.path.join(self.images or self.about["images"], self.names[row])
+
+    def nearest(self, kind: str, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple:
+        """Distances and rows (Q, k) of the nearest images, -1 where HNSW finds fewer; `own` (Q,) are left out."""
+        most = len(self.names) - (own is not None)
+        if not 1 <= k <= most:
+            raise ValueError(f"--k must be between 1 and the {most:,} other images of the index, got {k}")
+        if own is None:
+            return self.faiss[kind].search(queries, k)
+        distances, rows = self.faiss[kind].search(queries, k + 1)
+        keep = rows != own[:, None]
+        keep[keep.all(axis=1), -1] = False  # among many at the same distance, a query may not find itself
+        return distances[keep].reshape(-1, k), rows[keep].reshape(-1, k)
 
 
-# ---- build ----------------------------------------------------------------------------------------------------
+@dataclass(kw_only=True)
+class Query(Search):
+    """Find the images nearest to some files."""
+
+    queries: tyro.conf.Positional[tuple[Path, ...]]  # Image files
+    k: int = 8  # Neighbours
+    kind: Literal["flat", "hnsw"] = "flat"  # Exact or approximate search
+    shown: int = SHOWN  # Neighbours in the figure; 0 draws none
+    figure: Path | None = None  # Default: query.png in the index
+
+    def run(self) -> None:
+        """Print and draw the nearest images."""
+        paths, lines = [str(path) for path in self.queries], []
+        if not paths:
+            raise ValueError("query needs at least one image file")
+        for path in paths:
+            read_image(path)  # raises an error: a query is not left out
+        distances, rows = self.nearest(self.kind, self.encode(paths)[1], self.k)
+        for path, far, near in zip(paths, distances, rows, strict=True):
+            found = [(row, f"{bits} bits") for row, bits in zip(near, far, strict=True) if row >= 0]
+            print(f"\n{printable(path)}")
+            for row, bits in found:
+                print(f"{bits:>12}  {printable(self.names[row])}")
+            cells = [(self.path(row), bits, None) for row, bits in found[: self.shown]]
+            lines.append((os.path.basename(path), [(path, "query", None), *cells]))
+        if self.shown:
+            image_codes.draw_images(self.figure or self.index / "query.png", lines)
 
 
-def run_build(args: argparse.Namespace, told: str) -> None:
-    """Encode and index."""
-    if (args.index / "index.json").exists():
-        raise SearchError(
-            f"{args.index} holds an index already; delete it, or give another folder with --index"
-        )
-    trained = read_model(args.model, args.device)
-    collection = folders.read_collection(args.images)
-    parts = args.index / "parts"
-    encoded = encoding.encode(collection, trained, parts, args.workers)
-    tell_skipped(encoded.skipped)
-    about = search.save(args.index, collection, trained, encoded, told)
-    shutil.rmtree(parts)
-    of = f" in {len(collection.classes):,} classes" if collection.classes else ""
-    say(
-        f"{len(encoded.numbers):,} images{of}, {about['bytes_an_image']['bits']} bytes of bits each: {args.index}"
-    )
+@dataclass(kw_only=True)
+class Compare(Search):
+    """Compare a search by bits with a search by features."""
+
+    queries: Path | None = None  # Folder; default: images of the index, each left out of its own neighbours
+    count: int = 1000  # Random queries
+    k: tuple[int, ...] = (1, 10)  # Neighbours
+    seed: int = 0  # Of the choice of queries
+    out: Path | None = None  # Default: compare in the index
+
+    def run(self) -> None:
+        """Measure both, write the table, and draw some queries."""
+        random, own, total = np.random.default_rng(self.seed), None, len(self.names)
+        if self.queries is None:
+            own = np.sort(random.permutation(total)[: self.count])
+            codes, h = (self.faiss[kind].reconstruct_n(0, total)[own] for kind in ("flat", "float"))
+            paths, classes = [self.path(row) for row in own], class_names(self.names)[own]
+        else:
+            files = find_images(self.queries, labelled=False).paths
+            rows, codes, h = self.encode(files)
+            drawn = np.sort(random.permutation(len(rows))[: self.count])
+            codes, h, paths = codes[drawn], h[drawn], [files[row] for row in rows[drawn]]
+            classes = class_names([os.path.relpath(path, self.queries) for path in paths])
+        queries, of_index = {"float": h, "flat": codes, "hnsw": codes}, class_names(self.names)
+        found = {kind: self.nearest(kind, queries[kind], max(self.k), own) for kind in NAMES}
+        same = {kind: (of_index[rows] == classes[:, None]) & (rows >= 0) for kind, (_, rows) in found.items()}
+        # Queries without another image of their class in the index have no precision.
+        known = np.array([name != "" and (of_index == name).sum() > (own is not None) for name in classes])
+        out, index = self.out or self.index / "compare", {**self.about, "names": total}
+        settings = {"queries": len(codes), "own_left_out": own is not None, "seed": self.seed}
+        measured = [self.measure(kind, queries[kind], found, same[kind][known]) for kind in NAMES]
+        image_codes.write_results(out, {"index": index, **settings, "ef_search": self.ef_search}, measured)
+        lines = []
+        for i in range(0, len(paths), -(-len(paths) // QUERIES_SHOWN)):
+            for kind, unit in (("flat", "{} bits"), ("float", "{:.2f}")):
+                cells = [(paths[i], "query", None)]
+                for distance, row, right in zip(
+                    *(x[i, :SHOWN] for x in (*found[kind], same[kind])), strict=True
+                ):
+                    cells.append((self.path(row), unit.format(distance), bool(right) if known[i] else None))
+                lines.append((NAMES[kind].partition(",")[0], cells))
+        image_codes.draw_images(out / "neighbours.png", lines)
+
+    def measure(
+        self, kind: str, queries: np.ndarray, found: dict[str, tuple], same: np.ndarray
+    ) -> dict[str, Any]:
+        """Memory, speed, recall of the neighbours by h, and precision: neighbours of the query's class."""
+        size, images = (self.index / f"{kind}.faiss").stat().st_size, len(self.names)
+        each = size / images if kind == "hnsw" else queries[0].nbytes  # with the links of HNSW's graph
+        seconds = timeit.repeat(lambda: self.faiss[kind].search(queries, max(self.k)), number=1, repeat=4)
+        row = {"index": NAMES[kind], "bytes an image": each, "index, bytes": size}
+        row |= {"GB per 100 million": each / 10, "queries / s": len(queries) / statistics.median(seconds[1:])}
+        true, rows = found["float"][1], found[kind][1]
+        for k in self.k:
+            row[f"recall @{k} %"] = 100 * (true[:, :k, None] == rows[:, None, :k]).any(2).mean()
+        return row | {f"precision @{k} %": 100 * same[:, :k].mean() for k in self.k if len(same)}
 
 
-def read_model(folder: Path, device: str) -> encoding.Trained:
-    """The model on its device."""
-    trained = encoding.read_model(folder)
-    trained.model.to(device)
-    return trained
-
-
-def tell_skipped(skipped: Sequence[str]) -> None:
-    """Name what was left out."""
-    for reason in skipped:
-        warn(f"left out: {reason}")
-    if skipped:
-        warn(f"{len(skipped)} image{'s' * (len(skipped) > 1)} left out")
-
-
-def say(text: str) -> None:
-    """A plain line."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-# ---- query ----------------------------------------------------------------------------------------------------
-
-
-def run_query(args: argparse.Namespace, told: str) -> None:
-    """Print and draw the neighbours of some files."""
-    index = opened(args, [args.kind])
-    trained = model_of(index, args)
-    bits, _ = encoding.encode_files(trained, args.queries)
-    distances, found = search.neighbours(index.by_kind[args.kind], bits, args.k)
-    pictures = Pictures(index, args.images)
-    rows = []
-    for path, far, near in zip(args.queries, distances.tolist(), found.tolist(), strict=True):
-        say(f"\n{path}")
-        for distance, number in zip(far, near, strict=True):
-            if number >= 0:  # HNSW may find fewer than were asked for
-                say(f"  {distance:>4} of {trained.identity['dim']} bits  {index.names[number]}")
-        cells = [(n, f"{d} bits", None) for d, n in zip(far, near, strict=True) if n >= 0]
-        rows.append((path.name, folders.decode(path.read_bytes(), str(path)), cells))
-    drawn = draw("query", rows, pictures, "Queries at the left; then the nearest images by Hamming distance.")
-    figure = args.figure or args.index / "query.png"
-    write_atomically(figure, drawn.png())
-    say(f"\n{figure}")
-
-
-def opened(args: argparse.Namespace, kinds: Sequence[str]) -> search.Index:
-    """The index, set up to search."""
-    index = search.load(args.index, kinds)
-    if "hnsw" in kinds:
-        index.by_kind["hnsw"].hnsw.efSearch = args.ef_search
-    return index
-
-
-def model_of(index: search.Index, args: argparse.Namespace) -> encoding.Trained:
-    """The model that made the index; another is refused."""
-    trained = read_model(args.model or Path(index.about["model"]["folder"]), args.device)
-    search.check_model(index, trained)
-    return trained
-
-
-# ---- compare --------------------------------------------------------------------------------------------------
-
-
-def run_compare(args: argparse.Namespace, told: str) -> None:
-    """Measure bits beside features."""
-    index = opened(args, list(search.LABELS))
-    out = args.out or args.index / "compare"
-    classes, draws = index.about["images"]["classes"], np.random.default_rng(args.seed)
-    if args.queries is None:
-        own = np.sort(draws.permutation(len(index.names))[: args.count])
-        codes, h = (index.by_kind[kind].reconstruct_n(0, len(index.names))[own] for kind in ("flat", "float"))
-        labels, asked, places = index.labels[own], None, own
-    else:
-        asked = folders.read_collection(args.queries)
-        encoded = encoding.encode(asked, model_of(index, args), out / "parts", args.workers)
-        tell_skipped(encoded.skipped)
-        drawn = np.sort(draws.permutation(len(encoded.numbers))[: args.count])
-        own, codes, h, places = None, encoded.codes[drawn], encoded.h[drawn], encoded.numbers[drawn]
-        number = {name: label for label, name in enumerate(classes)}
-        names = [number.get(name, folders.NO_CLASS) for name in asked.classes]
-        labels = np.array([names[i] if i >= 0 else i for i in asked.images.labels.numpy()[places]], np.int64)
-    queries = {"float": h, "flat": codes, "hnsw": codes}
-    rows = compare(index, queries, labels, own, args.k)
-    results = {
-        "command": told,
-        "date": date.today().isoformat(),
-        "environment": search.environment(),
-        "index": {name: index.about[name] for name in ("command", "model", "images", "hnsw")},
-        "queries": {
-            "source": str(args.queries or index.about["images"]["source"]),
-            "left_out_of_their_own_neighbours": own is not None,
-            "count": len(labels),
-            "seed": args.seed,
-            "ef_search": args.ef_search,
-        },
-        "rows": rows,
-    }
-    write_json(out / "results.json", results)
-    write_atomically(out / "table.md", markdown(rows).encode())
-    write_atomically(out / "neighbours.png", sides(index, queries, labels, own, places, asked, args).png())
-    show(rows, results)
-    say(f"{out}: results.json, table.md, neighbours.png")
-
-
-def show(rows: list[dict[str, Any]], results: dict[str, Any]) -> None:
-    """The table, and what many images would take."""
-    header, *cells = table(rows)
-    images, queries = results["index"]["images"]["count"], results["queries"]["count"]
-    title = f"{queries:,} queries among {images:,} images"
-    made = Table(title=title, box=SIMPLE, padding=(0, 0), pad_edge=False)
-    for i, column in enumerate(header):
-        heading = column.replace("recall@", "recall @").replace("precision@", "preci- sion @")
-        made.add_column(heading.replace(" ", "\n"), justify="right" if i else "left", no_wrap=True)
-    for row in cells:
-        made.add_row(*row)
-    console.print(made)
-    h, bits = rows[0], rows[1]
-    say(
-        f"100 million images would take {bits['bytes_of_100_million']:,} bytes of bits ({bits['bytes_an_image']} "
-        f"each), and {h['bytes_of_100_million']:,} bytes of features ({h['bytes_an_image']} each)."
-    )
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table for documents."""
-    header, *cells = table(rows)
-    lines = [header, ("---",) * len(header), *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def sides(
-    index: search.Index,
-    queries: dict[str, NDArray[Any]],
-    labels: NDArray[np.int64],
-    own: NDArray[np.int64] | None,
-    places: NDArray[np.int64],
-    asked: folders.Collection | None,
-    args: argparse.Namespace,
-) -> Picture:
-    """Some queries with their neighbours by bits and by features."""
-    pictures, rows = Pictures(index, args.images), []
-    most = max(args.k)
-    for i in range(0, len(labels), -(-len(labels) // SHOWN)):
-        image = pictures[places[i]] if asked is None else open_image(asked, int(places[i]))
-        others = (index.labels == labels[i]).sum() - (own is not None)
-        known = labels[i] >= 0 and others > 0  # whether any neighbour can be right
-        for kind, unit in (("flat", "{} bits"), ("float", "{:.2f}")):
-            mine = None if own is None else own[i : i + 1]
-            far, near = search.neighbours(index.by_kind[kind], queries[kind][i : i + 1], most, mine)
-            cells = [
-                (n, unit.format(d), bool(index.labels[n] == labels[i]) if known else None)
-                for d, n in zip(far[0].tolist(), near[0].tolist(), strict=True)
-            ]
-            rows.append((search.LABELS[kind].split(",")[0], image, cells))
-    said = "Each query twice: its neighbours by bits (Hamming distance), and by the features h (cosine)."
-    return draw("neighbours", rows, pictures, said)
+def class_names(names: Sequence[str]) -> np.ndarray:
+    """Names of the folders that images are in, by their relative paths; "" for those in no folder."""
+    return np.array([os.path.basename(os.path.dirname(name)) for name in names], object)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(image_codes.main(Build | Query | Compare, __doc__))

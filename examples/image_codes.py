@@ -1,0 +1,154 @@
+"""Shared by image_search.py and find_duplicates.py: encode image files, draw them, and write results."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+import tyro
+from image_files import ImageError, printable, read_image
+from matplotlib.figure import Figure
+from PIL import ImageOps
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from stochastic_bottleneck.evaluation import encode
+from stochastic_bottleneck.hub import HubModel, preprocessing
+
+FRAMES = {True: ("✓ ", "#0072B2", "-"), False: ("✗ ", "#D55E00", "--"), None: ("", "#666666", "-")}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(folder: Path, device: str) -> HubModel:
+    """Load a saved model that has bits."""
+    model = HubModel.from_pretrained(folder, map_location=device)
+    if model.bottleneck.kind != "bern":
+        raise ValueError(
+            f'--model must have bits, kind "bern", got kind "{model.bottleneck.kind}" in {folder}'
+        )
+    return model
+
+
+def encode_images(
+    model: HubModel, paths: Sequence[str], workers: int = 0, version: object = None
+) -> tuple[np.ndarray, ...]:
+    """Positions (N,), packed bits (N, B) and features of length one (N, F) of the images that can be read.
+
+    `version` is for caches of the result: what the model and the files are.
+    """
+    read = partial(read_batch, paths, preprocessing(model), 2 * max(model.pretrained_cfg["input_size"][1:]))
+    loader = DataLoader(range(len(paths)), 256, collate_fn=read, num_workers=workers)
+    errors: list[str] = []
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for pixels, rows, failed in track(loader, "encoding", console=Console(stderr=True)):
+            errors.extend(f"left out: {printable(error)}" for error in failed)
+            if len(rows):
+                yield pixels, rows
+        if len(errors) == len(paths):
+            raise ImageError(f"none of {len(paths)} images can be read; {errors[0]}")
+
+    features, rows, _ = encode(model, batches(), ("bits", "h"))
+    if errors:
+        print(*errors, f"{len(errors)} of {len(paths)} images left out", sep="\n")
+    return rows, features["bits"], features["h"] / np.linalg.norm(features["h"], axis=1, keepdims=True)
+
+
+def read_batch(paths: Sequence[str], transform: Callable, min_side: int, batch: list[int]) -> tuple:
+    """Preprocess images; returns them, their positions, and the errors of those that cannot be read."""
+    pixels, errors = {}, []
+    for row in batch:
+        try:
+            pixels[row] = transform(read_image(paths[row], min_side=min_side))
+        except ImageError as error:
+            errors.append(str(error))
+    return torch.stack([*pixels.values()]) if pixels else None, torch.tensor([*pixels]), errors
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    return sha256(file.read_bytes()).hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Command, date, commit, machine and versions of a result."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    machine = cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.machine()
+    packages = {name: version(name) for name in ("stochastic-bottleneck", "torch", "timm", "faiss-cpu")}
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": date.today().isoformat(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        "environment": {"machine": machine, "threads": faiss.omp_get_max_threads(), "packages": packages},
+    }
+
+
+def write_results(out: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Print a table, and write it as `table.md` and with everything else as `results.json`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(
+        json.dumps(provenance() | results | {"rows": rows}, indent=1, default=float)
+    )
+    cells = [
+        [x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}" for x in row.values()]
+        for row in rows
+    ]
+    lines = [[*rows[0]], ["---"] * len(rows[0]), *cells]
+    (out / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name.replace(" ", "\n"), no_wrap=True, overflow="fold")
+    for line in cells:
+        table.add_row(*line)
+    Console().print(table)
+    print(out)
+
+
+def draw_images(target: Path, lines: Sequence[tuple[str, Sequence[tuple[str, str, bool | None]]]]) -> None:
+    """Draw lines of images, each line with a label, each image with a text and a frame for True or False."""
+    columns = max(len(cells) for _, cells in lines)
+    figure = Figure(figsize=(0.9 * columns + 0.6, 1.15 * len(lines) + 0.3), layout="constrained")
+    grid = figure.subplots(len(lines), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for line, (label, cells) in zip(grid, lines, strict=True):
+        line[0].set_ylabel(printable(label)[-24:], fontsize=8, parse_math=False)
+        for axes, (path, text, right) in zip(line, cells, strict=False):
+            sign, colour, dashes = FRAMES[right]
+            axes.imshow(ImageOps.contain(read_image(path, min_side=256), (128, 128)))
+            axes.set_xlabel(sign + printable(text)[-24:], fontsize=7, parse_math=False)
+            if right is not None:
+                axes.spines[:].set(visible=True, color=colour, linestyle=dashes, linewidth=2.5)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120)
+    print(target)
+
+
+def main(commands: Any, description: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; 2 for an error that its user can mend, 130 if stopped."""
+    try:
+        tyro.cli(commands, description=description, args=arguments).run()
+    except (ValueError, OSError) as error:
+        print(f"error: {printable(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0

@@ -1,9 +1,9 @@
 """Give an existing SimCLR model a stochastic latent in two lines, and continue to train it.
 
 python examples/wrap_simclr.py                # about a minute on a CPU, with images in the repository
-python examples/wrap_simclr.py --kind gauss --steps 100
 """
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 import torchvision
 import tyro
-from image_files import read_pixels, unpack
 from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from stochastic_bottleneck import InfoNCELoss, StochConWrapper, codes
@@ -57,8 +57,9 @@ def main(
     """Train a SimCLR model, give it a latent, and continue to train it."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        sample = unpack(SAMPLE, Path(folder) / "sample")
-        images, test_images = (read_pixels(sample / split, 32)[0] for split in ("train", "test"))
+        shutil.unpack_archive(SAMPLE, folder, filter="data")
+        sets = [ImageFolder(f"{folder}/{split}", v2.PILToTensor()) for split in ("train", "test")]
+        images, test_images = (torch.stack([image for image, _ in found]) for found in sets)
     simclr, x = SimCLR(), SCALE(test_images)
     train(simclr, images, steps, batch_size, "before")
     with torch.no_grad():
@@ -67,7 +68,6 @@ def main(
     model = StochConWrapper.from_simclr(simclr, kind=kind, dim=dim)
 
     print(f"wrapped: features of {len(x):,} test images differ by {(model.encode(x) - before).abs().max():g}")
-    print("the layers around the latent are untrained, so the loss starts higher")
     train(model, images, steps, batch_size, "after ")
     entropy = model.bottleneck.eval().posterior(model.encode(x)).entropy()
     print(f"uncertainty: entropy of {entropy.min():.1f} to {entropy.max():.1f} nats over the images")

@@ -10,38 +10,32 @@ alone: no images, no training.
 # Samples
 # -------
 #
-# A relaxed bit lies between 0 and 1. Here its logit is 1. The lower the temperature,
-# the closer samples come to 0 and 1; how many lie above a half does not depend on it.
-# ``hard=True`` rounds them, whatever the temperature.
+# A relaxed bit is between 0 and 1. Here its logit is 1. The lower the temperature, the closer samples are
+# to 0 and 1; how many are above a half does not depend on it. ``hard=True`` rounds them, whatever the
+# temperature.
 
 import math
 
 import torch
 from matplotlib import pyplot as plt
 
-from stochastic_bottleneck import StochasticBottleneck, TemperatureSchedule, functional
+from stochastic_bottleneck import StochasticBottleneck, functional
 
-temperatures = (2.0, 1.0, 0.5, 0.1)
-logits = torch.full((20_000,), 1.0)
-noise = torch.logit(
-    torch.rand(logits.shape, generator=torch.Generator().manual_seed(0))
-)  # logistic
 
+def logistic_noise(count, seed):
+    """Noise as the latent adds it to logits."""
+    return torch.logit(torch.rand(count, generator=torch.Generator().manual_seed(seed)))
+
+
+logits, noise = torch.full((20_000,), 1.0), logistic_noise(20_000, 0)
 figure, grid = plt.subplots(1, 4, figsize=(7.2, 2.2), sharey=True, layout="constrained")
-for axes, temperature in zip(grid, temperatures, strict=True):
+for axes, temperature in zip(grid, (2.0, 1.0, 0.5, 0.1), strict=True):
     z = functional.relaxed_bernoulli_rsample(logits, temperature, noise=noise)
-    axes.hist(
-        z,
-        bins=25,
-        range=(0, 1),
-        weights=torch.full_like(z, 100 / len(z)),
-        color="#0072B2",
-    )
+    percent = torch.full_like(z, 100 / len(z))
+    axes.hist(z, bins=25, range=(0, 1), weights=percent, color="#0072B2")
     axes.axvline(0.5, color="#666666", linestyle=":")
-    axes.set_title(
-        f"temperature {temperature:g}\n{100 * (z > 0.5).float().mean():.0f} % above ½",
-        fontsize=9,
-    )
+    above = f"{100 * (z > 0.5).float().mean():.0f} % above ½"
+    axes.set_title(f"temperature {temperature:g}\n{above}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 grid[0].set_ylabel("samples (%)")
 figure.supxlabel("relaxed bit z", fontsize=10)
@@ -51,23 +45,19 @@ plt.show()
 # Gradients
 # ---------
 #
-# Training needs the gradient of what exact bits would cost on average. For one bit and
-# a cost f it is known: p (1 - p) (f(1) - f(0)). A relaxed sample gives an estimate of
-# it, which is off on average (bias) and scatters (standard deviation). Here for the
-# cost (z - 0.45)², with a logit of 1, over 200,000 draws. The cost is one on which the
-# two exact values hardly differ, so the true gradient is small, which is the hard case.
+# Training needs the gradient of the expected cost of exact bits. For one bit and a cost f it is known: p (1
+# - p) (f(1) - f(0)). A relaxed sample gives an estimate with a bias and a standard deviation. Here for the
+# cost (z - 0.45)², with a logit of 1 and 200,000 samples. The true gradient is small, since the costs of 0
+# and 1 hardly differ, which is the hard case.
 
 target, count = 0.45, 200_000
 p = 1 / (1 + math.exp(-1))
 exact = p * (1 - p) * ((1 - target) ** 2 - target**2)
 sweep = torch.logspace(math.log10(0.05), math.log10(4), 15).tolist()
-noise = torch.logit(torch.rand(count, generator=torch.Generator().manual_seed(1)))
+noise = logistic_noise(count, 1)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
-for hard, colour, dashes, marker in (
-    (False, "#0072B2", "-", "o"),
-    (True, "#D55E00", "--", "s"),
-):
+for hard, style in ((False, "o-"), (True, "s--")):
     means, spreads = [], []
     for temperature in sweep:
         logits = torch.full((count,), 1.0, requires_grad=True)
@@ -75,78 +65,51 @@ for hard, colour, dashes, marker in (
         (gradient,) = torch.autograd.grad(((z - target) ** 2).sum(), logits)
         means.append(gradient.mean())
         spreads.append(gradient.std())
-    style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4}
-    left.plot(sweep, means, label=f"hard={hard}", **style)
-    right.plot(sweep, spreads, **style)
+    colour = "#D55E00" if hard else "#0072B2"
+    left.plot(sweep, means, style, color=colour, markersize=4, label=f"hard={hard}")
+    right.plot(sweep, spreads, style, color=colour, markersize=4)
 left.axhline(exact, color="black", linewidth=1, linestyle=":", label="exact bits")
-left.set(xscale="log", xlabel="temperature", ylabel="mean of the gradient")
-right.set(
-    xscale="log", xlabel="temperature", ylabel="standard deviation", ylim=(0, None)
-)
-left.set_title("How far off on average", fontsize=10)
-right.set_title("How much it scatters", fontsize=10)
 right.legend(*left.get_legend_handles_labels(), frameon=False)
-for axes in (left, right):
+for axes, title in ((left, "Mean of the gradient"), (right, "Standard deviation of the gradient")):
+    axes.set(xscale="log", xlabel="temperature")
+    axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
+right.set_ylim(0, None)
 # sphinx_gallery_thumbnail_number = 2
 plt.show()
 
 # %%
-# Towards low temperatures the mean comes to the exact one, and single draws scatter
-# more and more. ``hard=True`` scatters about twice as much here, and is farther off
-# except near the ends. This is one cost and one logit; others have other curves.
-#
-# A schedule that lowers the temperature walks these curves from right to left:
-
-bottleneck = StochasticBottleneck("bern", dim=64, in_features=256)
-schedule = TemperatureSchedule(
-    bottleneck, end=0.1, total_steps=100, start=1.0, shape="exponential"
-)
-print([round(schedule.temperature_at(step), 2) for step in (0, 25, 50, 75, 100)])
+# At low temperatures the mean approaches the exact one, and the standard deviation grows. ``hard=True`` has
+# about twice the standard deviation here, and a larger bias except near the ends. This is one cost and one
+# logit; others have other curves.
 
 # %%
 # location_std
 # ------------
 #
-# A fresh projector gives logits that are small beside the noise. ``location_std`` sets
-# how far they spread over the batch. On random features, how often a sampled bit is the
-# image's most probable bit: at 50 % the sample says nothing about the image, at 100 %
-# nothing is random about it.
+# A new projector gives logits that are small compared with the noise. ``location_std`` sets their standard
+# deviation over the batch. On random features, how often a sampled bit is the image's most probable bit: at
+# 50 % the sample says nothing about the image, at 100 % it is deterministic.
 
 features = torch.randn(4096, 256, generator=torch.Generator().manual_seed(2)).relu()
 choices = (None, 0.5, 1.0, 2.0, 4.0, 8.0)
-agreement, entropy = [], []
-for location_std in choices:
-    torch.manual_seed(0)
-    bottleneck = StochasticBottleneck(
-        "bern", dim=64, in_features=256, location_std=location_std
-    )
-    posterior = bottleneck(features).posterior
-    agreement.append(100 * torch.sigmoid(posterior.logits.abs()).mean().item())
-    entropy.append(posterior.entropy().mean().item() / (64 * math.log(2)))
-
 figure, axes = plt.subplots(figsize=(6.0, 3.0), layout="constrained")
+agreement = []
+for n, std in enumerate(choices):
+    torch.manual_seed(0)
+    latent = StochasticBottleneck("bern", dim=64, in_features=256, location_std=std)
+    posterior = latent(features).posterior
+    agreement.append(100 * torch.sigmoid(posterior.logits.abs()).mean().item())
+    entropy = 100 * posterior.entropy().mean().item() / (64 * math.log(2))
+    text = f"entropy {entropy:.0f} %"
+    axes.annotate(text, (n, agreement[n]), (6, -12), textcoords="offset points", fontsize=8)
 axes.plot(range(len(choices)), agreement, "o-", color="#0072B2")
-for place, (high, share) in enumerate(zip(agreement, entropy, strict=True)):
-    axes.annotate(
-        f"entropy {100 * share:.0f} %",
-        (place, high),
-        (6, -12),
-        textcoords="offset points",
-        fontsize=8,
-    )
 axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
-axes.set(
-    xlabel="location_std",
-    ylabel="sampled bit = mode (%)",
-    ylim=(45, 100),
-    xlim=(-0.4, 5.8),
-)
+axes.set(xlabel="location_std", ylabel="sampled bit = mode (%)", ylim=(45, 100), xlim=(-0.4, 5.8))
 axes.spines[["top", "right"]].set_visible(False)
-axes.set_title("What of a bit survives the noise")
+axes.set_title("How much of a bit survives the noise")
 plt.show()
 
 # %%
-# Under each point, the entropy of the code in percent of what fair coins have. The
-# default is 2. What these options do to accuracy is another question, and
-# :doc:`/choosing` has what was measured of it.
+# Below each point, the entropy of the code in percent of that of fair coins. The default is 2.
+# :doc:`/choosing` has what these options do to accuracy.

@@ -2,7 +2,7 @@
 A map of the codes
 ==================
 
-A thousand test images, each a code of 128 bits, drawn in two dimensions and compared
+The codes of a thousand test images, 128 bits each, drawn in two dimensions and compared
 class by class.
 """
 
@@ -10,9 +10,8 @@ class by class.
 # Two directions of largest variance
 # ----------------------------------
 #
-# :func:`~stochastic_bottleneck.plots.code_map` marks each class by a colour and a
-# shape. The axes say how much of the variance the plane holds: what is not in it, the
-# map cannot show.
+# :func:`~stochastic_bottleneck.plots.code_map` marks each class by a colour and a shape. The axes show how
+# much of the variance the plane explains.
 
 import numpy as np
 import torch
@@ -27,32 +26,28 @@ model, normalize, _, test, classes = load()
 codes = torch.from_numpy(encode(model, normalize(test.images), "bits").features)
 bits = unpack_bits(codes, model.bottleneck.dim)
 
-axes = code_map(bits, test.labels, names=classes)
-axes.set_title("Codes of ten classes, by PCA")
+code_map(bits, test.labels, names=classes).set_title("Codes of ten classes, by PCA")
 plt.show()
 
 # %%
 # Neighbourhoods
 # --------------
 #
-# t-SNE keeps near codes near. Distances between groups, and the size of a group, mean
-# nothing here.
+# t-SNE keeps near codes near; distances between groups and their sizes mean nothing.
 
-axes = code_map(bits, test.labels, names=classes, method="tsne")
-axes.set_title("Codes of ten classes, by t-SNE")
+code_map(bits, test.labels, names=classes, method="tsne").set_title("Codes of ten classes, by t-SNE")
 # sphinx_gallery_thumbnail_number = 2
 plt.show()
 
 # %%
-# In both maps animals lie on one side, and vehicles, ships and airplanes on the other.
-# Within each side classes overlap: the model has had no labels.
+# In both maps animals are on one side, and vehicles, ships and airplanes on the other. Within each side
+# classes overlap: the model was trained without labels.
 
 # %%
 # Class against class
 # -------------------
 #
-# The mean number of bits that differ between images of two classes, without a
-# projection in between.
+# The mean number of bits that differ between images of two classes.
 
 of_class = torch.nn.functional.one_hot(test.labels).double()
 count = of_class.sum(dim=0)
@@ -72,7 +67,6 @@ figure.colorbar(image, label="of 128 bits", shrink=0.8)
 plt.show()
 
 # %%
-# In every row the smallest number is on the diagonal: two images of a class differ in
-# fewer bits, on average, than two of different classes. By how much depends on the
-# class. Frogs are most alike, birds least; ships and airplanes, automobiles and trucks,
-# and cats and frogs are the nearest pairs.
+# In every row the smallest number is on the diagonal: two images of a class differ in fewer bits, on
+# average, than two of different classes. By how much depends on the class. Frogs are most alike, birds
+# least; ships and airplanes, automobiles and trucks, and cats and frogs are the nearest pairs.

@@ -1,50 +1,38 @@
-"""What the scripts of the gallery share: a trained StochCon Bern and a sample of CIFAR-10, which ship here."""
+"""What the scripts of the gallery share: a trained StochCon Bern and a sample of CIFAR-10, both in the repository."""
 
-import sys
+import shutil
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor, nn
+import torch
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
-from stochastic_bottleneck import StochConWrapper
+from stochastic_bottleneck.hub import HubModel
 
 EXAMPLES = Path(__file__).resolve().parents[1]
-sys.path.append(str(EXAMPLES))
-
-from recipes import data  # noqa: E402
-from recipes.encoding import read_model  # noqa: E402
-
-RUN = EXAMPLES / "results" / "cifar10_cpu" / "run"
 
 
-class Shipped(NamedTuple):
-    """The model and the images.
+class Images(NamedTuple):
+    """Images as bytes (N, 3, 32, 32), and their labels (N,)."""
 
-    Args:
-        model: StochCon Bern in evaluation mode, of `cifar10_full.py --preset cpu`.
-        normalize: bytes to what the model takes.
-        train: 5,000 images and their labels; the model was trained on them too, without their labels.
-        test: 1,000 images and their labels, which the model has not seen.
-        classes: names in the order of the labels.
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def load() -> tuple[HubModel, v2.Compose, Images, Images, list[str]]:
+    """Model, its normalization of bytes, 5,000 training and 1,000 test images, and names of the classes.
+
+    The model (`cifar10_full.py cpu`) was trained on the training images too, without labels.
     """
-
-    model: StochConWrapper
-    normalize: nn.Module
-    train: data.Images
-    test: data.Images
-    classes: tuple[str, ...]
-
-
-def load() -> Shipped:
-    """Read both; nothing is downloaded."""
-    trained, images = read_model(RUN / "bern"), data.load(data.SAMPLE)
-    return Shipped(
-        trained.model, trained.normalize, images.train, images.test, images.classes
-    )
-
-
-def pictures(images: Tensor) -> NDArray[np.uint8]:
-    """Images as matplotlib takes them. Shape: (N, 3, H, W) to (N, H, W, 3)."""
-    return images.permute(0, 2, 3, 1).numpy()
+    model = HubModel.from_pretrained(EXAMPLES / "gallery" / "model")
+    cfg = model.pretrained_cfg
+    normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(cfg["mean"], cfg["std"])])
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.unpack_archive(EXAMPLES / "data" / "cifar10_sample.tar.gz", folder, filter="data")
+        for split in ("train", "test"):
+            found = ImageFolder(f"{folder}/{split}", v2.PILToTensor())
+            parts.append(Images(torch.stack([image for image, _ in found]), torch.tensor(found.targets)))
+    return model, normalize, *parts, found.classes

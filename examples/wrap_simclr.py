@@ -1,6 +1,6 @@
 """Give an existing SimCLR model a stochastic latent in two lines, and continue to train it.
 
-python examples/wrap_simclr.py                # about a minute on a CPU, with images in the repository
+It takes about a minute on a CPU, with images from the repository: python examples/wrap_simclr.py --kind gauss
 """
 
 import shutil

@@ -1,37 +1,24 @@
-"""A run's folder with a small StochCon Bern in it, for the tests of the examples that search."""
-
-import json
+"""A small saved StochCon model, for the tests of the examples that search."""
 
 import torch
-from recipes.augment import Normalize
-from recipes.models import make_model
-from safetensors.torch import save_file
 from small_images import batch
 
-CONFIG = {
-    "encoder": "small",
-    "dim": 20,  # not a multiple of eight: the last byte is padded
-    "projection_dim": 8,
-    "norm": "batch",
-    "symmetric": False,
-    "temperature": 1.0,
-    "hard": False,
-    "location_std": 2.0,
-}
+from stochastic_bottleneck.hub import HubModel
+
+CFG = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+ENCODER = {"layers": (1, 1, 1, 1), "channels": (16, 32, 32, 48), "stem_width": 8}
 
 
-def write_run(folder, *, seed=0, name="bern", **changes):
-    """Write config.json and the weights of a model whose norms have seen some images; returns the model's folder."""
-    config = {**CONFIG, **changes}
+def write_model(folder, *, seed=0, **options):
+    """Save a model with 20 bits, so that the last byte is padded, whose norms have seen some images."""
     torch.manual_seed(seed)
-    options = {key: value for key, value in config.items() if key not in ("encoder", "dim", "projection_dim")}
-    model = make_model("bern", config["encoder"], config["dim"], config["projection_dim"], **options)
-    images = Normalize()(batch(48))
+    model = HubModel(
+        "timm:resnet10t",
+        **{"encoder_options": ENCODER, "small_images": True, "pretrained_cfg": CFG, "dim": 20} | options,
+    )
+    images = (batch(48).float() / 255 - 0.5) / 0.25
     with torch.no_grad():
         for _ in range(20):
             model(images, images)
-    pretrained = folder / name / "pretrain"
-    pretrained.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, pretrained / "weights.safetensors")
-    return folder / name
+    model.save_pretrained(folder)
+    return folder

@@ -1,20 +1,23 @@
-"""The example that finds near-duplicates: planted ones are found, others are not believed."""
+"""The example that finds near-duplicates: planted ones are confirmed, other pairs are not."""
 
 import csv
 import json
 
 import find_duplicates
+import image_codes
 import numpy as np
 import pytest
 from PIL import Image
 from small_images import photograph
-from small_search import write_run
+from small_search import write_model
 
-PLANTED = {"train/c.png": "test/recompressed.jpg", "train/d.png": "test/one_pixel.png"}
+PLANTED = {("c.png", "recompressed.jpg"), ("d.png", "one_pixel.png"), ("e.png", "mirrored.jpg")}
 
 
-def write_images(where):
-    """Pictures in two folders; two of the second are the first's, one recompressed and one with a pixel changed."""
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two folders of images; the second has three of the first, recompressed, changed in a pixel, and mirrored."""
+    where = tmp_path_factory.mktemp("images")
     for split, seeds in (("train", range(10)), ("test", range(100, 106))):
         (where / split).mkdir(parents=True)
         for name, seed in zip("abcdefghij", seeds, strict=False):
@@ -23,25 +26,23 @@ def write_images(where):
     pixels = np.asarray(photograph(3, 32, 32)).copy()
     pixels[5, 6] = 255 - pixels[5, 6]
     Image.fromarray(pixels).save(where / "test" / "one_pixel.png")
+    mirrored = photograph(4, 32, 32).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(where / "test" / "mirrored.jpg", quality=90)
     return where
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    where = write_images(tmp_path_factory.mktemp("pictures"))
-    write_run(where / "run")
-    return where
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def call(images, tmp_path, capsys):
+def call(images, model, tmp_path, capsys):
     def called(*arguments, first=images / "train", against=images / "test"):
-        given = ["--model", images / "run" / "bern", "--images", first, "--out", tmp_path / "out"]
+        given = ["--model", model, "--images", first, "--out", tmp_path / "out"]
         given += ["--against", against] if against else []
-        try:
-            code = find_duplicates.main([str(argument) for argument in (*given, *arguments)])
-        except SystemExit as stop:  # argparse's way out
-            code = stop.code
+        command = [str(argument) for argument in (*given, *arguments)]
+        code = image_codes.main(find_duplicates.FindDuplicates, "", command)
         printed = capsys.readouterr()
         return code, " ".join((printed.out + printed.err).split())
 
@@ -52,87 +53,103 @@ def listed(out):
     return list(csv.DictReader((out / "pairs.csv").read_text().splitlines()))
 
 
-def test_planted_duplicates_are_found_and_others_not_believed(call, tmp_path):
-    code, said = call("--radius", "19")  # of 20 bits: the check has to tell them apart alone
+def test_planted_duplicates_are_confirmed_and_other_pairs_are_not(call, tmp_path):
+    code, printed = call("--radius", "19")  # of 20 bits, so that the pixels decide
     assert code == 0
     out = tmp_path / "out"
     rows = listed(out)
-    confirmed = {(row["image"], row["other"]) for row in rows if row["confirmed"] == "1"}
-    assert confirmed == {(a.split("/")[1], b.split("/")[1]) for a, b in PLANTED.items()}
-    assert [row["group"] for row in rows[:2]] in (["1", "2"], ["2", "1"])
-    assert all(row["group"] == "" for row in rows[2:])
+    assert {(row["image"], row["other"]) for row in rows[:3]} == PLANTED
+    assert {row["group"] for row in rows[:3]} == {"1", "2", "3"}
+    assert {row["group"] for row in rows[3:]} == {"0"}
+    assert [row["other"] for row in rows if row["group"] != "0" and row["mirrored"] == "True"] == [
+        "mirrored.jpg"
+    ]
     results = json.loads((out / "results.json").read_text())
-    assert results["by_radius"][-1] == {"radius": 19, "candidates": len(rows), "confirmed": 2}
-    assert len(results["by_radius"]) == 20
-    assert results["with_a_confirmed_pair"] == {"images": 2, "against": 2}
-    assert results["groups"] == 2
-    assert results["random_pairs"]["count"] == find_duplicates.RANDOM
-    assert "--against: 2 of 8 have a near-duplicate (25.00 %)" in said
+    last = {"radius": "19", "candidates": len(rows), "confirmed": 3, "confirmed %": 300 / len(rows)}
+    assert results["rows"][-1] == pytest.approx(last)
+    assert len(results["rows"]) == 20
+    assert (results["images"], results["images with a duplicate"], results["groups"]) == (10, 3, 3)
+    assert (results["against"], results["against with a duplicate"]) == (9, 3)
+    assert results["random pairs"] == find_duplicates.RANDOM
+    assert "against with a duplicate: 3" in printed
     for name in ("confirmed.png", "rejected.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    assert (out / "table.md").read_text().startswith("| bits apart, at most | candidates |")
+    assert (out / "table.md").read_text().startswith("| radius | candidates | confirmed | confirmed % |")
 
 
-def test_a_picture_with_one_pixel_changed_is_the_nearest_by_its_bits(call, tmp_path):
-    """A recompressed one need not be to a model that was never trained to see past such changes."""
+def test_an_image_with_one_pixel_changed_is_the_nearest_by_its_bits(call, tmp_path):
+    """A recompressed one need not be, for a model that was not trained to ignore such changes."""
     assert call("--radius", "19")[0] == 0
-    rows = listed(tmp_path / "out")
-    apart = {row["image"]: int(row["hamming"]) for row in rows if row["other"] == "one_pixel.png"}
+    apart = {
+        row["image"]: int(row["hamming"])
+        for row in listed(tmp_path / "out")
+        if row["other"] == "one_pixel.png"
+    }
     assert apart.pop("d.png") < min(apart.values())
 
 
-def test_another_radius_encodes_nothing_and_leaves_no_old_figure(call, tmp_path, monkeypatch):
+def test_another_radius_encodes_nothing_and_leaves_no_old_figure(call, images, tmp_path, monkeypatch):
     assert call("--radius", "19")[0] == 0
-    monkeypatch.setattr(find_duplicates.encoding, "encode_pixels", lambda *_: 1 / 0)
+    encoded = []
+    monkeypatch.setattr(image_codes, "encode", lambda *_: encoded.append(1) or 1 / 0)
     assert call("--radius", "19", "--least", "1")[0] == 0
-    out = tmp_path / "out"
-    assert not (out / "confirmed.png").exists()
-    assert not any(int(row["confirmed"]) for row in listed(out))
+    assert not encoded
+    assert not (tmp_path / "out" / "confirmed.png").exists()
+    assert {row["group"] for row in listed(tmp_path / "out")} == {"0"}
+    with pytest.raises(ZeroDivisionError):  # other images are encoded
+        call("--radius", "19", first=images)
 
 
 def test_within_one_folder_each_pair_comes_once(call, images, tmp_path):
-    code, said = call("--radius", "19", first=images, against=None)
+    code, printed = call("--radius", "19", first=images, against=None)
     assert code == 0
     rows = listed(tmp_path / "out")
-    found = {frozenset((row["image"], row["other"])) for row in rows if row["confirmed"] == "1"}
-    assert found == {frozenset(pair) for pair in PLANTED.items()}
-    assert {row["class"] for row in rows} == {"train", "test"}
+    found = {frozenset((row["image"], row["other"])) for row in rows if row["group"] != "0"}
+    assert found == {frozenset((f"train/{a}", f"test/{b}")) for a, b in PLANTED}
     assert len({frozenset((row["image"], row["other"])) for row in rows}) == len(rows)
-    assert "--images: 2 of 18" not in said  # as they are counted on one side
-    assert "--images: 4 of 18 have a near-duplicate" in said
+    assert "images: 19 images with a duplicate: 6 against: 0" in printed
 
 
-def test_no_pair_at_all_is_an_answer(call, images, tmp_path):
+def test_linked_pairs_are_one_group(call, images, tmp_path):
+    (tmp_path / "copies").mkdir()
+    for name in "abc":
+        photograph(7, 32, 32).save(tmp_path / "copies" / f"{name}.png")
+    assert call(first=tmp_path / "copies", against=None)[0] == 0
+    assert [row["group"] for row in listed(tmp_path / "out")] == ["1"] * 3
+
+
+def test_no_pair_is_a_result_too(call, tmp_path):
     (tmp_path / "one").mkdir()
     photograph(500, 32, 32).save(tmp_path / "one" / "a.png")
-    code, said = call(first=tmp_path / "one", against=None)
-    assert code == 0
-    assert listed(tmp_path / "out") == []
-    assert "0 of 1 have a near-duplicate" in said
+    code, printed = call(first=tmp_path / "one", against=None)
+    assert (code, listed(tmp_path / "out")) == (0, [])
+    assert "images: 1 images with a duplicate: 0" in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--radius", "-1"], "--radius must be at least 0, got -1"),
-        (["--show", "0"], "--show must be at least 1, got 0"),
-        (["--least", "0"], "--least must be above 0 and at most 1, got 0.0"),
-        (["--radius", "20"], "--radius must be below the code's 20 bits, got 20"),
-        (["--images", "nowhere"], "no images at nowhere"),
-        (["--model", "nowhere/bern"], "nowhere/bern holds no trained model"),
+        (["--radius", "-1"], "--radius must be from 0 to 19 bits and --least in (0, 1], got -1 and 0.8"),
+        (["--least", "0"], "got 10 and 0.0"),
+        (["--radius", "20"], "got 20 and 0.8"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--model", "nowhere/bern"], "there is no folder nowhere/bern"),
     ],
 )
-def test_what_the_user_can_mend_is_said(arguments, said, call):
+def test_errors_name_the_argument(arguments, message, call):
     code, printed = call(*arguments)
     assert code == 2
-    assert said in printed
+    assert message in printed
 
 
-def test_a_stop_is_told(call, monkeypatch):
-    def stops(*_):
+def test_more_pairs_than_memory_holds_are_refused(call, monkeypatch):
+    monkeypatch.setattr(find_duplicates, "MAX_PAIRS", 5)
+    assert "--radius 19 gives more than 5 pairs; give a smaller one" in call("--radius", "19")[1]
+
+
+def test_ctrl_c_ends_without_a_traceback(call, monkeypatch):
+    def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(find_duplicates.encoding, "encode", stops)
-    code, said = call()
-    assert code == 130
-    assert "the same command goes on from there" in said
+    monkeypatch.setattr(image_codes, "encode", stop)
+    assert call() == (130, "stopped")

@@ -281,67 +281,9 @@ def test_a_file_that_onnxruntime_cannot_run_is_refused(tmp_path):
         verify_onnx(path, model().bfloat16(), images().bfloat16())
 
 
-BAD_CALLS = [
-    ("path", None, TypeError, "path must be a string or a pathlib.Path, got None"),
-    ("path", "", ValueError, "path must name a file, got "),
-    ("example_images", "x", TypeError, "example_images must be a tensor, got str"),
-    (
-        "example_images",
-        images().to_sparse(),
-        TypeError,
-        "example_images must be a dense tensor, got a sparse_coo one",
-    ),
-    (
-        "example_images",
-        images()[:, :2],
-        ValueError,
-        "example_images must be images that the model takes, .* 2 channels",
-    ),
-    (
-        "example_images",
-        images().double(),
-        ValueError,
-        r"example_images must be .* got \(4, 3, 8, 8\) of torch.float64",
-    ),
-    ("dynamic_batch", "no", TypeError, "dynamic_batch must be True or False, got 'no'"),
-    (
-        "opset_version",
-        "18",
-        TypeError,
-        "opset_version must be a positive int, got '18'; None takes torch's choice",
-    ),
-    ("opset_version", 18.5, ValueError, "opset_version must be a positive int, got 18.5"),
-    ("model", None, TypeError, "model must be a StochConWrapper, got NoneType"),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "error", "message"), BAD_CALLS)
-def test_bad_arguments_are_named(name, value, error, message, tmp_path):
-    given = {"model": model(), "path": tmp_path / "model.onnx", "example_images": images(), name: value}
-    with pytest.raises(error, match=message):
-        export_onnx(**given)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("tolerance", "error"), [("0", TypeError), (-1, ValueError), (float("nan"), ValueError)]
-)
-def test_a_bad_tolerance_is_refused(tolerance, error, files):
-    with pytest.raises(error, match="tolerance must be a finite number of at least 0, got"):
-        verify_onnx(files["bern", "bits"], model(), images(), tolerance=tolerance)
-
-
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='"bits" needs a bottleneck of kind "bern", got "gauss"'):
         export_program(model("gauss"), images())
-    with pytest.raises(ValueError, match=r'representation must be "h", .*, got .y.'):
-        export_program(model(), images(), "y")
-    with pytest.raises(TypeError, match="model must be a StochConWrapper, got Linear; wrap the encoder"):
-        export_program(nn.Linear(2, 2), images())
-    with pytest.raises(TypeError, match=r"example_images must be a floating point tensor, got torch\.uint8"):
-        export_program(model(), images().to(torch.uint8))
-    with pytest.raises(ValueError, match=r"example_images must hold at least one image, got shape \(0, 3"):
-        export_program(model(), images(0))
     monkeypatch.setattr("stochastic_bottleneck.export.MAX_BYTES", 100)
     with pytest.raises(ValueError, match="bytes of weights, and one ONNX file takes 100; use export_program"):
         export_onnx(model(), tmp_path / "model.onnx", images())

@@ -16,14 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from saved_models import DIM, KINDS, WIDTH, X_PRIME, OpenEncoder, X, assert_equal, generator, outputs, used
 from sklearn.base import clone
 from torch import nn
 
 from stochastic_bottleneck import Encoder, StochasticBottleneck, StochConWrapper
 from stochastic_bottleneck.encoders import small_image_stem
 from stochastic_bottleneck.hub import HubModel, _encoders, preprocessing
-
-N, WIDTH, DIM = 6, 5, 11
 
 
 @pytest.fixture(autouse=True)
@@ -34,66 +33,13 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-class OpenEncoder(nn.Module):
-    """Its structure does not tell its width, so that everything behind it is built with the first batch."""
-
-    def __init__(self, width=WIDTH):
-        super().__init__()
-        self.inner = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU())
-
-    def forward(self, x):
-        return self.inner(x)
-
-
-def generator(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
-def images(seed, n=N):
-    return torch.randn(n, 3, 8, 8, generator=generator(seed))
-
-
-X, X_PRIME = images(2), images(3)
-OPTIONS = {
-    "bern": {},
-    "hard": {"hard": True},
-    "as the paper": {"location_std": None},
-    "learnable scale": {"learnable_scale": True},
-    "mlp": {"projector": "mlp", "upsampler": "mlp"},
-    "gauss": {"kind": "gauss"},
-    "isotropic": {"kind": "gauss", "variance": "isotropic", "location_std": 3.0},
-    "identity": {"projector": "identity", "dim": WIDTH, "upsampler": "identity"},
-}
-
-
-def model(which="bern", *, lazy=False, seed=0, **options):
+def model(which="bern", **options):
     """A model whose statistics and temperature are no longer those it was built with."""
-    torch.manual_seed(seed)
-    known = {} if lazy else {"in_features": WIDTH}
-    bottleneck = StochasticBottleneck(**{"dim": DIM, **OPTIONS[which], **known})
-    options = {"projection_dim": 4, **({} if lazy else {"feature_dim": WIDTH}), **options}
-    m = HubModel(OpenEncoder(), bottleneck=bottleneck, pretrained_cfg=CFG, **options)
-    m(X, X_PRIME)
-    if m.bottleneck.kind == "bern":
-        m.bottleneck.set_temperature(0.3)
-    return m
-
-
-def outputs(m):
-    """All that a model gives: the training pass with known noise, then what it encodes, and its state."""
-    m = copy.deepcopy(m).train()
-    dtype = m.bottleneck.projector.weight.dtype if hasattr(m.bottleneck.projector, "weight") else X.dtype
-    x, x_prime = X.to(dtype), X_PRIME.to(dtype)
-    output = m(x, x_prime, generator=generator())
-    encoded = [m.encode(x, name) for name in ("h", "z", "upsampled")]
-    if m.bottleneck.kind == "bern":
-        encoded.append(m.encode(x, "bits"))
-    return [*output[:-1], *output.posterior, *encoded, *m.state_dict().values()]
+    return used(which, HubModel, pretrained_cfg=CFG, **options)
 
 
 def assert_same(a, b):
-    for x, y in zip(outputs(a), outputs(b), strict=True):
-        assert torch.equal(x, y)
+    assert_equal(outputs(a), outputs(b))
     for name in ("variance_from", "symmetric", "samples", "checkpoint_encoder"):
         assert getattr(a, name) == getattr(b, name)
     assert a.encoder.feature_dim == b.encoder.feature_dim
@@ -104,24 +50,16 @@ def assert_same(a, b):
 # ---- round trips -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", OPTIONS)
+@pytest.mark.parametrize("which", [*KINDS, "identity"])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_round_trip(which, lazy, tmp_path):
-    saved = model(which, lazy=lazy)
+    wiring = {"symmetric": True, "samples": 3, "checkpoint_encoder": True} if lazy else {}
+    saved = model(which, lazy=lazy, **wiring)
     assert saved.save_pretrained(tmp_path) is None
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     loaded = HubModel.from_pretrained(tmp_path, encoder=OpenEncoder())
     assert not any(m.training for m in loaded.modules())
     assert_same(loaded, saved)
-
-
-@pytest.mark.parametrize(
-    "options", [{"symmetric": True, "checkpoint_encoder": True}, {"variance_from": "own", "samples": 3}]
-)
-def test_options_of_the_wiring_are_kept(options, tmp_path):
-    saved = model("gauss", **options)
-    saved.save_pretrained(tmp_path)
-    assert_same(HubModel.from_pretrained(str(tmp_path), encoder=OpenEncoder()), saved)
 
 
 def test_a_loaded_model_is_saved_again_the_same(tmp_path):
@@ -134,7 +72,9 @@ def test_a_loaded_model_is_saved_again_the_same(tmp_path):
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
 def test_an_encoder_with_a_name_is_built_again(name, tmp_path):
     options = (
-        {"norm_layer": None, "width_per_group": 64} if name.startswith("torchvision") else {"in_chans": 3}
+        {"norm_layer": None, "width_per_group": 64}
+        if name.startswith("torchvision")
+        else {"in_chans": np.int64(3)}
     )
     saved = HubModel(name, encoder_options=options, dim=DIM, projection_dim=4).eval()
     saved.save_pretrained(tmp_path)
@@ -283,19 +223,12 @@ def test_resnets_with_either_stem_are_built_again_by_name(make, name, options, s
     for representation in ("h", "z", "bits"):
         assert torch.equal(loaded.encode(x, representation), wrapper.encode(x, representation))
     named["small_images"] = not small_images
+    built = HubModel(f"timm:{name}", encoder_options=options, small_images=small_images).encoder.backbone
+    assert isinstance(built.maxpool, nn.Identity) is small_images
     with pytest.raises(
         ValueError, match=r"encoder_name='timm:resnet\w+' with .* does not build this encoder"
     ):
         HubModel.from_wrapper(wrapper, **named)
-
-
-def test_small_images_build_a_named_encoder_with_the_small_stem(tmp_path):
-    saved = HubModel("timm:resnet18", encoder_options=FOUR_BLOCKS, small_images=True, dim=DIM)
-    assert isinstance(saved.encoder.backbone.maxpool, nn.Identity)
-    with pytest.raises(ValueError, match="small_images needs a name to go with, got True alone"):
-        HubModel(OpenEncoder(), small_images=True)
-    with pytest.raises(ValueError, match="model must be a ResNet of torchvision or timm"):
-        HubModel("timm:vit_tiny_patch16_224", small_images=True)
 
 
 def test_a_folder_of_the_first_format_is_loaded(tmp_path):
@@ -333,52 +266,32 @@ def test_preprocessing_is_resize_crop_and_normalize():
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("changed", "message"),
     [
-        (
-            lambda: preprocessing(HubModel(OpenEncoder())),
-            ValueError,
-            "model_or_cfg must have a pretrained_cfg",
-        ),
-        (lambda: preprocessing(3), TypeError, "model_or_cfg must be a dict with timm's keys .*got 3"),
-        (
-            lambda: preprocessing(CFG | {"input_size": (4, 8, 8), "mean": [0] * 4, "std": [1] * 4}),
-            ValueError,
-            "got 4",
-        ),
-        (
-            lambda: preprocessing(CFG)(picture("I")),
-            ValueError,
-            "image must have 8 bits per channel, got mode 'I'",
-        ),
-        (lambda: preprocessing(CFG)(X[0]), TypeError, "image must be a PIL image, got Tensor"),
-        (
-            lambda: HubModel(OpenEncoder(), pretrained_cfg={}),
-            ValueError,
-            "pretrained_cfg must hold exactly .*got none",
-        ),
-        *(
-            (lambda bad=bad: HubModel(OpenEncoder(), pretrained_cfg=CFG | bad), error, message)
-            for bad, error, message in (
-                ({"url": "https://example.org"}, ValueError, "must hold exactly .*, got input_size, .*, url"),
-                ({"crop_pct": 0.001}, ValueError, r"pretrained_cfg\['crop_pct'\] must be .* at least 0.1"),
-                (
-                    {"crop_mode": "random"},
-                    ValueError,
-                    r"pretrained_cfg\['crop_mode'\] must be .*got 'random'",
-                ),
-                ({"interpolation": 2}, TypeError, r"pretrained_cfg\['interpolation'\] must be .*got 2"),
-                ({"input_size": (3, 10**6, 8)}, ValueError, r"\['input_size'\]\[1\] must be .*at most 4096"),
-                ({"input_size": 32}, TypeError, r"\['input_size'\] must be a list of 3 numbers, got 32"),
-                ({"mean": (0.5,)}, ValueError, r"\['mean'\] must have 3 entries, got \(0.5,\)"),
-                ({"std": (0.5, 0, 1)}, ValueError, r"\['std'\]\[1\] must be a finite number above 0, got 0"),
-            )
-        ),
+        ({"url": "https://example.org"}, "must hold exactly .*, got input_size, .*, url"),
+        ({"crop_pct": 0.001}, r"\['crop_pct'\] must be .* at least 0.1"),
+        ({"crop_mode": "random"}, r"\['crop_mode'\] must be .*got 'random'"),
+        ({"interpolation": 2}, r"\['interpolation'\] must be .*got 2"),
+        ({"input_size": (3, 10**6, 8)}, r"\['input_size'\]\[1\] must be .*at most 4096"),
+        ({"input_size": 32}, r"\['input_size'\] must be a list of 3 numbers, got 32"),
+        ({"mean": (0.5,)}, r"\['mean'\] must have 3 entries, got \(0.5,\)"),
+        ({"std": (0.5, 0, 1)}, r"\['std'\]\[1\] must be a finite number above 0, got 0"),
     ],
 )
-def test_preprocessing_that_cannot_be_done_is_refused(given, error, message):
-    with pytest.raises(error, match=message):
-        given()
+def test_a_preprocessing_config_with_other_values_is_refused(changed, message):
+    with pytest.raises((TypeError, ValueError), match=f"pretrained_cfg.*{message}"):
+        HubModel(OpenEncoder(), pretrained_cfg=CFG | changed)
+
+
+def test_preprocessing_that_cannot_be_done_is_refused():
+    with pytest.raises(ValueError, match="model_or_cfg must have a pretrained_cfg"):
+        preprocessing(HubModel(OpenEncoder()))
+    with pytest.raises(ValueError, match="input_size of 1 or 3 channels, got 4"):
+        preprocessing(CFG | {"input_size": (4, 8, 8), "mean": [0] * 4, "std": [1] * 4})
+    with pytest.raises(ValueError, match="image must have 8 bits per channel, got mode 'I'"):
+        preprocessing(CFG)(picture("I"))
+    with pytest.raises(TypeError, match="image must be a PIL image, got Tensor"):
+        preprocessing(CFG)(X[0])
 
 
 @pytest.mark.parametrize("which", ["bern", "gauss"])
@@ -389,19 +302,16 @@ def test_the_card_says_what_the_model_is_and_its_code_runs(which, tmp_path, monk
     card = (tmp_path / "README.md").read_text()
     size = {"bern": "12 bytes per image, 85.3x less", "gauss": "384 bytes per image, 2.67x less"}[which]
     latent = {"bern": "96 stochastic bits", "gauss": "a Gaussian latent of 96 dimensions"}[which]
-    for text in (
+    texts = [
         "library_name: stochastic-bottleneck",
         "2110.00552",
         "timm:resnet10t",
         "stem_type='deep'",
-        "256 features",
-        "1,232,944 parameters",
-        "center crop of 32 x 32",
-        "mean (0.49, 0.48, 0.45)",
         size,
         latent,
-    ):
-        assert text in card
+    ]
+    texts += ["1,232,944 parameters, 256 features", "center crop of 32 x 32", "mean (0.49, 0.48, 0.45)"]
+    assert all(text in card for text in texts)
     assert "None" not in card
     monkeypatch.chdir(tmp_path)
     picture().save("image.jpg")
@@ -457,6 +367,8 @@ def test_a_model_without_widths_is_not_saved(tmp_path):
             ValueError, match=r"layers of unknown width; run one batch, or build it with feature_dim"
         ):
             m.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="config must be left out: it is made from the model"):
+        model().save_pretrained(tmp_path, config={"dim": 3})
     assert (tmp_path / "config.json").read_text() == "old"
 
 
@@ -479,60 +391,22 @@ def test_an_encoder_that_its_name_does_not_build_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ({"encoder": "resnet18"}, ValueError, "or a module as encoder, got 'resnet18'"),
-        ({"encoder": "keras:resnet18"}, ValueError, "got 'keras:resnet18'"),
-        ({"encoder": "timm:hf-hub:a/b"}, ValueError, "got 'timm:hf-hub:a/b'"),
-        (
-            {"encoder": "timm:resnet18", "encoder_options": {"pretrained": True}},
-            ValueError,
-            "must not hold 'pretrained': .* build the encoder yourself .*pass it as encoder=",
-        ),
-        (
-            {"encoder": "timm:resnet18", "encoder_options": {"norm_layer": nn.BatchNorm2d}},
-            TypeError,
-            r"encoder_options\['norm_layer'\] must be None, got <class",
-        ),
-        (
-            {"encoder": "timm:resnet18", "encoder_options": [1]},
-            TypeError,
-            "encoder_options must be a mapping of names to values, got list",
-        ),
-        (
-            {"encoder": OpenEncoder(), "encoder_name": 3},
-            TypeError,
-            "encoder_name must be a name such as .*got 3",
-        ),
-        ({"encoder": "timm:resnet0"}, ValueError, "name a classification model of timm, got 'timm:resnet0'"),
-        (
-            {"encoder": "torchvision:fasterrcnn_resnet50_fpn"},
-            ValueError,
-            "name a classification model of torchvision",
-        ),
-        (
-            {"encoder": OpenEncoder(), "encoder_options": {"a": 1}},
-            ValueError,
-            "encoder_options needs a name to go with",
-        ),
-        (
-            {"encoder": "timm:resnet18", "encoder_name": "b"},
-            ValueError,
-            "encoder_name must be None where encoder is a name",
-        ),
-        ({"encoder": 3}, TypeError, "encoder must be a module, got int"),
+        ({"encoder": "keras:resnet18"}, "or a module as encoder, got 'keras:resnet18'"),
+        ({"encoder": "timm:hf-hub:a/b"}, "got 'timm:hf-hub:a/b'"),
+        ({"encoder": "timm:resnet18", "encoder_options": {"pretrained": True}}, "must not hold 'pretrained': "),
+        ({"encoder": "timm:resnet18", "encoder_options": {"norm_layer": nn.BatchNorm2d}}, "must be None, got <class"),
+        ({"encoder": "torchvision:fasterrcnn_resnet50_fpn"}, "name a classification model of torchvision"),
+        ({"encoder": OpenEncoder(), "small_images": True}, "small_images needs a name to go with, got True alone"),
+        ({"encoder": "timm:vit_tiny_patch16_224", "small_images": True}, "must be a ResNet of torchvision or timm"),
+        ({"encoder": OpenEncoder(), "encoder_options": {"a": 1}}, "encoder_options needs a name to go with"),
+        ({"encoder": "timm:resnet18", "encoder_name": "b"}, "encoder_name must be None where encoder is a name"),
     ],
-)
-def test_what_names_no_encoder_is_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
+)  # fmt: skip
+def test_what_names_no_encoder_is_refused(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         HubModel(**arguments)
-
-
-def test_other_mistakes_of_saving_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="config must be left out: it is made from the model"):
-        model().save_pretrained(tmp_path, config={"dim": 3})
-    with pytest.raises(TypeError, match="model must be a StochConWrapper, got Linear"):
-        HubModel.from_wrapper(nn.Linear(2, 2))
 
 
 # ---- what cannot be loaded ---------------------------------------------------------------------------------
@@ -545,6 +419,8 @@ def folder(tmp_path):
 
 
 def test_a_missing_encoder_is_named(folder):
+    with pytest.raises(TypeError, match=r"no option \['heads'\]; it passes on \['cache_dir'"):
+        HubModel.from_pretrained(folder, heads=3)
     with pytest.raises(
         ValueError, match=r"encoder must be passed: .*OpenEncoder'; use from_pretrained\(\.\.\., encoder="
     ):
@@ -566,38 +442,21 @@ def test_parts_that_do_not_fit_are_compared_key_by_key(folder):
         HubModel.from_pretrained(folder, encoder=OpenEncoder(), head=4)
 
 
-def test_an_unknown_option_is_refused(folder):
-    with pytest.raises(TypeError, match=r"no option \['heads'\]; it passes on \['cache_dir'"):
-        HubModel.from_pretrained(folder, heads=3)
+def test_missing_folders_and_files_are_named(folder):
+    """The message follows from what is there: an interrupted save, an incomplete copy, or no saved model at all."""
 
+    def refused(message, path=folder):
+        with pytest.raises(FileNotFoundError, match=message):
+            HubModel.from_pretrained(path, encoder=OpenEncoder())
 
-@pytest.mark.parametrize("kind", [lambda p: p, str])
-def test_a_missing_folder(kind, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no folder .*none; pass one that save_pretrained wrote"
-    ):
-        HubModel.from_pretrained(kind(tmp_path / "none"))
-
-
-def test_a_missing_file(folder):
-    """What is there decides what is said: an interrupted save, an incomplete copy, or no saved model at all."""
+    for path in (folder / "none", str(folder / "none")):
+        refused("there is no folder .*none; pass one that save_pretrained wrote", path)
     (folder / "config.json").rename(folder / "other.json")
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"config\.json is missing next to model\.safetensors: saving was interrupted .*, or ",
-    ):
-        HubModel.from_pretrained(folder, encoder=OpenEncoder())
+    refused(r"config\.json is missing next to model\.safetensors: saving was interrupted .*, or ")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"is no folder that HubModel\.save_pretrained wrote \(it holds README\.md, other\.json\)",
-    ):
-        HubModel.from_pretrained(folder, encoder=OpenEncoder())
+    refused(r"no folder that HubModel\.save_pretrained wrote \(it holds README\.md, other\.json\)")
     (folder / "other.json").rename(folder / "config.json")
-    with pytest.raises(
-        FileNotFoundError, match=r"model\.safetensors is missing next to config\.json.*copy the whole folder"
-    ):
-        HubModel.from_pretrained(folder, encoder=OpenEncoder())
+    refused(r"model\.safetensors is missing next to config\.json.*copy the whole folder")
 
 
 def without_sha256(folder):
@@ -635,28 +494,16 @@ def test_truncated_weights(share, folder):
         (lambda c: "[" * 100_000, r"config\.json is damaged \(.*recursion"),
         (lambda c: json.dumps(c).replace("2.0", "NaN"), r"is damaged \(NaN is no number of JSON"),
         (lambda c: "[]", "of model_type 'stochastic_bottleneck.HubModel', got None; pass a folder that"),
-        (
-            lambda c: {**c, "model_type": "bert"},
-            "got 'bert'; pass a folder that HubModel.save_pretrained wrote",
-        ),
-        (
-            lambda c: {**c, "format_version": 3, "library_version": "9.9"},
-            "of format_version 1 to 2, got 3; load it with the version of stochastic-bottleneck that wrote it, '9.9'",
-        ),
-        (
-            lambda c: {k: v for k, v in c.items() if k != "symmetric"},
-            r"is damaged \(symmetric is missing\)",
-        ),
-        (
-            lambda c: {**c, "library_version": "9.9", "bottleneck": {**c["bottleneck"], "scale": 1}},
-            "option bottleneck.scale, which stochastic-bottleneck .* does not know; version '9.9' wrote .*--upgrade",
-        ),
-        (
-            lambda c: {**c, "library_version": "9.9", "sharing": None},
-            "the option sharing, which .* does not know; version '9.9' wrote",
-        ),
+        (lambda c: {**c, "model_type": "bert"}, "got 'bert'; pass a folder that HubModel.save_pretrained wrote"),
+        (lambda c: {**c, "format_version": 3, "library_version": "9.9"},
+         "of format_version 1 to 2, got 3; load it with the version of stochastic-bottleneck that wrote it, '9.9'"),
+        (lambda c: {k: v for k, v in c.items() if k != "symmetric"}, r"is damaged \(symmetric is missing\)"),
+        (lambda c: {**c, "library_version": "9.9", "bottleneck": {**c["bottleneck"], "scale": 1}},
+         "option bottleneck.scale, which stochastic-bottleneck .* does not know; version '9.9' wrote .*--upgrade"),
+        (lambda c: {**c, "library_version": "9.9", "sharing": None},
+         "the option sharing, which .* does not know; version '9.9' wrote"),
     ],
-)
+)  # fmt: skip
 def test_a_config_of_something_else(change, message, folder):
     path = folder / "config.json"
     changed = change(json.loads(path.read_text()))
@@ -683,9 +530,8 @@ class Mark:
 def named(tmp_path_factory):
     """A saved model whose encoder is built by its name."""
     path = tmp_path_factory.mktemp("named")
-    HubModel("timm:resnet18", encoder_options={"in_chans": 3}, dim=DIM, projection_dim=4).save_pretrained(
-        path
-    )
+    saved = HubModel("timm:resnet18", encoder_options={"in_chans": 3}, dim=DIM, projection_dim=4)
+    saved.save_pretrained(path)
     return path
 
 
@@ -735,29 +581,12 @@ def update(part, **values):
     ("change", "message"),
     [
         (update("encoder", options={"weights_backbone": "DEFAULT"}), "must not hold 'weights_backbone'"),
-        (update("encoder", options={"features_only": True}), "must not hold 'features_only'"),
-        (
-            update(
-                "encoder",
-                options={"num_classes": 30000, "head_hidden_size": 60000},
-                name="timm:convnext_atto",
-            ),
-            "must not ask for more memory than the weights account for",
-        ),
-        (
-            update(
-                "encoder",
-                options={"img_size": 256, "window_size": 64},
-                name="timm:swin_tiny_patch4_window7_224",
-            ),
-            "must not ask for more memory than the weights account for",
-        ),
+        (update("encoder", options={"num_classes": 30000, "head_hidden_size": 60000}, name="timm:convnext_atto"),
+         "must not ask for more memory than the weights account for"),
+        (update("encoder", options={"img_size": 256, "window_size": 64}, name="timm:swin_tiny_patch4_window7_224"),
+         "must not ask for more memory than the weights account for"),
         (update("encoder", options={"num_classes": 10**12}), r"\['num_classes'\] must be .* at most 32768"),
         (update("encoder", options={"in_chans": True}), r"\['in_chans'\] must be a positive int"),
-        (
-            update("encoder", options={"in_chans": 60_000}),
-            "must not ask for more memory than the weights account for",
-        ),
         (update("encoder", options={"layers": [256] * 17}), r"\['layers'\] must have 1 to 16 entries"),
         (update("encoder", options={"drop_rate": 1e999}), r"damaged \(Infinity is no number"),
         (update("encoder", options={"zero_init_last": "no"}), r"\['zero_init_last'\] must be True or False"),
@@ -766,10 +595,6 @@ def update(part, **values):
         (update("encoder", name="timm:hf-hub:a/b"), "got 'timm:hf-hub:a/b'"),
         (update("encoder", name="timm:resnet18.local-dir:/tmp"), "got 'timm:resnet18.local-dir:/tmp'"),
         (update("encoder", name="timm:resnet18.no_tag"), "cannot be built"),
-        (
-            update("encoder", name="torchvision:fasterrcnn_resnet50_fpn"),
-            "classification model of torchvision",
-        ),
         (update("encoder", name="torchvision:quantized_resnet18"), "classification model of torchvision"),
         (update("encoder", name=["timm:resnet18"]), "encoder must be a name"),
         (update("encoder", name=None), "encoder must be passed"),
@@ -780,18 +605,19 @@ def update(part, **values):
         (update("bottleneck", kind="gauss"), "bottleneck does not fit the weights"),
         (update("bottleneck", kind=["bern"]), "kind must be"),
         (update("bottleneck", projector={"a": 1}), "projector must be"),
-        (update("bottleneck", hard=1), "hard must be True or False"),
-        (update("bottleneck", location_std=-1), "location_std must be"),
         (update("head", width=True), "head.width must be"),
-        (update("head", projection_dim=2**24), "head does not fit the weights"),
         (update("", bottleneck=3), "bottleneck must be an object, got 3"),
         (update("", encoder=None), "encoder must be an object, got None"),
-        (update("", classes=[]), r"classes must be an object, got \[\]"),
         (update("", symmetric="no"), "symmetric must be True or False"),
         (update("", variance_from="both"), "variance_from must be"),
+        (update("encoder", small_images="no"), "encoder.small_images must be True or False"),
+        (update("encoder", name="timm:vit_tiny_patch16_224", small_images=True), "must be a ResNet of torchvision or"),
+        (update("", pretrained_cfg={"mean": 1}), "pretrained_cfg must hold exactly"),
+        (update("", pretrained_cfg=CFG | {"crop_pct": 1e-6}), r"pretrained_cfg\['crop_pct'\] must be .* at least 0.1"),
+        (update("", weights_sha256="0"), r"is damaged \(its sha256 is \w{64}, and config.json has '0'\)"),
         (update("", format_version=True), "format_version 1 to 2, got True"),
     ],
-)
+)  # fmt: skip
 def test_what_a_config_must_not_ask_for(change, message, named, tmp_path):
     folder = altered(named, tmp_path, change)
     with pytest.raises(ValueError, match=message) as raised:
@@ -802,20 +628,13 @@ def test_what_a_config_must_not_ask_for(change, message, named, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda s: s.update(extra=torch.ones(1)),
-            r"holds weights that belong to no part of the model: \['extra'\]",
-        ),
-        (
-            lambda s: s.update({"head.0.weight": s["head.0.weight"].to(torch.int8)}),
-            r"0\.weight is torch\.float32 in the model and torch\.int8 as saved",
-        ),
-        (
-            lambda s: s.update({"bottleneck.temperature": torch.tensor(float("nan"))}),
-            r"bottleneck\.temperature must be a finite number of at least 1e-06, got nan",
-        ),
+        (lambda s: s.update(extra=torch.ones(1)), r"holds weights that belong to no part of the model: \['extra'\]"),
+        (lambda s: s.update({"head.0.weight": s["head.0.weight"].to(torch.int8)}),
+         r"0\.weight is torch\.float32 in the model and torch\.int8 as saved"),
+        (lambda s: s.update({"bottleneck.temperature": torch.tensor(float("nan"))}),
+         r"bottleneck\.temperature must be a finite number of at least 1e-06, got nan"),
     ],
-)
+)  # fmt: skip
 def test_weights_of_another_kind(change, message, folder):
     path = without_sha256(folder) / "model.safetensors"
     state = load_file(path)
@@ -861,17 +680,6 @@ def test_options_come_back_from_json_or_are_refused_by_name(options):
         assert json.loads(json.dumps(checked, allow_nan=False)) == checked
 
 
-def test_options_of_every_kind_of_number_are_saved(tmp_path):
-    options = {"img_size": (np.int64(32), 32), "patch_size": 8, "depth": 2, "drop_path_rate": np.float32(0.5)}
-    saved = HubModel("timm:vit_tiny_patch16_224", encoder_options=options, dim=DIM, projection_dim=4).eval()
-    saved.save_pretrained(tmp_path)
-    loaded = HubModel.from_pretrained(tmp_path)
-    assert len(loaded.encoder.backbone.blocks) == 2
-    assert loaded.encoder_options == saved.encoder_options
-    x = torch.randn(2, 3, 32, 32, generator=generator())
-    assert torch.equal(loaded.encode(x), saved.encode(x))
-
-
 def test_models_that_cannot_be_built_without_values_are_loaded_too(tmp_path):
     """torchvision's RegNets read numbers from tensors while they are built."""
     HubModel("torchvision:regnet_y_400mf", dim=DIM, projection_dim=4).save_pretrained(tmp_path)
@@ -881,31 +689,6 @@ def test_models_that_cannot_be_built_without_values_are_loaded_too(tmp_path):
 def test_the_page_lists_the_options():
     page = (Path(__file__).parents[1] / "docs" / "api" / "interchange.rst").read_text()
     assert set(_encoders.OPTIONS) <= set(re.findall(r"``(\w+)``", page))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (
-            {"pretrained_model_name_or_path": None},
-            TypeError,
-            "pretrained_model_name_or_path must be a path, got None",
-        ),
-        ({"map_location": "gpu"}, ValueError, "map_location must be a device of this machine, got 'gpu'"),
-        (
-            {"map_location": "cuda:99"},
-            ValueError,
-            "map_location must be a device of this machine, got 'cuda:99'",
-        ),
-        ({"map_location": [1]}, TypeError, r"map_location must be a device of this machine, got \[1\]"),
-        ({"bottleneck": nn.Linear(2, 2)}, TypeError, "bottleneck must be a StochasticBottleneck, got Linear"),
-    ],
-)
-def test_other_mistakes_of_loading_are_refused(arguments, error, message, folder):
-    with pytest.raises(error, match=message):
-        HubModel.from_pretrained(**{"pretrained_model_name_or_path": folder, **arguments})
-    with pytest.raises(TypeError, match="save_directory must be a path, got 3"):
-        model().save_pretrained(3)
 
 
 def test_an_encoder_says_how_it_is_built(tmp_path):

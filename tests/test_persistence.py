@@ -1,77 +1,26 @@
 """Saving and loading: weights through torch and safetensors, before a first batch too, and a resumed run."""
 
-import copy
-
 import pytest
 import torch
+from saved_models import (
+    DIM,
+    KINDS,
+    WIDTH,
+    X_PRIME,
+    N,
+    OpenEncoder,
+    X,
+    assert_equal,
+    generator,
+    model,
+    outputs,
+    used,
+)
 from torch import nn
 
-from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper, TemperatureSchedule
+from stochastic_bottleneck import InfoNCELoss, StochConWrapper, TemperatureSchedule
 
-N, WIDTH, DIM = 6, 5, 11
-
-
-class OpenEncoder(nn.Module):
-    """Its structure does not tell its width, so that everything behind it is built with the first batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.BatchNorm2d(WIDTH), nn.ReLU())
-
-    def forward(self, x):
-        return self.inner(x)
-
-
-BOTTLENECKS = {
-    "bern": {},
-    "hard": {"hard": True},
-    "as the paper": {"location_std": None},
-    "learnable scale": {"learnable_scale": True},
-    "mlp": {"projector": "mlp", "upsampler": "mlp"},
-    "gauss": {"kind": "gauss"},
-    "gauss isotropic": {"kind": "gauss", "variance": "isotropic"},
-}
-each_kind = pytest.mark.parametrize("kind", BOTTLENECKS)
-
-
-def model(kind="bern", *, seed=0, lazy=False, dim=DIM, **options):
-    torch.manual_seed(seed)
-    bottleneck = StochasticBottleneck(dim=dim, **BOTTLENECKS[kind])
-    if not lazy:
-        bottleneck = StochasticBottleneck(dim=dim, in_features=WIDTH, **BOTTLENECKS[kind])
-        options = {"feature_dim": WIDTH, **options}
-    return StochConWrapper(OpenEncoder(), bottleneck=bottleneck, projection_dim=4, **options)
-
-
-def generator(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
-X, X_PRIME = (torch.randn(N, 3, 8, 8, generator=generator(seed)) for seed in (2, 3))
-
-
-def used(kind="bern", **options):
-    """A model whose statistics and temperature are no longer those it was built with."""
-    m = model(kind, **options)
-    m(X, X_PRIME)
-    if m.bottleneck.kind == "bern":
-        m.bottleneck.set_temperature(0.3)
-    return m
-
-
-def outputs(m):
-    """All that a model gives: the training pass with known noise, then what it encodes."""
-    m = copy.deepcopy(m)
-    output = m(X, X_PRIME, generator=generator())
-    encoded = [m.encode(X, which) for which in ("h", "z", "upsampled")]
-    if m.bottleneck.kind == "bern":
-        encoded.append(m.encode(X, "bits"))
-    return [*output[:-1], *output.posterior, *encoded, *m.state_dict().values()]
-
-
-def assert_equal(a, b):
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x, y)
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def through_torch(state, folder):
@@ -93,10 +42,10 @@ each_format = pytest.mark.parametrize("through", [through_torch, through_safeten
 
 @each_kind
 @each_format
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_state_dict_round_trip(kind, through, symmetric, tmp_path):
-    saved = used(kind, symmetric=symmetric)
-    loaded = model(kind, seed=9, symmetric=symmetric)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_state_dict_round_trip(kind, through, lazy, tmp_path):
+    saved = used(kind, lazy=lazy, symmetric=lazy)
+    loaded = model(kind, seed=9, symmetric=lazy)
     assert not torch.equal(loaded.encode(X), saved.encode(X))
     loaded.load_state_dict(through(saved.state_dict(), tmp_path))
     assert_equal(outputs(loaded), outputs(saved))
@@ -114,23 +63,7 @@ def test_loading_before_the_first_batch(kind, through, tmp_path):
     assert_equal(outputs(loaded), outputs(saved))
     loaded(X, X_PRIME)
     assert all(a is b for a, b in zip(loaded.parameters(), parameters, strict=True))
-
-
-@each_kind
-def test_layers_loaded_before_the_first_batch_state_their_widths(kind):
-    saved, loaded = used(kind), model(kind, lazy=True)
-    loaded.load_state_dict(saved.state_dict())
-    loaded(X, X_PRIME)
-    for ours, theirs in ((loaded.bottleneck, saved.bottleneck), (loaded.head, saved.head)):
-        assert repr(ours) == repr(theirs)
-
-
-@each_kind
-def test_a_lazily_built_model_saves_what_any_other_does(kind, tmp_path):
-    saved = used(kind, lazy=True)
-    loaded = model(kind, seed=9)
-    loaded.load_state_dict(through_torch(saved.state_dict(), tmp_path))
-    assert_equal(outputs(loaded), outputs(saved))
+    assert (repr(loaded.bottleneck), repr(loaded.head)) == (repr(saved.bottleneck), repr(saved.head))
 
 
 @each_format
@@ -147,15 +80,6 @@ def test_a_wrapped_simclr_model_round_trips(through, tmp_path):
     saved(X, X_PRIME)
     loaded.load_state_dict(through(saved.state_dict(), tmp_path))
     assert_equal(outputs(loaded), outputs(saved))
-
-
-def test_temperature_is_part_of_the_state():
-    saved = model()
-    saved.bottleneck.set_temperature(0.25)
-    loaded = model()
-    loaded.load_state_dict(saved.state_dict())
-    assert loaded.bottleneck.temperature.item() == 0.25
-    assert not torch.equal(outputs(loaded)[1], outputs(model())[1])  # v_prime
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -188,7 +112,7 @@ def test_a_state_for_another_encoder_is_refused_at_the_first_batch():
 def test_a_state_of_another_latent_is_refused_at_the_first_batch():
     m = model("as the paper", lazy=True)
     m.load_state_dict(used("as the paper", dim=DIM + 1).state_dict())
-    with pytest.raises(ValueError, match=r"projector must give 11 parameters per image .*got 12"):
+    with pytest.raises(ValueError, match=r"projector must give 11 parameters .*got 12"):
         m(X, X_PRIME)
 
 
@@ -251,13 +175,3 @@ def test_a_resumed_run_ends_at_the_same_weights(kind, lazy, tmp_path):
     if run.schedule is not None:
         assert resumed.schedule.state_dict() == run.schedule.state_dict()
         assert run.model.bottleneck.temperature.item() == pytest.approx(0.2)
-
-
-def test_a_schedule_loads_with_weights_only(tmp_path):
-    run = Run("bern", seed=0, lazy=False)
-    run.schedule.step()
-    state = through_torch(run.schedule.state_dict(), tmp_path)
-    other = Run("bern", seed=0, lazy=False)
-    other.schedule.load_state_dict(state)
-    assert other.schedule.last_step == 1
-    assert other.model.bottleneck.temperature.item() == run.model.bottleneck.temperature.item() < 1.0

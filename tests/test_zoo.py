@@ -20,133 +20,66 @@ zoo = pytest.importorskip("torchvision.models")
 CLASSES = 7
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
-# Side of the images that each model sees.
-TORCHVISION = {
-    "resnet18": 32,
-    "resnet50": 32,
-    "resnext50_32x4d": 32,
-    "wide_resnet50_2": 32,
-    "vgg11": 32,
-    "vgg11_bn": 32,
-    "alexnet": 64,
-    "densenet121": 32,
-    "squeezenet1_0": 32,
-    "squeezenet1_1": 32,
-    "googlenet": 32,
-    "inception_v3": 75,
-    "mobilenet_v2": 32,
-    "mobilenet_v3_small": 32,
-    "mobilenet_v3_large": 32,
-    "mnasnet0_5": 32,
-    "mnasnet1_0": 32,
-    "shufflenet_v2_x0_5": 32,
-    "shufflenet_v2_x1_0": 32,
-    "efficientnet_b0": 32,
-    "efficientnet_v2_s": 32,
-    "regnet_x_400mf": 32,
-    "regnet_y_400mf": 32,
-    "convnext_tiny": 32,
-    "vit_b_32": 32,
-    "swin_t": 32,
-    "swin_v2_t": 32,
-    "maxvit_t": 224,
-}
+
+def by_size(names):
+    """Side of the images that each model sees, by its name."""
+    return {name: size for size, several in names.items() for name in several.split()}
+
+
+TORCHVISION = by_size(
+    {
+        32: """
+            resnet18 resnet50 resnext50_32x4d wide_resnet50_2 vgg11 vgg11_bn densenet121 squeezenet1_0
+            squeezenet1_1 googlenet mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet0_5 mnasnet1_0
+            shufflenet_v2_x0_5 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_v2_s regnet_x_400mf
+            regnet_y_400mf convnext_tiny vit_b_32 swin_t swin_v2_t
+        """,
+        64: "alexnet",
+        75: "inception_v3",
+        224: "maxvit_t",
+    }
+)
 OPTIONS = {
     "googlenet": {"init_weights": False},  # its own initialisation warns that it is slow
     "inception_v3": {"init_weights": False},
     "vit_b_32": {"image_size": 32},
 }
-TIMM = {
-    "resnet18": 32,
-    "resnet26d": 32,
-    "seresnet18": 32,
-    "skresnet18": 32,
-    "resnest14d": 32,
-    "resnext26ts": 32,
-    "res2net50_26w_4s": 32,
-    "nf_resnet26": 32,
-    "vgg11": 32,
-    "densenet121": 32,
-    "dla34": 32,
-    "dpn48b": 32,
-    "legacy_xception": 64,
-    "xception41p": 32,
-    "inception_v4": 75,
-    "hrnet_w18_small": 32,
-    "cspresnet50": 32,
-    "ese_vovnet19b_slim_dw": 32,
-    "selecsls42": 32,
-    "hgnet_tiny": 32,
-    "repvgg_a0": 32,
-    "mobileone_s0": 32,
-    "efficientnet_b0": 32,
-    "tf_efficientnetv2_b0": 32,
-    "mnasnet_small": 32,
-    "mobilenetv3_small_050": 32,
-    "mobilenetv4_conv_small": 32,
-    "mobilenetv4_hybrid_medium": 64,
-    "lcnet_035": 32,
-    "ghostnet_050": 32,
-    "rexnet_100": 32,
-    "regnetx_002": 32,
-    "regnety_002": 32,
-    "dm_nfnet_f0": 32,
-    "eca_nfnet_l0": 32,
-    "convnext_atto": 32,
-    "convnextv2_atto": 32,
-    "convmixer_768_32": 32,
-    "inception_next_atto": 32,
-    "poolformer_s12": 32,
-    "poolformerv2_s12": 32,
-    "caformer_s18": 32,
-    "focalnet_tiny_srf": 64,
-    "fastvit_t8": 64,
-    "repvit_m0_9": 32,
-    "edgenext_xx_small": 64,
-    "mobilevit_xxs": 64,
-    "mobilevitv2_050": 64,
-    "efficientvit_b0": 64,
-    "swiftformer_xs": 64,
-    "mambaout_femto": 32,
-    "starnet_s1": 32,
-    "pvt_v2_b0": 64,
-    "tiny_vit_5m_224": 224,
-    "davit_tiny": 64,
-    "crossvit_9_240": 240,
-}
-SIZED = {
-    "botnet26t_256": 64,
-    "efficientvit_m0": 64,
-    "efficientformerv2_s0": 64,
-    "vit_tiny_patch16_224": 32,
-    "vit_wee_patch16_reg1_gap_256": 32,
-    "vit_small_patch14_reg4_dinov2": 28,
-    "vit_tiny_r_s16_p8_224": 64,
-    "deit_tiny_patch16_224": 32,
-    "deit_tiny_distilled_patch16_224": 32,
-    "deit3_small_patch16_224": 32,
-    "beit_base_patch16_224": 32,
-    "eva02_tiny_patch14_224": 28,
-    "cait_xxs24_224": 32,
-    "xcit_nano_12_p16_224": 32,
-    "convit_tiny": 32,
-    "mixer_s32_224": 32,
-    "gmlp_ti16_224": 32,
-    "resmlp_12_224": 32,
-    "swin_tiny_patch4_window7_224": 32,
-    "swinv2_tiny_window8_256": 32,
-    "maxvit_nano_rw_256": 64,
-    "coatnet_nano_rw_224": 64,
-    "coat_lite_tiny": 32,
-    "levit_128s": 32,
-    "pit_ti_distilled_224": 64,
-    "twins_pcpvt_small": 64,
-    "visformer_tiny": 64,
-    "volo_d1_224": 64,
-    "gcvit_xxtiny": 64,
-    "mvitv2_tiny": 64,
-    "sequencer2d_s": 64,
-}
+TIMM = by_size(
+    {
+        32: """
+            resnet18 resnet26d seresnet18 skresnet18 resnest14d resnext26ts res2net50_26w_4s nf_resnet26
+            vgg11 densenet121 dla34 dpn48b xception41p hrnet_w18_small cspresnet50 ese_vovnet19b_slim_dw
+            selecsls42 hgnet_tiny repvgg_a0 mobileone_s0 efficientnet_b0 tf_efficientnetv2_b0 mnasnet_small
+            mobilenetv3_small_050 mobilenetv4_conv_small lcnet_035 ghostnet_050 rexnet_100 regnetx_002
+            regnety_002 dm_nfnet_f0 eca_nfnet_l0 convnext_atto convnextv2_atto convmixer_768_32
+            inception_next_atto poolformer_s12 poolformerv2_s12 caformer_s18 repvit_m0_9 mambaout_femto
+            starnet_s1
+        """,
+        64: """
+            legacy_xception mobilenetv4_hybrid_medium focalnet_tiny_srf fastvit_t8 edgenext_xx_small
+            mobilevit_xxs mobilevitv2_050 efficientvit_b0 swiftformer_xs pvt_v2_b0 davit_tiny
+        """,
+        75: "inception_v4",
+        224: "tiny_vit_5m_224",
+        240: "crossvit_9_240",
+    }
+)
+SIZED = by_size(
+    {
+        64: """
+            botnet26t_256 efficientvit_m0 efficientformerv2_s0 vit_tiny_r_s16_p8_224 maxvit_nano_rw_256
+            coatnet_nano_rw_224 pit_ti_distilled_224 twins_pcpvt_small visformer_tiny volo_d1_224
+            gcvit_xxtiny mvitv2_tiny sequencer2d_s
+        """,
+        32: """
+            vit_tiny_patch16_224 vit_wee_patch16_reg1_gap_256 deit_tiny_patch16_224
+            deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 cait_xxs24_224
+            xcit_nano_12_p16_224 convit_tiny mixer_s32_224 gmlp_ti16_224 resmlp_12_224
+            swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 coat_lite_tiny levit_128s
+        """,
+        28: "vit_small_patch14_reg4_dinov2 eva02_tiny_patch14_224",
+    }
+)
 """Models of timm that are built for one size of image."""
 SLOW = {("torchvision", "vgg11_bn"), ("timm", "vgg11"), ("timm", "dm_nfnet_f0")}
 """Heavy siblings of models that the fast run has."""
@@ -237,16 +170,6 @@ def test_architecture(library, name):
     torch.testing.assert_close(wrapper.encode(x), expected)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
-
-
-@pytest.mark.parametrize(("library", "name"), [("torchvision", "mobilenet_v3_small"), ("timm", "resnet18")])
-def test_wrapper_takes_the_model_itself(library, name):
-    model, x = build(library, name)
-    expected = features_before_the_classifier(library, model.eval(), x)
-    with nothing_runs():
-        wrapper = StochConWrapper(model, dim=4)
-    assert wrapper.encoder.feature_dim == expected.shape[-1]
-    torch.testing.assert_close(wrapper.encode(x), expected)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "efficientnet_b0"])

@@ -1,4 +1,4 @@
-"""Packages that the library can do without: imported where they are used."""
+"""Optional packages, imported where they are used."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def require(module: str, needed_by: str, extra: str) -> Any:
-    """A module of an optional package, or an error that names the extra to install."""
+    """Import a module of an optional package, or raise an error that names the extra to install."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
-            raise  # the package is there; something that it needs itself is not
+            raise  # the package is installed, but one of its own dependencies is not
         raise ModuleNotFoundError(
             f'{needed_by} needs {package}; install it with pip install "stochastic-bottleneck[{extra}]"',
             name=package,

@@ -14,11 +14,11 @@ from torch import nn
 HEADS = ("fc", "classifier", "head", "heads")
 """Attributes that hold the classifier: all of torchvision's models use one of these."""
 WIDTHS = ("feature_dim", "output_dim", "out_features", "num_features", "embed_dim", "hidden_size")
-"""Attributes in which models state the width of their features; those that name an output come first."""
+"""Attributes with the width of a model's features; those of an output come first."""
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
 """GoogLeNet's and Inception v3's auxiliary classifiers, which make the output in training a tuple."""
 CONCATENATED = {"GoogLeNet": 1024, "Inception3": 2048, "SqueezeNet": 512}
-"""Widths of torchvision models that end in parallel convolutions, whose number is only in their forward."""
+"""Widths of torchvision models that end in parallel convolutions, which only their forward joins."""
 SHORTCUTS = ("downsample", "shortcut", "skip", "proj")
 """Names of a residual block's second path, which ends at the width of the first."""
 OTHER_TASKS = {
@@ -33,10 +33,10 @@ _KEEPS_WIDTH = (
     *(f"torch.nn.modules.{stem}" for stem in ("activation", "dropout", "linear", "padding")),
     "torchvision.ops.misc",
 )
-"""Files whose layers, where they have no width of their own, keep it."""
+"""Modules whose layers keep the width, unless they have one of their own."""
 
 _State = tuple[int | None, int | None]
-"""Width and number of positions of the maps at one point of a model; None for what is not certain."""
+"""Width and number of positions of the maps at one point of a model; None if unknown."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -51,7 +51,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def refuse_other_tasks(model: nn.Module) -> None:
-    """Refuse models whose output is no feature: detection, segmentation, optical flow, lists of maps."""
+    """Refuse models whose output is not a feature: detection, segmentation, optical flow, lists of maps."""
     for base in type(model).__mro__:
         for origin, advice in OTHER_TASKS.items():
             if base.__module__.startswith(origin):
@@ -62,7 +62,7 @@ def refuse_other_tasks(model: nn.Module) -> None:
 
 
 def prefix_tokens(model: nn.Module) -> int:
-    """Number of class, distillation and register tokens ahead of a token sequence, as timm states it."""
+    """Number of class, distillation and register tokens at the start of a token sequence, as in timm."""
     number = getattr(model, "num_prefix_tokens", None)
     if isinstance(number, int):
         return number
@@ -71,7 +71,7 @@ def prefix_tokens(model: nn.Module) -> int:
 
 
 def is_channels_last(model: nn.Module) -> bool:
-    """Whether feature maps are (N, H, W, C), as timm states it."""
+    """Whether feature maps are (N, H, W, C), by timm's attribute."""
     return getattr(model, "output_fmt", None) == "NHWC"
 
 
@@ -86,14 +86,14 @@ def is_classifier(model: nn.Module) -> bool:
 
 
 def strip_classifier(model: nn.Module, *, insist: bool) -> int | None:
-    """Remove the last layer of a classification model, in place; nothing happens to one without.
+    """Remove the classifier of a classification model, in place, if it has one.
 
     Args:
         model: model to change.
-        insist: refuse a model in which no classifier, nor the gap one has left, is found.
+        insist: refuse a model without a classifier, unless it was removed before.
 
     Returns:
-        Width of the removed layer's input where that is the width of the features.
+        Width of the removed layer's input, if that is the width of the features.
     """
     if _is_timm(model):
         _strip_timm(model)
@@ -102,8 +102,8 @@ def strip_classifier(model: nn.Module, *, insist: bool) -> int | None:
         if isinstance(getattr(model, name, None), nn.Module) and hasattr(model, "aux_logits"):
             setattr(model, name, None)
             model.aux_logits = False  # type: ignore[assignment]
-    place = _find_classifier(model)
-    if place is None:
+    found = _find_classifier(model)
+    if found is None:
         if insist:
             children = ", ".join(name for name, _ in model.named_children()) or "none"
             raise ValueError(
@@ -112,7 +112,7 @@ def strip_classifier(model: nn.Module, *, insist: bool) -> int | None:
                 f"{children}. Replace its classifier by nn.Identity() yourself and leave strip=None"
             )
         return None
-    parent, names = place
+    parent, names = found
     last = parent.get_submodule(names[0])
     for name in names:
         setattr(parent, name, nn.Identity().train(last.training))
@@ -121,7 +121,7 @@ def strip_classifier(model: nn.Module, *, insist: bool) -> int | None:
 
 
 def input_width(head: nn.Module) -> int | None:
-    """Width of the rows that a head takes; None for lazy layers or one without layers."""
+    """Width of the rows that a head takes; None for a lazy head or one without layers."""
     for layer in head.modules():
         ends = _ends(layer)
         if ends is None:
@@ -141,12 +141,12 @@ def is_pool(module: nn.Module) -> bool:
 
 
 def is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether a module runs its children in order; a Sequential's subclass may do otherwise."""
+    """Whether a module runs its children in order; a subclass of Sequential may not."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def feature_width(model: nn.Module) -> int | None:
-    """Width of a model's features from its structure; None where that does not tell for certain."""
+    """Width of a model's features from its structure; None if unknown."""
     if _is_timm(model):
         layers = _timm_classifier(model)
         if layers:
@@ -198,7 +198,7 @@ def _strip_timm(model: Any) -> None:
 
 
 def _find_classifier(model: nn.Module) -> tuple[nn.Module, list[str]] | None:
-    """Parent and names of the last layer and of what only serves it; an Identity is the gap one has left."""
+    """Parent and names of the last layer and the activation after it; an Identity is a classifier removed before."""
     name = next((name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)), None)
     head = model if name is None else getattr(model, name)
     if is_chain(head):
@@ -274,7 +274,7 @@ def _pooled_cells(pool: nn.Module, cells: int | None) -> int | None:
 
 
 def _block_width(block: nn.Module, width: int | None) -> int | None:
-    """Output width of a block: certain where its layers form one chain, apart from a shortcut."""
+    """Output width of a block, if its layers form one chain apart from a shortcut."""
     if isinstance(last := list(block.children())[-1], nn.LayerNorm):
         return _ends(last)[1]  # type: ignore[index]
     found = False
@@ -282,14 +282,14 @@ def _block_width(block: nn.Module, width: int | None) -> int | None:
         ends = _ends(layer)
         if ends is None or any(part in SHORTCUTS for part in name.split(".")):
             continue
-        if ends[0] != width:  # parallel paths, which the forward may join in any way
+        if ends[0] != width:  # parallel paths, whose joined width is unknown
             return None
         width, found = ends[1], True
     return width if found else None
 
 
 def _ends(layer: nn.Module) -> tuple[int, int] | None:
-    """Input and output width of a layer; 0 for those a lazy layer does not know yet."""
+    """Input and output width of a layer; 0 if a lazy layer does not know it yet."""
     if next(layer.children(), None) is not None:
         return None
     for start, end in (("in_features", "out_features"), ("in_channels", "out_channels")):

@@ -1,4 +1,4 @@
-"""What timm's optimizers and training scripts ask of a model, passed on by a model around another."""
+"""Methods that timm's optimizers and training scripts call, forwarded to the encoder."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck.encoders import Encoder
 
 BACKBONE = "encoder.backbone."
-"""Prefix of the names of the encoder's parameters."""
+"""Prefix of the encoder's parameters in the model."""
 
 
 class TimmMethods(nn.Module):
-    """timm's methods for a model whose `encoder.backbone` has them."""
+    """timm's methods, for a model whose `encoder.backbone` has them."""
 
     encoder: Encoder
 
     @property
     def group_matcher(self) -> Callable[..., Any]:
-        """Layers for timm's layer-wise learning rates: the encoder's, then one of the bottleneck and the head.
+        """Layers for timm's layer-wise learning rates: the encoder's, then the bottleneck and head as one.
 
-        Present only where the encoder, a timm model, has it: `timm.optim.create_optimizer_v2(model, layer_decay=0.75)`.
+        Only if the encoder, a timm model, has it: `timm.optim.create_optimizer_v2(model, layer_decay=0.75)`.
         """
-        own: Any = self.encoder.backbone.group_matcher  # AttributeError: hasattr is False of this model too
+        own: Any = (
+            self.encoder.backbone.group_matcher
+        )  # AttributeError makes hasattr False for this model too
         return lambda coarse=False: _inside(own(coarse=coarse))
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the encoder's parameters that timm's optimizers are not to decay, such as position embeddings."""
+        """Names of the encoder's parameters without weight decay in timm's optimizers, such as position embeddings."""
         own: Any = getattr(self.encoder.backbone, "no_weight_decay", set)
         return {BACKBONE + name for name in own()}
 
@@ -40,10 +42,10 @@ class TimmMethods(nn.Module):
         """Recompute each block of the encoder, a timm model, in the backward pass.
 
         Args:
-            enable: False undoes it.
+            enable: False turns it off.
 
         Raises:
-            TypeError: for an encoder that cannot do so by itself.
+            TypeError: for an encoder without this method.
         """
         _checks.flag("enable", enable)
         own: Any = getattr(self.encoder.backbone, "set_grad_checkpointing", None)
@@ -58,11 +60,11 @@ class TimmMethods(nn.Module):
 
 
 def _inside(matcher: Any) -> Any:
-    """What the encoder's `group_matcher` gave, for the same parameters under their longer names.
+    """Translate the encoder's `group_matcher` to the longer parameter names of this model.
 
     Args:
-        matcher: function from a name to the number of its group; or a dict of patterns, each of them a string, None, or
-            a list of pairs of a string and further numbers. timm puts what nothing matches into a last group.
+        matcher: function from a name to the number of its group; or a dict of patterns, each a string, None, or a list
+            of pairs of a string and further numbers. timm puts parameters that match nothing into a last group.
     """
     if callable(matcher):
         return lambda name: matcher(name[len(BACKBONE) :]) if name.startswith(BACKBONE) else math.inf
@@ -73,7 +75,7 @@ def _longer(patterns: Any) -> Any:
     if patterns is None:
         return None
     if isinstance(patterns, str):
-        # timm matches from the start of a name; "^" would ask for it after the prefix.
+        # timm matches from the start of a name, so "^" would not match after the prefix.
         pattern = re.sub(r"(?<![\\\[])\^", "", patterns)
         return f"{re.escape(BACKBONE)}(?:{pattern})"
     return [(_longer(pattern), further) for pattern, further in patterns]

@@ -1,4 +1,4 @@
-"""The wrapper inside whatever holds it."""
+"""Unwrap compiled and data-parallel modules around a `StochConWrapper`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders: any image model as a map from images to one row of features each."""
+"""Encoders: turn any image model into a map from images to one row of features each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Encoder", "as_encoder", "simclr_parts", "small_image_stem"]
 class Encoder(nn.Module):
     """Backbone whose output is reduced to one row of features per image.
 
-    Feature maps are averaged over space and token sequences over their tokens, class and register tokens
-    (timm's `num_prefix_tokens`) left out; either is flattened instead where `feature_dim` says so; rows pass
+    Feature maps are averaged over space, and token sequences over their tokens without class and register tokens
+    (timm's `num_prefix_tokens`). Either is flattened instead if `feature_dim` is the flattened width; rows pass
     unchanged. Training and evaluation mode differ only in the backbone; see also `freeze`.
 
     Args:
@@ -94,15 +94,15 @@ class Encoder(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether `freeze` holds the encoder."""
+        """Whether the encoder is frozen."""
         return self._frozen is not None
 
     def freeze(self, frozen: bool = True) -> Self:
-        """Hold weights and statistics: no gradient, no stored activations, evaluation mode whatever `train()` says.
+        """Freeze weights and statistics: no gradient, no stored activations, and evaluation mode even after `train()`.
 
         Args:
-            frozen: False undoes it, evaluation mode with the next `train()`; parameters that needed no gradient
-                before need none then.
+            frozen: False unfreezes the encoder, which leaves evaluation mode with the next `train()`; parameters that
+                needed no gradient before still need none.
 
         Returns:
             The encoder itself.
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
             self.requires_grad_(False)
             return self.eval()
         for name, p in self.named_parameters():
-            # A part may have been compiled since.
+            # A submodule may have been compiled since.
             p.requires_grad_(p.requires_grad or name.replace("_orig_mod.", "") in before)
         self._frozen = None
         return self
@@ -150,23 +150,23 @@ class Encoder(nn.Module):
 
 
 def as_encoder(model: nn.Module, feature_dim: int | None = None, strip: bool | None = None) -> Encoder:
-    """Make an encoder of an image model, without running it.
+    """Turn an image model into an encoder, without running it.
 
-    The classifier is removed in place: from a timm model by its own `reset_classifier`, from any other the
-    last layer alone, so that dropout and hidden layers before it stay. Weights are shared; training flags,
-    BatchNorm statistics and the random state are left alone.
+    The classifier is removed in place: by a timm model's own `reset_classifier`, and from any other model only the
+    last layer, so that dropout and hidden layers before it stay. Weights are shared; training flags, BatchNorm
+    statistics and the random state do not change.
 
     Args:
         model: torchvision or timm classification model, or any module that maps images to features. A
-            compiled or data-parallel module around it is taken off; an `Encoder` is returned itself.
+            compiled or data-parallel module around it is unwrapped; an `Encoder` is returned itself.
         feature_dim: width F of the features; None to read it from the model's structure or its attributes
             (`feature_dim`, `num_features`, `embed_dim`, ...).
         strip: remove the classifier. None removes it from models of torchvision and timm; True also from
-            others, where it must end a Sequential, or be (the end of) `fc`, `classifier`, `head` or `heads`;
+            others, if it ends a Sequential, or is (the end of) `fc`, `classifier`, `head` or `heads`;
             False keeps it.
 
     Returns:
-        The encoder. Its `feature_dim` is None where the structure does not tell for certain.
+        The encoder. Its `feature_dim` is None if the structure does not determine it.
 
     Raises:
         ValueError: for strip=True and no classifier found, a detection or segmentation model, or a width that
@@ -203,9 +203,9 @@ def simclr_parts(
 ) -> tuple[Encoder, nn.Module]:
     """Find the encoder and the projection head of an existing SimCLR model.
 
-    Nothing is stripped, and both parts are the model's own. Between them the model is taken to flatten or
-    to average over space or tokens, as `Encoder` does; where it does otherwise (takes the class token, say),
-    pass as `encoder` a module that does the same. Pooling layers that a Sequential head begins with go to the
+    Nothing is stripped, and both parts are the model's own. Between them the model is assumed to flatten or
+    to average over space or tokens, as `Encoder` does; if it does something else (take the class token, say),
+    pass as `encoder` a module that does the same. Pooling layers at the start of a Sequential head move to the
     encoder. A head named inside the encoder (`head="backbone.fc"`) leaves an Identity in its place.
 
     Args:
@@ -237,7 +237,9 @@ def simclr_parts(
     _strip.refuse_other_tasks(model)
     found, projection = _simclr.find_parts(model, encoder, head)
     if found in projection.modules():
-        raise ValueError("encoder must lie outside the head, got a part of it; name what the head is fed by")
+        raise ValueError(
+            "encoder must be outside the head, got a part of it; name the module before the head"
+        )
     inside = next((name for name, module in found.named_modules() if module is projection), None)
     if inside is not None:
         parent, _, name = inside.rpartition(".")

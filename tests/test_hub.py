@@ -225,9 +225,7 @@ def test_resnets_with_either_stem_are_built_again_by_name(make, name, options, s
     named["small_images"] = not small_images
     built = HubModel(f"timm:{name}", encoder_options=options, small_images=small_images).encoder.backbone
     assert isinstance(built.maxpool, nn.Identity) is small_images
-    with pytest.raises(
-        ValueError, match=r"encoder_name='timm:resnet\w+' with .* does not build this encoder"
-    ):
+    with pytest.raises(ValueError, match=r"encoder_name='timm:resnet\w+' with .* does not build this"):
         HubModel.from_wrapper(wrapper, **named)
 
 
@@ -348,9 +346,7 @@ def test_functions_that_use_a_trained_model_take_its_folder(tmp_path):
     export_onnx(str(tmp_path), tmp_path / "bits.onnx", x)
     assert verify_onnx(tmp_path / "bits.onnx", tmp_path, x).images == 2
     for use in (StochConTransformer("resnet18").transform, lambda x: export_program("resnet18", x)):
-        with pytest.raises(
-            FileNotFoundError, match=r"model must be .*, got 'resnet18', which is not a folder"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"model must be .*, got 'resnet18', which is not"):
             use(x)
 
 
@@ -363,9 +359,7 @@ def test_a_model_without_widths_is_not_saved(tmp_path):
     encoded_only = HubModel(OpenEncoder(), dim=DIM)
     encoded_only.encode(X, "z")  # the head has seen nothing
     for m in (unused, encoded_only):
-        with pytest.raises(
-            ValueError, match=r"layers of unknown width; run one batch, or build it with feature_dim"
-        ):
+        with pytest.raises(ValueError, match=r"layers of unknown width; run one batch, or build it with"):
             m.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="config must be left out: it is made from the model"):
         model().save_pretrained(tmp_path, config={"dim": 3})
@@ -377,15 +371,11 @@ def test_an_encoder_that_its_name_does_not_build_is_refused(tmp_path):
 
     changed = torchvision.models.resnet18()
     changed.maxpool = nn.Identity()
-    with pytest.raises(
-        ValueError, match=r"encoder_name='torchvision:resnet18' .*: layers without weights differ"
-    ):
+    with pytest.raises(ValueError, match=r"encoder_name='torchvision:resnet18' .*: layers without weights"):
         HubModel(changed, encoder_name="torchvision:resnet18")
     m = HubModel("torchvision:resnet18", dim=DIM)
     m.encoder.backbone.conv1 = nn.Conv2d(3, 64, 3, bias=False)
-    with pytest.raises(
-        ValueError, match=r"conv1\.weight is \(64, 3, 7, 7\) in the model and \(64, 3, 3, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"conv1\.weight is \(64, 3, 7, 7\) in the model and \(64, 3, 3"):
         m.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -421,9 +411,7 @@ def folder(tmp_path):
 def test_a_missing_encoder_is_named(folder):
     with pytest.raises(TypeError, match=r"no option \['heads'\]; it passes on \['cache_dir'"):
         HubModel.from_pretrained(folder, heads=3)
-    with pytest.raises(
-        ValueError, match=r"encoder must be passed: .*OpenEncoder'; use from_pretrained\(\.\.\., encoder="
-    ):
+    with pytest.raises(ValueError, match=r"encoder must be passed: .*OpenEncoder'; use from_pretrained"):
         HubModel.from_pretrained(folder)
 
 
@@ -434,9 +422,7 @@ def test_parts_that_do_not_fit_are_compared_key_by_key(folder):
         r" as saved.* \d more; pass encoder= .*OpenEncoder",
     ):
         HubModel.from_pretrained(folder, encoder=OpenEncoder(7))
-    with pytest.raises(
-        ValueError, match=r"head does not fit .*0\.weight is missing from the model, .* 5 more; pass head="
-    ):
+    with pytest.raises(ValueError, match=r"head does not fit .*0\.weight is missing from the model, .* 5"):
         HubModel.from_pretrained(folder, encoder=OpenEncoder(), head=nn.Linear(WIDTH, 4))
     with pytest.raises(TypeError, match="head must be a module, got int"):
         HubModel.from_pretrained(folder, encoder=OpenEncoder(), head=4)
@@ -471,9 +457,7 @@ def test_a_flipped_bit_in_the_weights_is_noticed(folder):
     content = bytearray(path.read_bytes())
     content[-7] ^= 4
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"model\.safetensors is damaged \(its sha256 is \w{64}, and config\.json"
-    ):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged \(its sha256 is \w{64}, and"):
         HubModel.from_pretrained(folder, encoder=OpenEncoder())
     HubModel.from_pretrained(without_sha256(folder), encoder=OpenEncoder())  # nothing else notices
 

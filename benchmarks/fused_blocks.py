@@ -1,8 +1,8 @@
 """Times the blocks that the fused loss could use on a GPU: `python -m benchmarks.fused_blocks > FILE.csv`.
 
 Each row is a kernel with its blocks, its error against float64 at N = 1024, and the median time of a launch at three
-sizes (`triton.testing.do_bench`), of 2N unit rows of width 128 at a temperature of 0.2. Of launches far below 0.1 ms a
-part is not the device's. `_ops/fused.py` takes the fastest blocks; this is how they are found on another GPU.
+sizes (`triton.testing.do_bench`), of 2N unit rows of width 128 at a temperature of 0.2. Times far below 0.1 ms include
+launch overhead. `kernels/nt_xent_triton.py` uses the fastest blocks; run this to find them for another GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stochastic_bottleneck._ops import fused
+from stochastic_bottleneck.kernels import nt_xent_triton
 
 SIZES = (1024, 4096, 16384)
 CHECKED = SIZES[0]
@@ -28,7 +28,7 @@ BLOCKS = (
     *((64, 64, 4, 2), (64, 32, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2)),
 )
 PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32x3"), (torch.float32, "ieee"))
-KERNELS = {"sums": fused.SUMS, "gradients": fused.GRADIENTS}
+KERNELS = {"sums": nt_xent_triton.SUMS_BLOCKS, "gradients": nt_xent_triton.GRADIENTS_BLOCKS}
 HEADER = ("kernel", "dtype", "precision", "rows", "columns", "warps", "stages", "error")
 
 
@@ -40,8 +40,8 @@ def main() -> None:
     writer.writerow((*HEADER, *(f"ms N = {n}" for n in SIZES)))
     for kernel, table in KERNELS.items():
         for (dtype, precision), blocks in itertools.product(PRECISIONS, BLOCKS):
-            chosen = mock.patch.dict(table, {dtype: fused.Blocks(*blocks)})
-            with chosen, mock.patch.dict(fused.PRODUCTS, {dtype: precision}):
+            chosen = mock.patch.dict(table, {dtype: nt_xent_triton.BlockSizes(*blocks)})
+            with chosen, mock.patch.dict(nt_xent_triton.INPUT_PRECISION, {dtype: precision}):
                 measured = measure(kernel, dtype, data, exact[kernel])
             if measured is not None:
                 name = str(dtype).removeprefix("torch.")
@@ -74,9 +74,9 @@ def measure(kernel: str, dtype: torch.dtype, data: dict[int, Any], exact: Tensor
     cells = []
     try:
         for n, (rows, weights) in data.items():
-            pairs = fused.FusedPairs(rows, None, (0, n, -n), TEMPERATURE, dtype)
+            pairs = nt_xent_triton.TritonPairs(rows, None, (0, n, -n), TEMPERATURE, dtype)
             work: Callable[[], Tensor] = (
-                pairs.sums if kernel == "sums" else lambda p=pairs, a=weights: p.gradients(a)[0]  # type: ignore[misc]
+                pairs.row_sums if kernel == "sums" else lambda p=pairs, a=weights: p.gradients(a)[0]  # type: ignore[misc]
             )
             if n == CHECKED:
                 cells.append(f"{((work() - exact).norm() / exact.norm()).item():.1e}")

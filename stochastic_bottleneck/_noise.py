@@ -1,4 +1,4 @@
-"""Standard noise, drawn from torch's generators for whoever samples."""
+"""Standard logistic and normal noise from torch's generators."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._ops import bernoulli, philox
+from stochastic_bottleneck.kernels import bernoulli, philox
 
 
 def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard logistic noise in `like`'s shape and device, float32 (float64 for a float64 `like`).
+    """Standard logistic noise of the shape and on the device of `like`, float32 (float64 for a float64 `like`).
 
     Args:
-        like: gives shape, device and dtype. Shape: (...)
-        generator: source of randomness; None for the global one.
+        like: sets shape, device and dtype. Shape: (...)
+        generator: None for the global one.
 
     Returns:
         Noise of mean 0 and standard deviation pi / sqrt(3). Shape: (...)
@@ -28,29 +28,29 @@ def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Te
         torch.Size([2, 3])
     """
     options = _options(like, generator)
-    if _compiled_for_cpu(options):
-        return bernoulli.logistic_noise(philox.uniform(like.shape, _seed()))
-    return bernoulli.logistic_noise(torch.rand(like.shape, **options))
+    if _uses_philox(options):
+        return bernoulli.uniform_to_logistic_(philox.uniform(like.shape, _seed()))
+    return bernoulli.uniform_to_logistic_(torch.rand(like.shape, **options))
 
 
 def normal_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise in `like`'s shape and device, float32 (float64 for a float64 `like`).
+    """Standard normal noise of the shape and on the device of `like`, float32 (float64 for a float64 `like`).
 
     Args:
-        like: gives shape, device and dtype. Shape: (...)
-        generator: source of randomness; None for the global one.
+        like: sets shape, device and dtype. Shape: (...)
+        generator: None for the global one.
 
     Returns:
         Noise of mean 0 and standard deviation 1. Shape: (...)
     """
     options = _options(like, generator)
-    if _compiled_for_cpu(options):
+    if _uses_philox(options):
         return philox.normal(like.shape, _seed())
     return torch.randn(like.shape, **options)
 
 
 def relaxed_noise(logits: Tensor, temperature: Tensor | float, hard: bool, noise: Tensor | None) -> Tensor:
-    """The noise of a relaxed sample, drawn where None was given; refuses arguments that cannot make a sample."""
+    """Check the arguments of a relaxed sample; return `noise`, or new noise if it is None."""
     _checks.check_floating(logits, "logits")
     _checks.check_concrete(temperature, logits)
     _checks.flag("hard", hard)
@@ -60,7 +60,7 @@ def relaxed_noise(logits: Tensor, temperature: Tensor | float, hard: bool, noise
 
 
 def gaussian_noise(mean: Tensor, log_std: Tensor, noise: Tensor | None) -> Tensor:
-    """The noise of a Gaussian sample, likewise."""
+    """Check the arguments of a Gaussian sample; return `noise`, or new noise if it is None."""
     _checks.check_gaussian(mean, log_std)
     noise = normal_noise(mean) if noise is None else noise
     _checks.check_noise(mean, noise, "mean")
@@ -83,8 +83,8 @@ def _options(like: Tensor, generator: torch.Generator | None) -> dict[str, Any]:
     return options
 
 
-def _compiled_for_cpu(options: dict[str, Any]) -> bool:
-    # Compiled for a CPU, torch.rand and torch.randn draw one element after another.
+def _uses_philox(options: dict[str, Any]) -> bool:
+    # Compiled for a CPU, torch.rand and torch.randn generate one element after another.
     compiled = torch.compiler.is_compiling()
     return compiled and options["device"].type == "cpu" and options["dtype"] == torch.float32
 

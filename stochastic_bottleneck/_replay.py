@@ -1,4 +1,4 @@
-"""What running a model changes beside gradients: random numbers and buffers, kept so that it can run again the same."""
+"""Save and restore what a forward pass changes besides gradients: random states and buffers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Buffer(NamedTuple):
 
 
 def buffers(model: nn.Module) -> list[Buffer]:
-    """All buffers as they are now."""
+    """All buffers, with copies of their current values."""
     return [
         Buffer(module, name, tensor, tensor.clone())
         for module in model.modules()
@@ -28,47 +28,47 @@ def buffers(model: nn.Module) -> list[Buffer]:
     ]
 
 
-def set_buffers(kept: Sequence[Buffer]) -> None:
-    """Put back what `buffers` found."""
+def set_buffers(saved: Sequence[Buffer]) -> None:
+    """Restore buffers to the values copied by `buffers`."""
     with torch.no_grad():
-        for module, name, tensor, values in kept:
+        for module, name, tensor, values in saved:
             tensor.copy_(values)
-            if getattr(module, name) is not tensor:  # the model has put another in its place
+            if getattr(module, name) is not tensor:  # the model has replaced it
                 setattr(module, name, tensor)
 
 
 def devices_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[torch.device]:
-    """Devices in use beside the CPU."""
+    """Devices in use other than the CPU."""
     found = {x.device for x in (*inputs, *model.parameters(), *model.buffers())}
     return [device for device in found if device.type not in ("cpu", "meta")]
 
 
 def random_states(devices: Sequence[torch.device]) -> list[Tensor]:
-    """States of the global generators, the CPU's first; they live on the host, so nothing waits for a device."""
+    """States of the global generators, the CPU's first; they are stored on the host, so nothing synchronizes."""
     return [torch.get_rng_state(), *(getattr(torch, d.type).get_rng_state(d) for d in devices)]
 
 
 def set_random_states(devices: Sequence[torch.device], states: Sequence[Tensor]) -> None:
-    """Put back what `random_states` found."""
+    """Restore the states returned by `random_states`."""
     torch.set_rng_state(states[0])
     for device, state in zip(devices, states[1:], strict=True):
         getattr(torch, device.type).set_rng_state(state, device)
 
 
 @contextmanager
-def kept_state(model: nn.Module, devices: Sequence[torch.device]) -> Iterator[None]:
-    """Afterwards random numbers and buffers go on as if nothing had happened inside."""
-    kept, states = buffers(model), random_states(devices)
+def preserve_state(model: nn.Module, devices: Sequence[torch.device]) -> Iterator[None]:
+    """Restore random states and buffers on exit."""
+    saved, states = buffers(model), random_states(devices)
     try:
         yield
     finally:
-        set_buffers(kept)
+        set_buffers(saved)
         set_random_states(devices, states)
 
 
 @contextmanager
 def without_autocast(devices: Sequence[torch.device]) -> Iterator[None]:
-    """For a backward pass, which follows the dtypes of the forward pass by itself."""
+    """Disable autocast for a backward pass, which takes its dtypes from the forward pass."""
     with ExitStack() as stack:
         for kind in {"cpu", *(device.type for device in devices)}:
             if torch.is_autocast_enabled(kind):

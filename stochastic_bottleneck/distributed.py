@@ -1,4 +1,4 @@
-"""Gathering rows of all processes with the exact gradient; the identity without a process group."""
+"""Gather rows from all processes with the exact gradient; the identity without a process group."""
 
 from __future__ import annotations
 
@@ -7,48 +7,49 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck._ops.gather import all_gather, resolve
-from stochastic_bottleneck._ops.gather import check_alike as check_alike
-from stochastic_bottleneck._ops.gather import group_name as group_name
-from stochastic_bottleneck._ops.gather import several_processes as several_processes
-from stochastic_bottleneck._ops.info_nce_gathered import info_nce as info_nce
+from stochastic_bottleneck.kernels.all_gather import all_gather, get_group
+from stochastic_bottleneck.kernels.all_gather import (
+    check_equal_on_all_processes as check_equal_on_all_processes,
+)
+from stochastic_bottleneck.kernels.all_gather import group_name as group_name
+from stochastic_bottleneck.kernels.all_gather import has_several_processes as has_several_processes
+from stochastic_bottleneck.kernels.nt_xent_distributed import distributed_nt_xent as distributed_nt_xent
 
 __all__ = ["gather_rows"]
 
 
 def gather_rows(*tensors: Tensor, group: dist.ProcessGroup | None = None) -> tuple[tuple[Tensor, ...], int]:
-    """Concatenate each tensor's rows over the processes of a group, in rank order.
+    """Concatenate the rows of all processes of a group, in rank order.
 
-    The backward pass sums every process's gradient for the local rows. With losses that are means over local
-    rows, DistributedDataParallel's average over processes then equals the gradient of the mean over the whole
-    batch.
+    Backward sums every process's gradient for the local rows. If losses are means over local rows, the average that
+    DistributedDataParallel takes over processes then equals the gradient of the mean over the whole batch.
 
     Args:
-        *tensors: of one shape, dtype and device, on every process. Shape: (..., N, D)
-        group: the processes to gather from; None for all.
+        *tensors: tensors of the same shape, dtype and device, on every process. Shape: (..., N, D)
+        group: process group to gather from; None for all processes.
 
     Returns:
-        The tensors of Shape: (..., N x processes, D), and the index of this process's first row in them.
+        Tensors of Shape: (..., N x processes, D), and the index of this process's first row in them.
 
     Raises:
-        ValueError: for tensors that differ in shape, dtype or device; on every process, when those of two do.
-        TypeError: for what is no floating point tensor, or no process group.
+        ValueError: for tensors that differ in shape, dtype or device; on every process, if processes differ.
+        TypeError: for anything but floating point tensors and a process group.
     """
     name = group_name(group)
-    gathers = several_processes(name)
+    gathers = has_several_processes(name)
     needs_grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
     try:
         _check_rows(tensors)
     except (TypeError, ValueError):
-        if gathers:  # a process that stops alone leaves the others waiting
-            check_alike(*tensors, group=name, failed=True, needed_by="gather_rows")
+        if gathers:  # the other processes would wait forever
+            check_equal_on_all_processes(*tensors, group=name, failed=True, caller="gather_rows")
         raise
     if not gathers:
         return tensors, 0
-    check_alike(*tensors, group=name, needs_grad=needs_grad, needed_by="gather_rows")
-    # One collective for all tensors: latency, not bytes, is what a small gather costs.
+    check_equal_on_all_processes(*tensors, group=name, needs_grad=needs_grad, caller="gather_rows")
+    # One collective for all tensors: a small gather costs latency, not bandwidth.
     gathered = all_gather(torch.stack(tensors), dim=-2, group=name)
-    return tuple(gathered.unbind(0)), dist.get_rank(resolve(name)) * tensors[0].shape[-2]
+    return tuple(gathered.unbind(0)), dist.get_rank(get_group(name)) * tensors[0].shape[-2]
 
 
 def _check_rows(tensors: tuple[Tensor, ...]) -> None:

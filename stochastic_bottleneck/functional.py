@@ -1,7 +1,7 @@
-"""Stateless functions behind every module: arguments checked here, arithmetic done in the kernels.
+"""Stateless functions behind every module: they check arguments and call the kernels.
 
-Statistics are computed in float32 (float64 for float64 inputs) whatever autocast says; samples come back in
-the dtype of their parameters.
+Statistics are computed in float32 (float64 for float64 inputs), also under autocast; samples are returned in the
+dtype of their parameters.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._noise import gaussian_noise, logistic_noise, normal_noise, relaxed_noise
-from stochastic_bottleneck._ops import bernoulli, gaussian, info_nce_op
-from stochastic_bottleneck._ops import info_nce as _info_nce
+from stochastic_bottleneck.kernels import bernoulli, gaussian, nt_xent, nt_xent_op
 
 __all__ = [
     "bernoulli_entropy",
@@ -52,17 +51,18 @@ def info_nce(
     where `sim` is the cosine similarity and :math:`p(i)` the same image's other view. Rows need not be
     normalised. A zero row has similarity 0 with every row, and a finite gradient.
 
-    Statistics are float32 or better. From 512 images on, bfloat16 rows at temperatures from 0.05 on are multiplied
-    in bfloat16 where the hardware is faster at that, which moves a loss by at most :math:`2^{-9} (3 / \tau + 1)`.
+    Statistics are float32 or better. For 512 or more images at temperatures of 0.05 or more, bfloat16 rows are
+    multiplied in bfloat16 on hardware that is faster at it; the error of a loss is at most
+    :math:`2^{-9} (3 / \tau + 1)`.
 
     Args:
         v: first views. Shape: (N, D), or (K, N, D) for K independent losses over the same images.
         v_prime: second views, the same shape, dtype and device as `v`.
         temperature: tau, at least 0.01.
         reduction: "mean" over all rows, or "none".
-        block_size: most rows and columns of the tiles in which pairs are handled, with the least memory. None
-            chooses by size: the matrix of all pairs for small batches, and for others tiles that fit the
-            processor's cache. Memory does not grow with N x N.
+        block_size: largest number of rows and of columns in a tile of pairs; saves memory. None chooses by batch
+            size: the matrix of all pairs for small batches, otherwise tiles that fit the processor's cache. Memory
+            does not grow with N x N.
 
     Returns:
         Loss in nats, float32 or float64. Shape: () for "mean"; (2N,) or (K, 2N) for "none", the rows of `v`
@@ -75,21 +75,21 @@ def info_nce(
     Example:
         >>> import math, torch
         >>> parallel = torch.ones(4, 8)
-        >>> loss = info_nce(parallel, parallel)      # every view alike: log(2N - 1)
+        >>> loss = info_nce(parallel, parallel)      # all views equal: log(2N - 1)
         >>> math.isclose(loss.item(), math.log(7), rel_tol=1e-6)
         True
 
     Source:
-        SimCLR (arXiv 2002.05709), equation 1; StochCon (arXiv 2110.00552) minimises it unchanged.
+        SimCLR (arXiv 2002.05709), equation 1; StochCon (arXiv 2110.00552) uses it unchanged.
     """
     _checks.check_views(v, v_prime)
     _checks.check_info_nce_options(temperature, reduction, block_size)
     temperature, block_size = float(temperature), None if block_size is None else int(block_size)
-    # A product of half-precision rows would lose the small differences that the loss lives on.
+    # Under autocast, products of rows would be half precision and lose the small differences between logits.
     with _without_autocast(v.device.type):
-        if not _worth_tiles(v.shape[-2], block_size):
-            return _info_nce.plain(v, v_prime, temperature, reduction=reduction)
-        losses = info_nce_op.info_nce(v, v_prime, temperature, block_size)
+        if not _use_tiles(v.shape[-2], block_size):
+            return nt_xent.plain_nt_xent(v, v_prime, temperature, reduction)
+        losses = nt_xent_op.blockwise_nt_xent(v, v_prime, temperature, block_size)
     return losses.mean() if reduction == "mean" else losses
 
 
@@ -100,15 +100,16 @@ def relaxed_bernoulli_rsample(
 
     Args:
         logits: log odds of a one. Shape: (...)
-        temperature: Concrete temperature, at least 1e-6. Lower is closer to bits, with a noisier gradient.
+        temperature: Concrete temperature, at least 1e-6. Lower ones give samples closer to bits and noisier
+            gradients.
         hard: return exact bits in the forward pass and use the relaxed gradient (straight-through).
-        noise: standard logistic noise; drawn here when None. Shape: (...)
+        noise: standard logistic noise; sampled if None. Shape: (...)
 
     Returns:
         Samples in [0, 1], in the dtype of `logits`. Shape: (...)
 
     Raises:
-        ValueError: for a temperature below that, or noise of another shape.
+        ValueError: for a temperature below 1e-6, or noise of another shape.
         TypeError: for logits that are not floating point.
 
     Example:
@@ -129,20 +130,20 @@ def relaxed_bernoulli_rsample(
 def relaxed_bernoulli_rsample_kl(
     logits: Tensor, temperature: Tensor | float, hard: bool = False, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`relaxed_bernoulli_rsample` and `bernoulli_kl` in one pass, for less than the two cost.
+    """`relaxed_bernoulli_rsample` and `bernoulli_kl` in one pass, faster than both.
 
     Args:
         logits: log odds of a one. Shape: (...)
         temperature: Concrete temperature, at least 1e-6.
         hard: return exact bits in the forward pass and use the relaxed gradient (straight-through).
-        noise: standard logistic noise; drawn here when None. Shape: (...)
+        noise: standard logistic noise; sampled if None. Shape: (...)
 
     Returns:
         Samples in the dtype of `logits`, and the divergence of each bit from a fair coin in nats, float32 or
         float64. Two tensors of Shape: (...)
 
     Raises:
-        ValueError: for a temperature below that, or noise of another shape.
+        ValueError: for a temperature below 1e-6, or noise of another shape.
         TypeError: for logits that are not floating point.
 
     Example:
@@ -160,11 +161,11 @@ def relaxed_bernoulli_log_prob(logits: Tensor, temperature: Tensor | float, z: T
     Args:
         logits: log odds of a one. Shape: (...)
         temperature: Concrete temperature, at least 1e-6.
-        z: relaxed samples. One that rounded to 0 or 1, or lies outside, is taken as the smallest normal number of
-            its dtype, or as 1 - eps, as torch.distributions does. Shape: (...)
+        z: relaxed samples, clamped to the smallest normal number of their dtype and 1 - eps, as torch.distributions
+            does. Shape: (...)
 
     Returns:
-        Log densities in nats, finite for finite logits; NaN where z is. Shape: (...)
+        Log densities in nats, finite for finite logits; NaN if z is. Shape: (...)
 
     Source:
         Maddison et al. (arXiv 1611.00712), appendix C.3.2.
@@ -182,7 +183,7 @@ def bernoulli_kl(logits: Tensor) -> Tensor:
         logits: log odds of a one. Shape: (...)
 
     Returns:
-        Divergence in nats, between 0 and log 2, exact to rounding for logits of any size, infinite ones too.
+        Divergence in nats, between 0 and log 2, exact to rounding for any logits, also infinite ones.
         Shape: (...)
 
     Example:
@@ -215,7 +216,7 @@ def bernoulli_log_prob(logits: Tensor, z: Tensor) -> Tensor:
         z: bits, of any real dtype. Shape: (...)
 
     Returns:
-        Log mass in nats; of a certain bit (an infinite logit) 0, and of the other -inf. Shape: (...)
+        Log mass in nats; for an infinite logit, 0 for the certain bit and -inf for the other. Shape: (...)
     """
     _checks.check_floating(logits, "logits")
     if isinstance(z, Tensor) and not (z.is_floating_point() or z.is_complex()):
@@ -225,12 +226,12 @@ def bernoulli_log_prob(logits: Tensor, z: Tensor) -> Tensor:
 
 
 def gaussian_rsample(mean: Tensor, log_std: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Reparameterised Gaussian sample, `mean + exp(log_std) * noise`.
+    """Reparameterized Gaussian sample, `mean + exp(log_std) * noise`.
 
     Args:
         mean: Shape: (..., D)
-        log_std: log standard deviation. Shape: (..., D), or (..., 1) for one a sample
-        noise: standard normal noise; drawn here when None. Shape: (..., D)
+        log_std: log standard deviation. Shape: (..., D), or (..., 1) for one per sample
+        noise: standard normal noise; sampled if None. Shape: (..., D)
 
     Returns:
         Samples in the dtype of `mean`. Shape: (..., D)
@@ -246,12 +247,12 @@ def gaussian_rsample(mean: Tensor, log_std: Tensor, noise: Tensor | None = None)
 
 
 def gaussian_rsample_kl(mean: Tensor, log_std: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`gaussian_rsample` and `gaussian_kl` in one pass, for less than the two cost.
+    """`gaussian_rsample` and `gaussian_kl` in one pass, faster than both.
 
     Args:
         mean: Shape: (..., D)
-        log_std: log standard deviation. Shape: (..., D), or (..., 1) for one a sample
-        noise: standard normal noise; drawn here when None. Shape: (..., D)
+        log_std: log standard deviation. Shape: (..., D), or (..., 1) for one per sample
+        noise: standard normal noise; sampled if None. Shape: (..., D)
 
     Returns:
         Samples in the dtype of `mean`, and the divergence of each dimension from the standard normal in nats,
@@ -287,7 +288,7 @@ def gaussian_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
     """Differential entropy of each dimension.
 
     Args:
-        mean: gives the shape alone. Shape: (..., D)
+        mean: only its shape is used. Shape: (..., D)
         log_std: log standard deviation. Shape: (..., D) or (..., 1)
 
     Returns:
@@ -303,7 +304,7 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
     Args:
         mean: Shape: (..., D)
         log_std: log standard deviation. Shape: (..., D) or (..., 1)
-        z: where the density is taken. Shape: (..., D)
+        z: points at which to evaluate the density. Shape: (..., D)
 
     Returns:
         Log density in nats. Shape: (..., D)
@@ -313,14 +314,14 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
     return gaussian.log_prob(mean, log_std, z)
 
 
-def _worth_tiles(images: int, block_size: int | None) -> bool:
-    """Whether tiles take less time than the matrix of all pairs."""
-    # Compiled, the matrix is one fused kernel; and all common batch sizes share the one graph that it is in.
-    return block_size is not None or images > (512 if torch.compiler.is_compiling() else 256)
+def _use_tiles(n_images: int, block_size: int | None) -> bool:
+    """Whether tiles are faster than the matrix of all pairs."""
+    # Compiled, the matrix is one fused kernel, and all common batch sizes share one graph.
+    return block_size is not None or n_images > (512 if torch.compiler.is_compiling() else 256)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    # Devices without autocast refuse even to turn it off; torch 2.4 cannot compile the question.
+    # Devices without autocast raise even when it is turned off; torch 2.4 cannot compile the condition.
     if torch.compiler.is_compiling() or (
         torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     ):

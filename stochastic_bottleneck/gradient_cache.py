@@ -1,12 +1,12 @@
-"""The gradient of a loss over a batch whose activations fit on the device one chunk at a time.
+"""Gradients of a batch-wide loss with the activations of one chunk in memory at a time (gradient cache).
 
-InfoNCE contrasts each image with the whole batch, so gradient accumulation, which adds up losses of small batches,
-takes negatives away. But the loss L reaches the parameters theta through the model's outputs alone,
+InfoNCE contrasts each image with the whole batch, so gradient accumulation over small batches would lose negatives.
+But the loss L depends on the parameters theta only through the model's outputs,
 
     dL / dtheta = sum over chunks c of (d outputs_c / dtheta)^T dL / d outputs_c,
 
-and outputs are small. A first pass keeps them and nothing else, the loss of the whole batch gives dL / d outputs,
-and a second pass repeats each chunk and takes its term of the sum.
+and outputs are small. A first pass without gradients stores the outputs, the loss of the whole batch gives
+dL / d outputs, and a second pass recomputes each chunk and adds its term of the sum.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from stochastic_bottleneck import _checks, _replay
 __all__ = ["cached_backward"]
 
 MAX_DRIFT = 0.1
-"""Most that an output may lie from the first pass's, as a share of its largest entry.
+"""Largest difference between the outputs of the two passes, relative to the largest entry.
 
-bfloat16 rounds to 1/256, which a deep network may raise to a few hundredths; other noise changes an output by its
-own size.
+bfloat16 rounds to 1/256, which a deep network may amplify to a few hundredths; different noise changes an output by
+as much as its own magnitude.
 """
 
 
@@ -42,41 +42,40 @@ def cached_backward(
     check_replay: bool = True,
     backward: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
-    """Do what `loss(model(*inputs)).backward()` does, with the activations of one chunk in memory at a time.
+    """Equivalent of `loss(model(*inputs)).backward()` with the activations of one chunk in memory at a time.
 
-    Every image keeps its negatives, and gradients are added to `.grad`. The model runs twice on each chunk: the cost
-    is one more forward pass. Noise from torch's global generators (latents, dropout, augmentation inside the model)
-    is the same both times; generators and buffers, such as BatchNorm's running statistics, end as one pass leaves
-    them. What the model computes over its batch, it computes over a chunk: BatchNorm normalises with the chunk's
-    statistics, and the gradient is exact for that.
+    Every image is contrasted with the whole batch, and gradients are added to `.grad`. The model runs twice on each
+    chunk, so the cost is one more forward pass. Noise from torch's global generators (latents, dropout, augmentation
+    inside the model) is the same in both passes; generators and buffers, such as BatchNorm's running statistics, are
+    updated as by one pass. Batch statistics are those of a chunk: BatchNorm normalizes each chunk by itself, and the
+    gradient is exact for that.
 
-    Under DistributedDataParallel the gradients are exchanged once, with the last chunk; all processes need the same
-    number of rows and of chunks, and `static_graph` has to be off. Under autocast the forward passes are cast as usual
-    and the backward passes are not.
+    Under DistributedDataParallel, gradients are all-reduced once, with the last chunk; all processes need the same
+    number of rows and of chunks, and `static_graph` must be off. Autocast applies to the forward passes only.
 
     Args:
-        model: is called with a chunk of each input. Returns a tensor, or tuples, lists or dicts of tensors. Shape:
+        model: called with a chunk of each input. Returns a tensor, or tuples, lists or dicts of tensors. Shape:
             (N,) or (..., N, D); a floating point scalar counts as a mean over the images.
         loss: maps the model's output for the whole batch to a scalar, for instance
             `lambda output: criterion(output.v, output.v_prime)`; called once. Its own parameters get their gradient
-            too. Scale in here: `GradScaler.scale`, or a division.
-        *inputs: what the model takes, row i of each for image i. Shape: (N, ...)
-        chunk_size: largest number of images in a chunk. Chunks are of equal size where that can be, and differ by
-            one otherwise; a batch that is one chunk runs once. With BatchNorm, 3 or more: 1, and 2 for an odd number
-            of images, leave a chunk of one image, which cannot be normalised.
-        check_replay: compare the two passes' outputs, as far as the loss depends on them. Waits for the device once,
-            at the end.
-        backward: runs the backward pass of each chunk, given a scalar; for Lightning's `manual_backward`, or
-            `backward` of Accelerate or Fabric. None for torch's own.
+            too. Scale the loss in here, with `GradScaler.scale` or a division.
+        *inputs: inputs of the model, row i of each for image i. Shape: (N, ...)
+        chunk_size: largest number of images in a chunk. Sizes of chunks differ by one at most; a batch of one chunk
+            runs once. With BatchNorm, 3 or more: smaller ones can leave a chunk of one image, which BatchNorm cannot
+            normalize.
+        check_replay: compare the outputs of the two passes that the loss depends on. Synchronizes with the device
+            once, at the end.
+        backward: runs the backward pass of each chunk, given a scalar, such as Lightning's `manual_backward` or the
+            `backward` of Accelerate or Fabric. None for `Tensor.backward`.
 
     Returns:
         The loss, detached. Shape: ()
 
     Raises:
-        ValueError: for a value outside its range, outputs that are not one row an image, or a second pass that
-            differs from the first: a `torch.Generator`, numpy or `random` in the model is not repeated.
-        TypeError: for inputs and outputs of another type, or a loss that takes more than the output.
-        RuntimeError: where gradients are switched off.
+        ValueError: for a value out of range, outputs that are not one row per image, or a second pass that differs
+            from the first: noise from a `torch.Generator`, numpy or `random` in the model is not reproduced.
+        TypeError: for inputs or outputs of another type, or a loss that takes more than the output.
+        RuntimeError: if gradients are disabled.
 
     Example:
         >>> import torch
@@ -92,7 +91,7 @@ def cached_backward(
         (torch.Size([]), torch.Size([8, 3, 3, 3]))
 
     Source:
-        Gradient cache of Gao et al. (arXiv 2101.06983); the care for buffers and the check are ours.
+        Gradient cache of Gao et al. (arXiv 2101.06983); restoring buffers and the replay check are additions.
     """
     _check_arguments(model, loss, inputs, chunk_size, check_replay, backward)
     count = -(-inputs[0].shape[0] // chunk_size)
@@ -123,14 +122,14 @@ def cached_backward(
     with _replay.without_autocast(devices):
         value.backward()  # type: ignore[no-untyped-call]
 
-    torch.clear_autocast_cache()  # of weights cast without a gradient, which torch 2.4 would use again
-    at_home = getattr(model, "no_sync", nullcontext)  # DistributedDataParallel's, compiled or not
+    torch.clear_autocast_cache()  # weights cast without a gradient, which torch 2.4 would reuse
+    no_sync = getattr(model, "no_sync", nullcontext)  # of DistributedDataParallel, compiled or not
     drifts: list[Tensor] = []
-    with _replay.kept_state(model, devices):
+    with _replay.preserve_state(model, devices):
         _replay.set_buffers(before)
         for k, chunk in enumerate(chunks):
             _replay.set_random_states(devices, states[k])
-            with at_home() if k < count - 1 else nullcontext():
+            with no_sync() if k < count - 1 else nullcontext():
                 output = _flatten(model(*chunk), chunk[0].shape[0])
                 if check_replay:
                     drifts += cache.drifts(k, output)
@@ -141,7 +140,7 @@ def cached_backward(
 
 
 def _first_output(model: nn.Module, chunk: Sequence[Tensor], chunk_size: int) -> Any:
-    """The model's output in the first pass, in which BatchNorm may meet a chunk of one image."""
+    """Run the first pass on a chunk; explain the error if BatchNorm gets a single image."""
     try:
         return model(*chunk)
     except ValueError as error:
@@ -158,7 +157,7 @@ def _first_output(model: nn.Module, chunk: Sequence[Tensor], chunk_size: int) ->
 
 
 class _Output(NamedTuple):
-    """A chunk's output taken apart. `form` says what the chunks of a batch share: all but the number of rows."""
+    """The flattened output of a chunk. `form` is what all chunks must have in common: all but the number of rows."""
 
     leaves: list[Any]
     rows: int
@@ -181,8 +180,8 @@ def _form(leaf: Any, rows: int) -> object:
         return leaf.dtype
     if leaf.ndim == 0 or leaf.shape[_row_dim(leaf)] != rows:
         raise ValueError(
-            f"model must return tensors of one row an image, (N,) or (..., N, D), got {tuple(leaf.shape)} of "
-            f"{leaf.dtype} for {rows} images; return what the loss needs alone, in that shape"
+            f"model must return tensors of one row per image, (N,) or (..., N, D), got {tuple(leaf.shape)} of "
+            f"{leaf.dtype} for {rows} images; return only what the loss needs, in that shape"
         )
     shape = list(leaf.shape)
     del shape[_row_dim(leaf)]
@@ -194,23 +193,27 @@ def _row_dim(x: Tensor) -> int:
 
 
 class _Cache:
-    """Outputs of the whole batch and, once the loss has run backward, its gradient in them."""
+    """Outputs of the whole batch and, after the backward pass of the loss, their gradients."""
 
     def __init__(self, chunks: Sequence[_Output]) -> None:
         self.form = chunks[0].form
         for chunk in chunks:
             self._check_form(chunk)
         self.sizes = [chunk.rows for chunk in chunks]
-        self.leaves = [self._merge(parts) for parts in zip(*(chunk.leaves for chunk in chunks), strict=True)]
+        self.leaves = [
+            self._merge(leaves) for leaves in zip(*(chunk.leaves for chunk in chunks), strict=True)
+        ]
 
     def output(self) -> Any:
-        """What the model would return for the whole batch."""
+        """The model's output for the whole batch."""
         return tree_unflatten(self.leaves, self.form[0])
 
     def surrogate(self, k: int, chunk: _Output) -> Tensor:
-        """Scalar whose gradient in the parameters is chunk k's term of the loss's."""
+        """Scalar whose gradient in the parameters is chunk k's term of the gradient of the loss."""
         terms = [
-            (now * self._part(leaf.grad, k)).sum() for leaf, now in self._used(chunk) if now.requires_grad
+            (second * self._rows(leaf.grad, k)).sum()
+            for leaf, second in self._used(chunk)
+            if second.requires_grad
         ]
         if not terms:
             raise ValueError(
@@ -220,15 +223,15 @@ class _Cache:
         return sum(terms[1:], terms[0])
 
     def drifts(self, k: int, chunk: _Output) -> list[Tensor]:
-        """How far each output of the second pass lies from the first's, as a share of the largest entry."""
-        pairs = [(self._part(leaf.detach(), k), now.detach()) for leaf, now in self._used(chunk) if now.ndim]
-        return [(now - then).abs().max() / then.abs().max() for then, now in pairs]
+        """Difference of each output between the two passes, relative to its largest entry."""
+        pairs = [(self._rows(leaf.detach(), k), x.detach()) for leaf, x in self._used(chunk) if x.ndim]
+        return [(second - first).abs().max() / first.abs().max() for first, second in pairs]
 
     def _used(self, chunk: _Output) -> list[tuple[Any, Tensor]]:
-        """The outputs that the loss depends on, of the whole batch and of the chunk."""
+        """The outputs that the loss depends on, for the whole batch and for the chunk."""
         self._check_form(chunk)
         pairs = zip(self.leaves, chunk.leaves, strict=True)
-        return [(leaf, now) for leaf, now in pairs if isinstance(leaf, Tensor) and leaf.grad is not None]
+        return [(leaf, x) for leaf, x in pairs if isinstance(leaf, Tensor) and leaf.grad is not None]
 
     def _check_form(self, chunk: _Output) -> None:
         if chunk.form != self.form:
@@ -237,27 +240,27 @@ class _Cache:
                 f"got {self.form} and {chunk.form}"
             )
 
-    def _merge(self, parts: tuple[Any, ...]) -> Any:
-        first = parts[0]
+    def _merge(self, chunks: tuple[Any, ...]) -> Any:
+        first = chunks[0]
         if not isinstance(first, Tensor):
             return first
         if first.ndim:
-            whole = torch.cat(parts, dim=_row_dim(first))
-        else:  # written so that a scalar all chunks have in common stays what it is
-            whole = first + sum((x - first) * self._share(k) for k, x in enumerate(parts))
+            whole = torch.cat(chunks, dim=_row_dim(first))
+        else:  # exact if all chunks return the same scalar
+            whole = first + sum((x - first) * self._weight(k) for k, x in enumerate(chunks))
         return whole.requires_grad_(whole.is_floating_point())
 
-    def _part(self, x: Tensor, k: int) -> Tensor:
-        """Chunk k's part of the whole batch's rows, or its share of a scalar's gradient."""
+    def _rows(self, x: Tensor, k: int) -> Tensor:
+        """Rows of chunk k, or its weighted contribution to the gradient of a scalar."""
         if x.ndim == 0:
-            return x * self._share(k)
+            return x * self._weight(k)
         return x.narrow(_row_dim(x), sum(self.sizes[:k]), self.sizes[k])
 
-    def _share(self, k: int) -> float:
+    def _weight(self, k: int) -> float:
         return self.sizes[k] / sum(self.sizes)
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------
+# ---- checks ----------------------------------------------------------------------------------------------
 
 
 def _check_arguments(
@@ -274,7 +277,7 @@ def _check_arguments(
         )
     if any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
         raise ValueError(
-            "model has parameters of unknown shape; run it once on a few images, without a gradient"
+            "model has parameters of unknown shape; run it once on a few images under torch.no_grad()"
         )
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(None)
@@ -283,7 +286,7 @@ def _check_arguments(
             f"loss must take one argument, the model's output, got {loss!r}; "
             "wrap a loss of two views as lambda output: loss(*output[:2])"
         ) from None
-    except ValueError:  # written in C, without a signature
+    except ValueError:  # functions written in C may have no signature
         pass
     _checks.integer("chunk_size", chunk_size)
     _checks.flag("check_replay", check_replay)
@@ -300,14 +303,16 @@ def _check_arguments(
             )
         if x.requires_grad and not x.is_leaf:
             raise ValueError(
-                "inputs must not be the result of a differentiable computation, whose graph would be walked "
-                "once a chunk; make it part of the model, or pass x.detach()"
+                "inputs must not be the result of a differentiable computation, whose graph would be traversed "
+                "once per chunk; make it part of the model, or pass x.detach()"
             )
     shapes = [tuple(x.shape) for x in inputs]
     if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
         raise ValueError(f"inputs must have one row for each image, the same number in all, got {shapes}")
     if not torch.is_grad_enabled():
-        raise RuntimeError("cached_backward needs gradients, but they are off; leave torch.no_grad()")
+        raise RuntimeError(
+            "cached_backward needs gradients, but they are disabled; call it outside torch.no_grad()"
+        )
 
 
 def _checked_loss(value: Tensor) -> Tensor:
@@ -320,12 +325,11 @@ def _checked_loss(value: Tensor) -> Tensor:
 
 
 def _check_drifts(drifts: Sequence[Tensor]) -> None:
-    values = [drift.item() for drift in drifts]  # waits for the device
-    if too_far := [
-        value for value in values if value > MAX_DRIFT
-    ]:  # NaN is not: GradScaler skips such a step
+    values = [drift.item() for drift in drifts]  # synchronizes with the device
+    too_far = [value for value in values if value > MAX_DRIFT]  # NaN passes: GradScaler skips such a step
+    if too_far:
         raise ValueError(
             "model must give the same outputs in both passes, up to rounding, got a difference of "
             f"{max(too_far):.2g} of the largest entry; draw noise from torch's global generators or pass it as "
-            "an input, and clear .grad, which is wrong"
+            "an input, and clear .grad, which is wrong now"
         )

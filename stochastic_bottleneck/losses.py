@@ -15,24 +15,24 @@ __all__ = ["InfoNCELoss"]
 class InfoNCELoss(nn.Module):
     """NT-Xent (InfoNCE with 2N - 2 negatives), the loss of SimCLR and StochCon.
 
-    See `functional.info_nce` for the formula. Training and evaluation mode do not differ.
+    See `functional.info_nce` for the formula. Training and evaluation mode are the same.
 
     Args:
         temperature: tau, at least 0.01. SimCLR uses 0.5 for CIFAR10 and 0.1 for ImageNet.
-        gather_distributed: contrast with the rows of all processes, with the exact gradient: under
-            DistributedDataParallel loss and gradients equal one process on the whole batch. Needs the same
-            batch size on every process, which is checked on the host before the rows travel, so CUDA graphs
-            cannot hold this loss. No effect without a process group.
-        group: processes to gather from, where they are some of a larger job's: the data-parallel ones of a job that
-            is model-parallel too. Hand DistributedDataParallel the same group. None for all processes.
-        reduction: "mean", or "none" for one loss a row.
-        block_size: most rows and columns of the tiles in which pairs are handled; None chooses by size. See
+        gather_distributed: use the rows of all processes as negatives, with the exact gradient: under
+            DistributedDataParallel, loss and gradients equal those of one process on the whole batch. All processes
+            need the same batch size, which is checked on the host before rows are sent, so CUDA graphs cannot
+            capture this loss. No effect without a process group.
+        group: process group to gather from, such as the data-parallel group of a job that is also model-parallel.
+            Pass the same group to DistributedDataParallel. None for all processes.
+        reduction: "mean", or "none" for one loss per row.
+        block_size: largest number of rows and of columns in a tile of pairs; None chooses by batch size. See
             `functional.info_nce`.
 
     Raises:
-        ValueError: for a value outside its range, when built or when called; on every process, when their
-            batches differ in shape, dtype, device or need of a gradient, or their temperatures differ.
-        TypeError: for views that differ in dtype or are not floating point, or a group that is none.
+        ValueError: for a value out of range, in the constructor or in the call; on every process, if their batches
+            differ in shape, dtype, device or requires_grad, or their temperatures differ.
+        TypeError: for views that differ in dtype or are not floating point, or a group that is not a process group.
 
     Example:
         >>> import torch
@@ -60,9 +60,9 @@ class InfoNCELoss(nn.Module):
         if group is not None and not gather_distributed:
             raise ValueError(f"group must be None without gather_distributed=True, got {group!r}; pass both")
         self.gather_distributed = gather_distributed
-        # A name can be copied and pickled with a model; and the compiler asks no group for its size.
+        # A name can be copied and pickled with a model, and spares the compiler a call to the group.
         self._group = distributed.group_name(group)
-        self._group_gathers = distributed.several_processes(self._group) if group is not None else None
+        self._group_gathers = distributed.has_several_processes(self._group) if group is not None else None
         self.reduction = reduction
         self.block_size = None if block_size is None else int(block_size)
 
@@ -88,17 +88,17 @@ class InfoNCELoss(nn.Module):
                     "v must hold values to be gathered, got a meta tensor; move the model with .to()"
                 )
         except (TypeError, ValueError):
-            # The others are asking the same: a process that stops alone leaves them waiting.
-            distributed.check_alike(v, v_prime, group=self._group, failed=True)
+            # The other processes compare inputs now: without this one they would wait forever.
+            distributed.check_equal_on_all_processes(v, v_prime, group=self._group, failed=True)
             raise
-        losses = distributed.info_nce(v, v_prime, self.temperature, self.block_size, self._group)
+        losses = distributed.distributed_nt_xent(v, v_prime, self.temperature, self.block_size, self._group)
         return losses.mean() if self.reduction == "mean" else losses
 
     def _gathers(self) -> bool:
         """Whether there are other processes to gather from."""
-        anyone = distributed.several_processes()
-        return anyone if self._group_gathers is None else anyone and self._group_gathers
+        gathers = distributed.has_several_processes()
+        return gathers if self._group_gathers is None else gathers and self._group_gathers
 
     def extra_repr(self) -> str:
-        """Options that differ between losses."""
+        """Temperature and gathering, for `repr`."""
         return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"

@@ -1,7 +1,7 @@
-"""What the bottleneck believes about each image: small tuples of tensors that can sample and measure.
+"""Posteriors of the latent given an image, as small named tuples of tensors.
 
-Both kinds offer `rsample`, `kl`, both at once as `rsample_kl`, `mode`, `entropy` and `log_prob`. Per-dimension
-terms are summed, so `kl`, `entropy` and `log_prob` give one number an image, in nats.
+Both have `rsample`, `kl`, both in one pass as `rsample_kl`, `mode`, `entropy` and `log_prob`. Terms are summed over
+dimensions, so `kl`, `entropy` and `log_prob` return one number per image, in nats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["BernoulliPosterior", "GaussianPosterior", "Posterior"]
 
 
 class BernoulliPosterior(NamedTuple):
-    """Independent bits, relaxed for the gradient.
+    """Independent bits, relaxed for differentiation.
 
     Args:
         logits: log odds of a one. Shape: (..., D)
@@ -32,7 +32,7 @@ class BernoulliPosterior(NamedTuple):
         torch.Size([1])
 
     Source:
-        StochCon (arXiv 2110.00552), StochCon Bern; relaxation by arXiv 1611.00712.
+        StochCon (arXiv 2110.00552), StochCon Bern; relaxation of arXiv 1611.00712.
     """
 
     logits: Tensor
@@ -64,12 +64,12 @@ class BernoulliPosterior(NamedTuple):
         return z, kl.sum(dim=-1)
 
     def mode(self) -> Tensor:
-        """Most probable bits, exactly 0 or 1 (0 at a logit of 0). Shape: (..., D)."""
+        """Most probable bits, exactly 0 or 1 (0 for a logit of 0). Shape: (..., D)."""
         _checks.check_floating(self.logits, "logits")
         return (self.logits > 0).to(self.logits.dtype)
 
     def kl(self) -> Tensor:
-        """Divergence from fair coins, in nats. Shape: (...)."""
+        """KL divergence from fair coins, in nats. Shape: (...)."""
         return functional.bernoulli_kl(self.logits).sum(dim=-1)
 
     def entropy(self) -> Tensor:
@@ -86,7 +86,7 @@ class BernoulliPosterior(NamedTuple):
 
 
 class GaussianPosterior(NamedTuple):
-    """Independent Gaussians, with a variance a dimension or one a sample.
+    """Independent Gaussians, with one variance per dimension or one per sample.
 
     Args:
         mean: Shape: (..., D)
@@ -134,7 +134,7 @@ class GaussianPosterior(NamedTuple):
         return self.mean
 
     def kl(self) -> Tensor:
-        """Divergence from N(0, I), in nats. Shape: (...)."""
+        """KL divergence from N(0, I), in nats. Shape: (...)."""
         return functional.gaussian_kl(self.mean, self.log_std).sum(dim=-1)
 
     def entropy(self) -> Tensor:

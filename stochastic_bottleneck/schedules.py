@@ -1,4 +1,4 @@
-"""Annealing of the Concrete temperature."""
+"""Anneal the Concrete temperature of a bottleneck."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _STATE = ("end", "total_steps", "start", "shape", "last_step")
 
 
 class TemperatureSchedule:
-    """Moves a bottleneck's temperature from `start` to `end` over `total_steps`, then keeps it there.
+    """Move a bottleneck's temperature from `start` to `end` over `total_steps`, then hold it.
 
-    Used like a learning-rate schedule: call `step()` after each optimizer step. Progress is saved with `state_dict()`,
-    which a resumed run has to load, and the temperature itself with the module. Lightning saves no schedule that is an
-    attribute of a LightningModule; take `callbacks.TemperatureAnnealing` there.
+    Use it like a learning-rate schedule: call `step()` after each optimizer step. Save its `state_dict()` and load it
+    when you resume a run; the temperature itself is saved with the module. Lightning does not save a schedule that is
+    an attribute of a LightningModule; use `callbacks.TemperatureAnnealing` there.
 
     Args:
         bottleneck: a bottleneck of kind "bern".
         end: final temperature.
         total_steps: steps to reach it.
-        start: first temperature; None for the bottleneck's present one.
+        start: first temperature; None for the bottleneck's current one.
         shape: "exponential" (a straight line in the logarithm), "cosine" or "linear".
 
     Raises:
@@ -44,7 +44,7 @@ class TemperatureSchedule:
         0.5
 
     Source:
-        Jang et al. (arXiv 1611.01144), section 2.2, anneal; the poster of StochCon does not say.
+        Jang et al. (arXiv 1611.01144), section 2.2, anneal the temperature; StochCon does not mention it.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class TemperatureSchedule:
         """Advance by one step and set the bottleneck's temperature.
 
         Raises:
-            RuntimeError: at the first step, if the temperature is no longer `start`, as after a resumed run has
-                loaded the module but not the schedule. A temperature that was on a GPU when the schedule was made is
-                not looked at, since that would wait for the device.
+            RuntimeError: at the first step, if the temperature is no longer `start`, for instance because a resumed run
+                loaded the module but not the schedule. Not checked if the temperature was on a GPU when the schedule
+                was created, since reading it would synchronize.
         """
         temperature = self.bottleneck.temperature
-        # Reading a device's memory waits for the device: only done where the module has moved there since.
-        is_read = temperature.device.type == "cpu" or temperature.device != self._device
+        # Reading device memory synchronizes: only done if the module was moved there later.
+        can_check = temperature.device.type == "cpu" or temperature.device != self._device
         rounding = 4 * torch.finfo(temperature.dtype).eps
-        if self.last_step == 0 and is_read and not math.isclose(temperature, self.start, rel_tol=rounding):
+        if self.last_step == 0 and can_check and not math.isclose(temperature, self.start, rel_tol=rounding):
             raise RuntimeError(
                 f"the bottleneck's temperature must be start, {self.start:g}, before the first step, got "
                 f"{float(temperature):g}; load the schedule's state_dict() too (in Lightning, use "
@@ -105,21 +105,21 @@ class TemperatureSchedule:
         self.bottleneck.set_temperature(self.temperature_at(self.last_step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the bottleneck, as plain numbers and a string."""
+        """State without the bottleneck, as plain numbers and a string."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict()` and set the bottleneck's temperature to match.
+        """Load a state and set the bottleneck's temperature accordingly.
 
         Raises:
-            TypeError: for a state that is no dict, or of values of another type.
-            ValueError: for a state that is not a schedule's.
+            TypeError: for a state that is not a dict, or values of another type.
+            ValueError: for missing keys or values out of range.
         """
         if not isinstance(state_dict, dict):
-            raise TypeError(f"state_dict must be a dict, got {state_dict!r}; pass what state_dict() gave")
+            raise TypeError(f"state_dict must be a dict, got {state_dict!r}; pass what state_dict() returned")
         if missing := set(_STATE) - state_dict.keys():
             raise ValueError(
-                f"state_dict lacks {sorted(missing)}; pass what TemperatureSchedule.state_dict() gave"
+                f"state_dict lacks {sorted(missing)}; pass what TemperatureSchedule.state_dict() returned"
             )
         end, total_steps, start, shape, last_step = (state_dict[name] for name in _STATE)
         settings = _checked_settings(end, total_steps, start, shape, 'state_dict["{}"]')
@@ -131,7 +131,7 @@ class TemperatureSchedule:
 def _checked_settings(
     end: float, total_steps: int, start: float, shape: Shape, named: str = "{}"
 ) -> tuple[float, int, float, Shape]:
-    """The settings of a schedule as plain numbers, where they are ones."""
+    """Check the settings of a schedule and convert them to plain numbers."""
     _checks.choice(named.format("shape"), shape, get_args(Shape))
     return (
         _checks.real(named.format("end"), end, least=_checks.MIN_CONCRETE),

@@ -1,1 +1,0 @@
-"""Kernels: pure tensor functions, noise passed in, no checks. `functional` is their checked face."""

@@ -10,7 +10,7 @@ from unittest import mock
 import fake_cuda
 import pytest
 import torch
-from test_distributed import launch
+from processes import launch
 from tolerances import assert_close
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook

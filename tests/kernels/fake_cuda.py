@@ -29,7 +29,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stochastic_bottleneck._ops import pairs
+from stochastic_bottleneck.kernels import nt_xent_dispatch
 
 DEVICE = torch.device("cuda", 0)
 
@@ -52,7 +52,7 @@ def device() -> Iterator[None]:
         )
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         # Triton would write to memory that is not there.
-        stack.enter_context(mock.patch.object(pairs, "_has_triton", new=_has_none))
+        stack.enter_context(mock.patch.object(nt_xent_dispatch, "_supports_triton", new=_has_none))
         stack.enter_context(FakeTensorMode(shape_env=ShapeEnv()))
         stack.enter_context(torch.device(DEVICE))
         yield

@@ -17,7 +17,7 @@ from torch._library.custom_ops import OPDEFS
 from training_steps import STEPS, WRAPPERS, Step, info_nce
 
 from stochastic_bottleneck import StochasticBottleneck, TemperatureSchedule, functional
-from stochastic_bottleneck._ops import unit_rows
+from stochastic_bottleneck.kernels import l2_normalize
 
 pytestmark = needs_fake_device
 each_precision = pytest.mark.parametrize("low", [False, True], ids=["float32", "autocast"])
@@ -150,17 +150,17 @@ def test_reading_the_temperature_is_seen(monkeypatch):
         watched(STEPS["bern"])
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", ["l2_normalize_", "l2_normalize_backward_"])
 def test_a_mistake_inside_the_operators_is_seen(direction, monkeypatch):
     """What an operator runs is hidden from a trace that does not open it."""
-    function = getattr(unit_rows, direction)
+    function = getattr(l2_normalize, direction)
 
     def reads(*inputs):
         result = function(*inputs)
         (result[0] if isinstance(result, tuple) else result).sum().item()
         return result
 
-    monkeypatch.setattr(unit_rows, direction, reads)
+    monkeypatch.setattr(l2_normalize, direction, reads)
     with pytest.raises(NotOnDeviceAloneError, match="reads a value"):
         watched(STEPS["loss"], n=1024)
 
@@ -246,7 +246,7 @@ def test_the_loss_of_a_large_batch_is_one_operator(low, fresh_compiler):
     with device(), autocast(low):
         step = info_nce()
         forward, backward = captured(step, step.inputs(1024))
-    for graph, name in ((forward.graph, "info_nce"), (backward.graph, "info_nce_backward")):
+    for graph, name in ((forward.graph, "nt_xent"), (backward.graph, "nt_xent_backward")):
         targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
         assert targets.count(f"stochastic_bottleneck.{name}.default") == 1
         assert not [target for target in targets if "mm" in target]
@@ -254,7 +254,7 @@ def test_the_loss_of_a_large_batch_is_one_operator(low, fresh_compiler):
 
 def test_an_operator_that_is_not_what_it_seems_in_traces_is_seen(monkeypatch):
     """Inductor computes addresses from the strides that a trace gives."""
-    operator = OPDEFS["stochastic_bottleneck::info_nce_backward"]
+    operator = OPDEFS["stochastic_bottleneck::nt_xent_backward"]
     stand_in = operator._abstract_fn
 
     def strided(*arguments):

@@ -11,7 +11,7 @@ from tolerances import DTYPES, LOW_DTYPES, assert_close
 from training_steps import BOTTLENECKS, STEPS, WRAPPERS
 
 from stochastic_bottleneck import InfoNCELoss, TemperatureSchedule, codes, functional
-from stochastic_bottleneck._ops.info_nce import plain
+from stochastic_bottleneck.kernels.nt_xent import plain_nt_xent
 
 pytestmark = [pytest.mark.gpu, needs_gpu]
 F64 = torch.float64
@@ -83,7 +83,7 @@ def test_the_loss_is_exact(n, dtype):
     views = [torch.randn(n, 32, generator=g, dtype=F64).to(dtype) for _ in range(2)]
     upstream = torch.randn(2 * n, generator=g, dtype=F64)
     exact = [oracles.as_float64(x).to(DEVICE).requires_grad_() for x in views]
-    expected = plain(*exact, 0.2)
+    expected = plain_nt_xent(*exact, 0.2)
     wanted = torch.autograd.grad(expected, exact, upstream.to(DEVICE))
     leaves = [x.to(DEVICE).requires_grad_() for x in views]
     losses = functional.info_nce(*leaves, temperature=0.2, reduction="none")

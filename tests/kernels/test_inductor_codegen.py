@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 from fake_cuda import needs_fake_device
+from inductor_codegen import SAMPLERS, UNUSABLE
 from training_steps import BOTTLENECKS, LOSSES, WRAPPERS
-from triton_kernels import SAMPLERS, UNUSABLE
 
 pytestmark = needs_fake_device
 pytest.importorskip("triton", reason="triton, which writes and compiles the kernels, is not installed")
-SCRIPT = Path(__file__).with_name("triton_kernels.py")
+SCRIPT = Path(__file__).with_name("inductor_codegen.py")
 QUICK = ["sample and KL, bern", "sample and KL, gauss"]
 PRODUCTS = ("addmm", "mm", "bmm", "convolution", "convolution_backward")
-OPERATORS = ("info_nce", "info_nce_backward")
+OPERATORS = ("nt_xent", "nt_xent_backward")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The Triton kernels that Inductor writes for a CUDA device, and their machine code, on a machine without one.
 
-    python tests/triton_kernels.py 90 "sample and KL, bern" "wrapped bern"
+    python tests/inductor_codegen.py 90 "sample and KL, bern" "wrapped bern"
 
 prints what becomes of each named step for compute capability 9.0, as JSON. It is a process of its own because torch
 and triton remember for good what they learn about the device.

@@ -254,11 +254,11 @@ def refusal_messages(rank):
         loss = InfoNCELoss(gather_distributed=True)
         for key, values in options.items():
             setattr(loss, key, values[rank])
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="needs one") as caught:
             loss(*inputs(rank))
         messages[name] = str(caught.value)
     for name, x in (("gradients", A.clone().requires_grad_(not rank)), ("rows", torch.ones(3, 4 + rank))):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="needs one") as caught:
             gather_rows(x)
         messages[f"gather_rows, {name}"] = str(caught.value)
     return messages
@@ -377,7 +377,8 @@ def test_every_process_refuses_to_gather_rows_that_differ(ranks):
 
 
 def test_no_process_warns(ranks):
-    assert [rank["warnings"] for rank in ranks] == [[], []]
+    warnings = {message for rank in ranks for message in rank["warnings"]}
+    assert not [message for message in warnings if "FSDP2" not in message]  # which warns of every view
 
 
 # ---- a process group of a larger job -----------------------------------------------------------------------

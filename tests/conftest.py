@@ -1,4 +1,4 @@
-"""What every test starts from: one seed, one thread, no compiled code of an earlier test."""
+"""Settings for all tests: a seed, one thread, and fixtures for tests of torch.compile."""
 
 import os
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)  # tiny tensors; threads only get in each other's way
+torch.set_num_threads(1)  # threads are slower on tiny tensors
 
 settings.register_profile(
     "tests",
     deadline=None,
-    max_examples=40,
+    max_examples=25,
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -20,13 +20,13 @@ settings.load_profile("tests")
 
 @pytest.fixture(autouse=True)
 def seed():
-    """The global seed; tests that draw noise themselves use a generator of their own."""
+    """Seed the global generator."""
     torch.manual_seed(0)
     return 0
 
 
 class Graphs(list):
-    """The graphs that torch.compile has made, with `backend=graphs.backend`; they run uncompiled."""
+    """Graphs captured by torch.compile with `backend=graphs.backend`, which runs them uncompiled."""
 
     def backend(self, graph, _):
         self.append(graph)
@@ -35,13 +35,13 @@ class Graphs(list):
 
 @pytest.fixture
 def graphs(fresh_compiler):
-    """An empty list of graphs, and no compiled code that could serve instead of one."""
+    """An empty list of graphs, without compiled code from other tests."""
     return Graphs()
 
 
 @pytest.fixture
 def fresh_compiler():
-    """No compiled code before or after, so that counts of compilations mean something."""
+    """Clear compiled code before and after, so that compilations can be counted."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()

@@ -1,6 +1,6 @@
 """Slow float64 oracles: scalar loops written from the papers' formulas, sharing no code with the package.
 
-They are made of torch scalars, so that autograd gives the oracle of a gradient too.
+They use torch scalars, so that autograd provides the oracle of the gradient too.
 """
 
 import math
@@ -9,12 +9,12 @@ import torch
 
 
 def as_float64(x):
-    """A float64 leaf with the values of `x`, exact for every narrower dtype."""
+    """A float64 leaf with the values of `x`; the conversion is exact."""
     return x.detach().double().clone().requires_grad_()
 
 
 def each(function, *tensors):
-    """`function` on corresponding scalars of equally shaped tensors, in their shape."""
+    """Apply `function` to corresponding scalars of tensors of the same shape."""
     flat = zip(*(t.reshape(-1).unbind() for t in tensors), strict=True)
     return torch.stack([function(*scalars) for scalars in flat]).reshape(tensors[0].shape)
 
@@ -26,7 +26,7 @@ def cosine(a, b):
 
 
 def nt_xent(v, v_prime, temperature):
-    """SimCLR (arXiv 2002.05709), equation 1, one loss for each of the 2N views. v: (N, D)."""
+    """SimCLR (arXiv 2002.05709), equation 1: one loss for each of the 2N views. v: (N, D)."""
     n = v.shape[0]
     views = [*v.unbind(), *v_prime.unbind()]
     losses = []
@@ -40,7 +40,7 @@ def nt_xent(v, v_prime, temperature):
 
 
 def nt_xent_by_rows(v, v_prime, temperature):
-    """`nt_xent` with a loop over the views alone, for batches whose pairs are too many for one."""
+    """`nt_xent` with a loop over views only, for large batches."""
     n = v.shape[0]
     views = torch.cat((v, v_prime))
     views = views / (views * views).sum(dim=1, keepdim=True).sqrt()
@@ -66,7 +66,7 @@ def gaussian_sample(mean, log_std, noise):
 
 
 def bernoulli_entropy(logits):
-    """-p log p - (1 - p) log(1 - p); good for moderate logits only."""
+    """-p log p - (1 - p) log(1 - p); accurate for moderate logits only."""
 
     def entropy(logit):
         p, q = sigmoid(logit), sigmoid(-logit)
@@ -76,7 +76,7 @@ def bernoulli_entropy(logits):
 
 
 def bernoulli_kl(logits):
-    """p log(p / 0.5) + (1 - p) log((1 - p) / 0.5); good for moderate logits only."""
+    """p log(p / 0.5) + (1 - p) log((1 - p) / 0.5); accurate for moderate logits only."""
 
     def divergence(logit):
         p, q = sigmoid(logit), sigmoid(-logit)
@@ -130,7 +130,7 @@ def hamming(a, b):
 
 
 def kolmogorov_smirnov(sample, cdf):
-    """Largest distance between the empirical distribution of a flat sample and `cdf`."""
+    """Largest distance between the empirical distribution of a sample and `cdf`."""
     x = sample.double().sort().values
     n, f = x.numel(), cdf(x)
     steps = torch.arange(n + 1, dtype=torch.float64) / n
@@ -138,5 +138,5 @@ def kolmogorov_smirnov(sample, cdf):
 
 
 def kolmogorov_smirnov_limit(n, alpha=1e-6):
-    """Distance that a correct sample of n exceeds with probability alpha at most (Massart's inequality)."""
+    """Distance that a correct sample of size n exceeds with probability at most alpha (Massart's inequality)."""
     return math.sqrt(math.log(2 / alpha) / (2 * n))

@@ -1,6 +1,4 @@
-"""torch.compile on a CPU: no graph break, and no compilation when only the batch size or the temperature changes."""
-
-import math
+"""torch.compile on a CPU: no graph breaks, no recompilation when only batch size or temperature changes."""
 
 import pytest
 import torch
@@ -10,17 +8,8 @@ from training_steps import FUNCTIONS, STEPS, Step
 
 from stochastic_bottleneck import TemperatureSchedule, functional
 
-SIZES = (32, 48, 100, 256, 511, 512)
-QUICK = {
-    "bern",
-    "gauss, isotropic",
-    "wrapped gauss, both ways",
-    "loss",
-    "loss in blocks",
-    "bits",
-    "gaussian_kl",
-    "normal_noise",
-}
+SIZES = (32, 48, 512)
+QUICK = {"bern", "gauss, isotropic", "wrapped gauss, symmetric", "loss in tiles"}
 each_step = pytest.mark.parametrize(
     "make",
     [
@@ -42,7 +31,7 @@ class Counter:
 
 
 def graphs_for(step, sizes=SIZES):
-    """Graphs compiled by each batch size in turn, with the backward pass; a graph break is an error."""
+    """Number of graphs after each batch size, with backward; a graph break is an error."""
     counter, seen = Counter(), []
     compiled = torch.compile(step, fullgraph=True, backend=counter)
     for n in sizes:
@@ -61,25 +50,20 @@ def test_the_table_holds_every_public_function():
 
 
 @each_step
-def test_one_graph_then_one_for_every_batch_size(make, fresh_compiler):
+def test_a_second_batch_size_makes_one_graph_for_all_sizes(make, fresh_compiler):
     assert graphs_for(make()) == [1, *[2] * (len(SIZES) - 1)]
 
 
-def test_one_more_for_batches_whose_loss_is_computed_in_tiles(fresh_compiler):
-    assert graphs_for(STEPS["loss"](), (32, 48, 512, 513, 1024, 48)) == [1, 2, 2, 3, 3, 3]
+def test_large_batches_whose_loss_is_computed_in_tiles_need_one_more_graph(fresh_compiler):
+    assert graphs_for(STEPS["loss"](), (32, 48, 127, 512, 513, 1024, 48)) == [1, 2, 2, 2, 3, 3, 3]
 
 
 def odd(x):
     return x.sum() if x.shape[0] % 2 else x.mean()
 
 
-def tabled(x):
-    return (x * math.sqrt(x.shape[0] // 16 * 16)).sum() if x.shape[0] < 300 else x.sum()
-
-
-@pytest.mark.parametrize("function", [odd, tabled])
-def test_branching_on_the_batch_size_is_seen(function, fresh_compiler):
-    assert graphs_for(Step(None, function, (4,)))[-1] > 2
+def test_branching_on_the_batch_size_is_detected(fresh_compiler):
+    assert graphs_for(Step(None, odd, (4,)), (32, 48, 51))[-1] > 2
 
 
 def breaks(x):
@@ -92,12 +76,12 @@ def decides(x):
 
 
 @pytest.mark.parametrize("function", [breaks, decides])
-def test_a_graph_break_is_seen(function, fresh_compiler):
+def test_a_graph_break_is_detected(function, fresh_compiler):
     with pytest.raises(Unsupported):
         graphs_for(Step(None, function, (4,)), (32,))
 
 
-def test_evaluation_compiles_once_and_training_not_again(fresh_compiler):
+def test_switching_between_training_and_evaluation_compiles_each_once(fresh_compiler):
     step, counter = STEPS["bern"](), Counter("eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter)
     for training in (True, False, True, False):
@@ -106,10 +90,10 @@ def test_evaluation_compiles_once_and_training_not_again(fresh_compiler):
     assert counter.graphs == 2
 
 
-def test_annealing_compiles_nothing_and_takes_effect(fresh_compiler):
-    step, counter = STEPS["wrapped bern"]().double(), Counter()
+def test_annealing_takes_effect_without_recompilation(fresh_compiler):
+    step, counter = STEPS["bern"]().double(), Counter()
     compiled = torch.compile(step, fullgraph=True, backend=counter)
-    schedule = TemperatureSchedule(step.module.bottleneck, start=1.0, end=0.1, total_steps=3)
+    schedule = TemperatureSchedule(step.module, start=1.0, end=0.1, total_steps=3)
     inputs, losses, first = [x.detach().double() for x in step.inputs(32)], [], 0
     for _ in range(4):
         for function in (step, compiled):
@@ -129,11 +113,9 @@ WITH_INDUCTOR = (
     "bern",
     "gauss, isotropic",
     "wrapped bern",
-    "wrapped gauss, both ways",
+    "wrapped gauss, symmetric",
     "loss",
-    "loss in blocks",
-    "bits, hard",
-    "Gaussian",
+    "loss in tiles",
 )
 
 
@@ -143,7 +125,7 @@ WITH_INDUCTOR = (
 def test_inductor_agrees_at_every_batch_size(name, fresh_compiler):
     step, counter, seen = STEPS[name]().double(), Counter("inductor"), []
     compiled = torch.compile(step, fullgraph=True, backend=counter)
-    with torch._inductor.config.patch(fallback_random=True):  # eager's noise, not a fused generator's
+    with torch._inductor.config.patch(fallback_random=True):  # the same noise as eager code
         for n in (32, 48, 511, 512):
             results, inputs = [], [x.detach().double() for x in step.inputs(n)]
             for function in (step, compiled):

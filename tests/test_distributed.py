@@ -16,8 +16,9 @@ from random_tensors import normal, views
 from tolerances import assert_close
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from toy_model import DIM, KINDS, WIDTH, row_model
 
-from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper, functional
+from stochastic_bottleneck import InfoNCELoss, StochConWrapper, functional
 from stochastic_bottleneck.distributed import gather_rows
 from stochastic_bottleneck.evaluation import encode
 
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.distributed
 
 WORLD, ROWS = 2, 3  # processes, and rows of each
 WHOLE = WORLD * ROWS
-WIDTH, DIM = 6, 5
 
 
 def rows_of(rank):
@@ -34,12 +34,6 @@ def rows_of(rank):
 
 # ---- computed by several processes and by one --------------------------------------------------------------
 
-KINDS = {
-    "bern": {"kind": "bern"},
-    "bern hard": {"kind": "bern", "hard": True},
-    "gauss": {"kind": "gauss"},
-    "gauss isotropic": {"kind": "gauss", "variance": "isotropic"},
-}
 MODELS = {  # name: kind, options of the wrapper, options of the loss
     **{kind: (kind, {}, {}) for kind in KINDS},
     **{f"{kind} symmetric": (kind, {"symmetric": True}, {}) for kind in ("bern", "gauss isotropic")},
@@ -64,17 +58,6 @@ NOISE = normal(2, WHOLE, DIM, seed=7)  # for both branches
 
 def gathering(cases):
     return [name for name in cases if "without gathering" not in name]
-
-
-def row_model(kind, **options):
-    """A model without statistics over the batch, which two processes would not share."""
-    torch.manual_seed(0)
-    encoder = nn.Sequential(
-        nn.Conv2d(3, WIDTH, 3), nn.GroupNorm(2, WIDTH), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    bottleneck = StochasticBottleneck(dim=DIM, in_features=WIDTH, location_std=None, **KINDS[kind])
-    head = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 4))
-    return StochConWrapper(encoder, bottleneck=bottleneck, head=head, **options).double()
 
 
 @contextmanager

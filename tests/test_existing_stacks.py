@@ -1,4 +1,4 @@
-"""Two lines inside training as lightly, solo-learn and plain PyTorch write it; test_encoders.py finds the parts."""
+"""The wrapper inside the training loops of lightly, solo-learn and plain PyTorch."""
 
 import copy
 
@@ -18,7 +18,7 @@ each_kind = pytest.mark.parametrize("kind", ["bern", "gauss"])
 
 
 def two_views(seed=1):
-    """Twice the same images with a little noise, so that a step lowers the loss."""
+    """Images and a slightly noisy copy, so that a step lowers the loss."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(N, 3, 32, 32, generator=generator)
     return x, x + 0.05 * torch.randn(x.shape, generator=generator)
@@ -32,19 +32,27 @@ def resnet(**options):
     return torchvision.models.resnet18(**options)
 
 
-def assert_trains(model, losses, before):
-    """The loss fell, and every parameter, the latent's too, has a gradient and has moved."""
-    assert losses[-1] < losses[0]
-    for name, parameter in model.named_parameters():
+def assert_trains(trained, optimizer, loss):
+    """The loss decreases, and every parameter, also of the latent, has a gradient and changes."""
+    before = {name: parameter.detach().clone() for name, parameter in trained.named_parameters()}
+    values = []
+    for _ in range(STEPS):
+        value = loss()
+        values.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert values[-1] < values[0]
+    for name, parameter in trained.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        if "bias" not in name:  # a bias ahead of a batch norm has a gradient of rounding alone
+        if "bias" not in name:  # the gradient of a bias before BatchNorm is a rounding error
             assert parameter.grad.any(), name
             assert not torch.equal(parameter, before[name]), name
 
 
-def weights(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+def same_noise():
+    return torch.Generator().manual_seed(2)
 
 
 # ---- lightly -----------------------------------------------------------------------------------------------
@@ -55,22 +63,18 @@ def test_lightly_training(kind):
     simclr = LightlySimCLR(nn.Sequential(*list(resnet().children())[:-1]))
     model = StochConWrapper.from_simclr(simclr, kind=kind, dim=DIM)
     criterion = lightly.loss.NTXentLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
-    losses, before = [], weights(model)
-    for _ in range(STEPS):
-        z0, z1 = model(X0, X1, generator=torch.Generator().manual_seed(2))[:2]
-        loss = criterion(z0, z1)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert_trains(model, losses, before)
+
+    def loss():
+        z0, z1 = model(X0, X1, generator=same_noise())[:2]
+        return criterion(z0, z1)
+
+    assert_trains(model, torch.optim.SGD(model.parameters(), lr=0.06), loss)
     assert simclr.projection_head.layers[0].weight is model.head.layers[0].weight
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 @pytest.mark.parametrize("n", [2, 33])
-def test_our_loss_in_place_of_lightlys(temperature, n):
+def test_our_loss_equals_that_of_lightly(temperature, n):
     generator = torch.Generator().manual_seed(n)
     ours = [torch.randn(n, 128, generator=generator, requires_grad=True) for _ in range(2)]
     theirs = [v.detach().clone().requires_grad_() for v in ours]
@@ -83,8 +87,8 @@ def test_our_loss_in_place_of_lightlys(temperature, n):
         assert_close(a.grad, b.grad)
 
 
-def test_both_losses_train_alike():
-    """The same steps inside lightly's loop end at the same weights, up to float64's rounding."""
+def test_training_with_either_loss_gives_the_same_weights():
+    """Up to rounding of float64."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(3, 512, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     model = StochConWrapper.from_simclr(LightlySimCLR(backbone), dim=DIM).double()
@@ -104,7 +108,7 @@ def test_both_losses_train_alike():
 
 
 class SoloSimCLR(nn.Module):
-    """As solo/methods/base.py and simclr.py build it: the backbone was called `encoder` before version 1.0."""
+    """As in solo/methods/base.py and simclr.py; before version 1.0, the backbone was called `encoder`."""
 
     def __init__(self, name, n_classes=10):
         super().__init__()
@@ -122,20 +126,16 @@ def test_solo_learn_training(name):
     """Its training step: the contrastive loss, and an online classifier on detached features."""
     solo = SoloSimCLR(name)
     model = StochConWrapper.from_simclr(solo, kind="bern", dim=DIM)
-    targets = torch.arange(N)
     both = nn.ModuleList([model, solo.classifier])
-    optimizer = torch.optim.SGD(both.parameters(), lr=0.1)
-    losses, before = [], weights(both)
-    for _ in range(STEPS):
-        output = model(X0, X1, generator=torch.Generator().manual_seed(2))
+    targets = torch.arange(N)
+
+    def loss():
+        output = model(X0, X1, generator=same_noise())
         feats = torch.cat((output.h, output.h_prime))
         class_loss = F.cross_entropy(solo.classifier(feats.detach()), targets.repeat(2))
-        nce_loss = InfoNCELoss(temperature=0.1)(output.v, output.v_prime)
-        losses.append(nce_loss.item())
-        optimizer.zero_grad()
-        (nce_loss + class_loss).backward()
-        optimizer.step()
-    assert_trains(both, losses, before)
+        return InfoNCELoss(temperature=0.1)(output.v, output.v_prime) + class_loss
+
+    assert_trains(both, torch.optim.SGD(both.parameters(), lr=0.1), loss)
     assert getattr(solo, name) is model.encoder.backbone
 
 
@@ -143,7 +143,7 @@ def test_solo_learn_training(name):
 
 
 class ResNetSimCLR(nn.Module):
-    """Of sthalles/SimCLR, models/resnet_simclr.py: the head takes the place of the classifier."""
+    """As in sthalles/SimCLR, models/resnet_simclr.py: the head replaces the classifier."""
 
     def __init__(self, out_dim=128):
         super().__init__()
@@ -156,7 +156,7 @@ class ResNetSimCLR(nn.Module):
 
 
 def info_nce_loss(features, temperature):
-    """Its simclr.py: logits with the positive first, for cross entropy with zeros."""
+    """As in its simclr.py: logits with the positive first, for cross entropy with label 0."""
     labels = torch.cat([torch.arange(N)] * 2)
     labels = (labels[None] == labels[:, None]).float()
     features = F.normalize(features, dim=1)
@@ -171,21 +171,18 @@ def info_nce_loss(features, temperature):
 
 @each_kind
 def test_plain_training_with_the_head_inside_the_backbone(kind):
-    """Both views go through its model at once; wrapped, the loop's other lines stay as they are."""
+    """Only the computation of the features changes; the other lines of its loop stay the same."""
     simclr = ResNetSimCLR()
     head = simclr.backbone.fc
     model = StochConWrapper.from_simclr(simclr, kind=kind, dim=DIM, head="backbone.fc")
     assert model.head is head
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, weight_decay=1e-4)
-    losses, before = [], weights(model)
-    for _ in range(STEPS):
-        output = model(X0, X1, generator=torch.Generator().manual_seed(2))
+
+    def loss():
+        output = model(X0, X1, generator=same_noise())
         features = torch.cat((output.v, output.v_prime))
         logits, labels = info_nce_loss(features, 0.07)
-        loss = F.cross_entropy(logits, labels)
-        assert_close(InfoNCELoss(0.07)(output.v, output.v_prime), loss, factor=10)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert_trains(model, losses, before)
+        value = F.cross_entropy(logits, labels)
+        assert_close(InfoNCELoss(0.07)(output.v, output.v_prime), value, factor=10)
+        return value
+
+    assert_trains(model, torch.optim.Adam(model.parameters(), lr=3e-4, weight_decay=1e-4), loss)

@@ -1,4 +1,4 @@
-"""Annealing of the temperature."""
+"""`TemperatureSchedule`, which anneals the temperature of a bottleneck."""
 
 import math
 import pickle
@@ -34,7 +34,7 @@ def test_follows_its_formula_and_stops(shape):
     assert schedule.temperature_at(-3) == 2.0
 
 
-def test_starts_at_the_bottlenecks_own_temperature_and_may_rise():
+def test_starts_at_the_current_temperature_and_may_increase():
     b = bottleneck(temperature=0.25)
     schedule = TemperatureSchedule(b, end=1.0, total_steps=1)
     assert b.temperature.item() == 0.25
@@ -42,7 +42,7 @@ def test_starts_at_the_bottlenecks_own_temperature_and_may_rise():
     assert b.temperature.item() == 1.0
 
 
-def test_the_temperature_reaches_the_samples():
+def test_the_temperature_affects_the_samples():
     b = bottleneck().train()
     h = torch.randn(64, 3)
 
@@ -73,22 +73,16 @@ def test_resumes_from_its_state():
     assert resumed.bottleneck is other
 
 
-MISTAKES = [
+MISTAKES = [  # more of them: tests/bad_calls.py
     ({"total_steps": 0}, ValueError, "total_steps must be a positive int, got 0"),
-    ({"total_steps": 1.5}, ValueError, "total_steps must be a positive int, got 1.5"),
-    ({"total_steps": True}, TypeError, "total_steps must be a positive int, got True"),
     ({"shape": "step"}, ValueError, 'shape must be "exponential", "cosine" or "linear", got \'step\''),
-    ({"shape": None}, TypeError, 'shape must be "exponential", "cosine" or "linear", got None'),
-    ({"end": 0.0}, ValueError, "end must be a finite number of at least 1e-06, got 0.0"),
     ({"end": math.nan}, ValueError, "end must be a finite number of at least 1e-06, got nan"),
-    ({"end": "0.5"}, TypeError, "end must be a finite number of at least 1e-06, got '0.5'"),
-    ({"start": -1.0}, ValueError, "start must be a finite number of at least 1e-06, got -1.0"),
-    ({"start": math.inf}, ValueError, "start must be a finite number of at least 1e-06, got inf"),
+    ({"start": "1"}, TypeError, "start must be a finite number of at least 1e-06, got '1'"),
 ]
 
 
 @pytest.mark.parametrize(("options", "error", "message"), MISTAKES)
-def test_mistakes_are_named(options, error, message):
+def test_mistakes_are_named_and_change_nothing(options, error, message):
     b = bottleneck(temperature=0.7)
     with pytest.raises(error, match=message):
         TemperatureSchedule(b, **{"end": 0.5, "total_steps": 4, **options})
@@ -97,13 +91,9 @@ def test_mistakes_are_named(options, error, message):
 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
-    [
-        *MISTAKES,
-        ({"last_step": -1}, ValueError, "last_step must be an int of at least 0, got -1"),
-        ({"last_step": 0.5}, ValueError, "last_step must be an int of at least 0, got 0.5"),
-    ],
+    [*MISTAKES, ({"last_step": 0.5}, ValueError, "last_step must be an int of at least 0, got 0.5")],
 )
-def test_a_state_is_checked_as_the_arguments_are(changed, error, message):
+def test_a_state_is_checked_like_the_arguments(changed, error, message):
     schedule = TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
     schedule.step()
     before = schedule.state_dict()
@@ -114,8 +104,8 @@ def test_a_state_is_checked_as_the_arguments_are(changed, error, message):
 
 
 @pytest.mark.parametrize("shape", EXPECTED)
-def test_temperatures_stay_between_the_two(shape):
-    """No rounding error goes below the lowest temperature allowed."""
+def test_temperatures_stay_between_start_and_end(shape):
+    """Rounding errors do not lead below the lowest temperature allowed."""
     for start in np.linspace(0.1, 5, 50):
         schedule = TemperatureSchedule(bottleneck(), start=start, end=1e-6, total_steps=7, shape=shape)
         temperatures = [schedule.temperature_at(step) for step in range(9)]
@@ -124,7 +114,7 @@ def test_temperatures_stay_between_the_two(shape):
         assert 1e-6 <= min(temperatures) <= max(temperatures) == start
 
 
-def test_numpy_numbers_are_saved_as_plain_ones(tmp_path):
+def test_numpy_numbers_are_saved_as_plain_numbers(tmp_path):
     schedule = TemperatureSchedule(
         bottleneck(), end=np.linspace(1, 0.25, 4)[-1], total_steps=np.int64(10), start=np.float32(1)
     )
@@ -134,7 +124,7 @@ def test_numpy_numbers_are_saved_as_plain_ones(tmp_path):
 
 
 def test_a_module_resumed_without_its_schedule_is_refused():
-    """Lightning loads a module, and no schedule that is one of its attributes."""
+    """Lightning does not save a schedule that is an attribute of a LightningModule."""
     b = bottleneck()
     schedule = TemperatureSchedule(b, end=0.5, total_steps=4)
     schedule.step()
@@ -152,7 +142,7 @@ def test_a_module_resumed_without_its_schedule_is_refused():
     assert other.temperature == b.temperature
 
 
-def test_a_compiled_bottleneck_is_taken(fresh_compiler):
+def test_a_compiled_bottleneck_is_accepted(fresh_compiler):
     b = bottleneck()
     TemperatureSchedule(torch.compile(b), end=0.5, total_steps=1).step()
     assert b.temperature == 0.5
@@ -167,16 +157,14 @@ def test_anything_but_a_bottleneck_is_refused():
     TemperatureSchedule(model.bottleneck, end=0.5, total_steps=4).step()
 
 
-def test_a_gaussian_has_no_temperature():
+def test_a_gaussian_bottleneck_is_refused():
     with pytest.raises(ValueError, match='bottleneck must be of kind "bern", got "gauss"'):
         TemperatureSchedule(StochasticBottleneck("gauss", 4), end=0.5, total_steps=4)
 
 
-def test_a_state_of_something_else_is_refused():
+def test_an_incomplete_state_is_refused():
     schedule = TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
     with pytest.raises(
         ValueError, match=r"state_dict lacks \['end', 'shape', 'start', 'total_steps'\]; pass what"
     ):
         schedule.load_state_dict({"last_step": 3})
-    with pytest.raises(TypeError, match="state_dict must be a dict, got None"):
-        schedule.load_state_dict(None)

@@ -1,9 +1,9 @@
-"""The one table of tolerances, by the dtype of the result, against a float64 oracle on the same inputs."""
+"""Tolerances by the dtype of a result, compared with a float64 oracle on the same inputs."""
 
 import torch
 
-# dtype: (relative, absolute). Half precision: two units in the last place of a result that was computed in
-# float32 and rounded once. float32: a hundred units, what sums of exponentials at a temperature of 0.01 cost.
+# dtype: (relative, absolute). Half precision: two units in the last place, for a result computed in float32 and
+# rounded once. float32: a hundred units, the error of sums of exponentials at a temperature of 0.01.
 TOLERANCES = {
     torch.float64: (1e-9, 1e-11),
     torch.float32: (1e-5, 1e-5),

@@ -1,4 +1,4 @@
-"""Everything of the package that runs in a training step, as modules from a batch to one number."""
+"""Every part of the package that runs in a training step, as a module that maps a batch to a scalar."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ IMAGE = (3, 8, 8)
 
 
 class Step(nn.Module):
-    """A module of the package, or none, and what a training step does with it.
+    """A module of the package, or None, and a loss computed with it.
 
     Args:
-        loss: from the module and the inputs to a scalar.
-        shapes: of the inputs, without their batch dimension.
+        loss: maps the module and the inputs to a scalar.
+        shapes: shapes of the inputs without the batch dimension.
     """
 
     def __init__(self, module: nn.Module | None, loss: Callable[..., Tensor], *shapes: tuple[int, ...]):
@@ -48,7 +48,7 @@ def bottleneck(kind: str, *, training: bool = True, width: int = F, **options: o
         return features.square().mean() + z.square().mean() + posterior.kl().mean()
 
     module = StochasticBottleneck(kind, D, in_features=width, **options)
-    views = 2 if kind == "gauss" else 1  # bits have no variance to take from the other view
+    views = 2 if kind == "gauss" else 1  # the variance of a Gaussian comes from the other view
     return Step(module.train(training), loss, *[(width,)] * views)
 
 
@@ -57,7 +57,7 @@ def wrapper(kind: str, *, training: bool = True, **options: object) -> Step:
         output = module(x, x_prime)
         return InfoNCELoss()(output.v, output.v_prime) + 1e-3 * output.posterior.kl().mean()
 
-    # With a stride, because torch's own choice of a convolution on one CPU thread depends on the batch size.
+    # With a stride: without, torch's choice of a convolution algorithm on one CPU thread depends on the batch size.
     encoder = nn.Sequential(
         nn.Conv2d(3, F, 3, stride=2), nn.BatchNorm2d(F), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
@@ -67,7 +67,7 @@ def wrapper(kind: str, *, training: bool = True, **options: object) -> Step:
 
 def info_nce(*leading: int, **options: object) -> Step:
     def loss(module: nn.Module, v: Tensor, v_prime: Tensor) -> Tensor:
-        # The batch is the last dimension but one.
+        # The batch is the second to last dimension.
         return module(*(x.movedim(0, -2) for x in (v, v_prime))).square().mean()
 
     return Step(InfoNCELoss(0.2, **options), loss, (*leading, D), (*leading, D))
@@ -114,7 +114,7 @@ BOTTLENECKS: dict[str, Callable[[], Step]] = {
     "bern, hard": partial(bottleneck, "bern", hard=True),
     "bern, mlp": partial(bottleneck, "bern", projector="mlp", upsampler="mlp"),
     "bern, identity": partial(bottleneck, "bern", width=D, projector="identity", upsampler="identity"),
-    "bern, location as it is": partial(bottleneck, "bern", location_std=None),
+    "bern, location not normalized": partial(bottleneck, "bern", location_std=None),
     "gauss": partial(bottleneck, "gauss"),
     "gauss, eval": partial(bottleneck, "gauss", training=False),
     "gauss, isotropic": partial(bottleneck, "gauss", variance="isotropic"),
@@ -123,21 +123,21 @@ BOTTLENECKS: dict[str, Callable[[], Step]] = {
 WRAPPERS: dict[str, Callable[[], Step]] = {
     "wrapped bern": partial(wrapper, "bern"),
     "wrapped bern, eval": partial(wrapper, "bern", training=False),
-    "wrapped bern, both ways": partial(wrapper, "bern", symmetric=True),
+    "wrapped bern, symmetric": partial(wrapper, "bern", symmetric=True),
     "wrapped gauss": partial(wrapper, "gauss"),
-    "wrapped gauss, both ways": partial(wrapper, "gauss", symmetric=True),
+    "wrapped gauss, symmetric": partial(wrapper, "gauss", symmetric=True),
     "wrapped gauss, own variance": partial(wrapper, "gauss", variance_from="own"),
-    "wrapped bern, encoder run again": partial(wrapper, "bern", checkpoint_encoder=True),
+    "wrapped bern, checkpointed encoder": partial(wrapper, "bern", checkpoint_encoder=True),
 }
 LOSSES: dict[str, Callable[[], Step]] = {
     "loss": info_nce,
-    "loss of each row": partial(info_nce, reduction="none"),
-    "loss in blocks": partial(info_nce, block_size=24),
+    "loss per row": partial(info_nce, reduction="none"),
+    "loss in tiles": partial(info_nce, block_size=24),
     "two losses": partial(info_nce, 2),
 }
 POSTERIORS: dict[str, Callable[[], Step]] = {
-    "bits": partial(bernoulli_posterior, 0.5),
-    "bits, hard": partial(bernoulli_posterior, 0.5, hard=True),
+    "Bernoulli": partial(bernoulli_posterior, 0.5),
+    "Bernoulli, hard": partial(bernoulli_posterior, 0.5, hard=True),
     "Gaussian": partial(gaussian_posterior, D),
     "Gaussian, isotropic": partial(gaussian_posterior, 1),
 }

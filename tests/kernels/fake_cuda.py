@@ -1,11 +1,11 @@
-"""A CUDA device that is not there: its tensors have a shape, a dtype and a device, and no content.
+"""A fake CUDA device: its tensors have shape, dtype and device, but no content.
 
-torch's fake tensors need no device for the forward pass. Two things stand in the way of a whole training step, and
-`device()` replaces them: autograd's engine, written in C++, asks the driver about the device, and autocast refuses to
-work without one. The engine here walks the same graph and calls the same nodes.
+torch's fake tensors need no device for a forward pass. For a training step, `device()` replaces two more things:
+autograd's C++ engine, which asks the driver about the device, and a check in autocast. The Python engine traverses the
+same graph and calls the same nodes.
 
-`watch` refuses what makes the host wait for the device, and what a CUDA graph cannot hold. `captured` gives the graphs
-that torch.compile makes of a step, and `complaints` looks through one of them.
+`SyncDetector` raises at operations that synchronize with the host or that a CUDA graph cannot capture.
+`capture_graphs` returns the graphs of a compiled step, and `violations` lists such operations in one of them.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ DEVICE = torch.device("cuda", 0)
 # ---- the device ------------------------------------------------------------------------------------------------
 
 
-def _has_none(_: torch.device) -> bool:
+def _false(_: torch.device) -> bool:
     return False
 
 
 @contextlib.contextmanager
 def device() -> Iterator[None]:
-    """Inside, new tensors are fake and on `DEVICE`, and can be trained with."""
+    """New tensors are fake and on `DEVICE`, and support training."""
     with contextlib.ExitStack() as stack:
         for module in (torch.autograd, torch.autograd.graph):
             stack.enter_context(mock.patch.object(module, "_engine_run_backward", run_backward))
@@ -51,15 +51,15 @@ def device() -> Iterator[None]:
             mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False)
         )
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
-        # Triton would write to memory that is not there.
-        stack.enter_context(mock.patch.object(nt_xent_dispatch, "_supports_triton", new=_has_none))
+        # Triton would write to memory that does not exist.
+        stack.enter_context(mock.patch.object(nt_xent_dispatch, "_supports_triton", new=_false))
         stack.enter_context(FakeTensorMode(shape_env=ShapeEnv()))
         stack.enter_context(torch.device(DEVICE))
         yield
 
 
 def why_unusable() -> str:
-    """Why there cannot be a fake device here; nothing where there can."""
+    """Why a fake device does not work here; empty if it does."""
     try:
         with device():
             nn.Linear(2, 2)(torch.rand(2, 2)).sum().backward()
@@ -80,7 +80,7 @@ def run_backward(
     allow_unreachable: bool = True,
     accumulate_grad: bool = True,
 ) -> tuple[Tensor | None, ...]:
-    """In place of autograd's engine: gradients of `inputs`, or accumulated in every leaf where there are none."""
+    """Replacement of autograd's engine: gradients of `inputs`; without inputs, accumulate them in the leaves."""
     roots, wanted = ([_edge(x) for x in xs] for xs in (outputs, inputs))
     order = _topological([node for node, _ in roots])
     ends = {node for node, _ in wanted}
@@ -114,7 +114,7 @@ def _edge(x: Any) -> tuple[Node, int]:
 
 
 def _topological(roots: list[Node]) -> list[Node]:
-    """All nodes behind the roots, each after those that it sends gradients to."""
+    """All nodes reachable from the roots, each after the nodes it sends gradients to."""
     order: list[Node] = []
     seen: set[Node] = set()
     stack = [(node, False) for node in roots]
@@ -130,7 +130,7 @@ def _topological(roots: list[Node]) -> list[Node]:
 
 
 def _add(gradients: dict[int, Tensor], node: Node, i: int, gradient: Tensor) -> None:
-    """Sum gradients of one output of a node, after the reductions and casts that the engine makes."""
+    """Add a gradient of one output of a node, after the reductions and casts that the engine does."""
     like = node._input_metadata[i]
     if gradient.shape != like.shape:
         gradient = gradient.sum_to_size(like.shape)
@@ -139,45 +139,45 @@ def _add(gradients: dict[int, Tensor], node: Node, i: int, gradient: Tensor) -> 
 
 
 def _sent(node: Node, gradients: dict[int, Tensor]) -> list[tuple[tuple[Node, int], Tensor | None]]:
-    """What the node sends, and whom to."""
+    """Edges of a node, each with the gradient sent along it."""
     arguments = [gradients.get(i) for i in range(len(node._input_metadata))]
     edges = node.next_functions
     if hasattr(
         node, "apply"
-    ):  # an autograd.Function: no gradient is zeros to it; arguments need not be tensors
+    ):  # an autograd.Function: missing gradients are zeros; not all inputs are tensors
         given = next(iter(gradients.values()))
         arguments = [
             given.new_zeros(like.shape, dtype=like.dtype) if x is None else x
             for x, like in zip(arguments, node._input_metadata, strict=True)
         ]
-        answers = _as_tuple(node.apply(*arguments))
-        answers = tuple(x for x, needed in zip(answers, node.needs_input_grad, strict=False) if needed)
+        results = _as_tuple(node.apply(*arguments))
+        results = tuple(x for x, needed in zip(results, node.needs_input_grad, strict=False) if needed)
         edges = tuple(edge for edge in edges if edge[0] is not None)
     else:
-        answers = _as_tuple(node(*arguments))
-    return [pair for pair in zip(edges, answers, strict=True) if pair[0][0] is not None]
+        results = _as_tuple(node(*arguments))
+    return [pair for pair in zip(edges, results, strict=True) if pair[0][0] is not None]
 
 
 def _as_tuple(x: Any) -> tuple[Any, ...]:
     return x if isinstance(x, tuple) else (x,)
 
 
-# ---- the watch -------------------------------------------------------------------------------------------------
+# ---- synchronization -------------------------------------------------------------------------------------------------
 
 
-class NotOnDeviceAloneError(AssertionError):
-    """The host has a part in the step: it waits for the device, or does what a CUDA graph cannot record."""
+class HostAccessError(AssertionError):
+    """An operation synchronizes with the host, or cannot be captured by a CUDA graph."""
 
 
-class watch(TorchDispatchMode):  # noqa: N801 # used as a context manager
-    """Raises at the first operation that involves the host, and counts the others.
+class SyncDetector(TorchDispatchMode):
+    """Raise at the first operation that involves the host, and count operations.
 
-    The package's operators run what they run on a device, and what stands for that in traces must give the like.
+    The package's operators run their implementation, and their fake must return tensors of the same layout.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations = 0
+        self.n_operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "stochastic_bottleneck":
@@ -191,36 +191,36 @@ class watch(TorchDispatchMode):  # noqa: N801 # used as a context manager
         self._check(func, (args, kwargs))
         result = func(*args, **(kwargs or {}))
         self._check(func, result)
-        self.operations += 1
+        self.n_operations += 1
         return result
 
     def _check(self, func: Any, values: Any) -> None:
-        if complaint := _complaint(func, values):
-            raise NotOnDeviceAloneError(complaint)
+        if violation := _violation(func, values):
+            raise HostAccessError(violation)
 
 
 def _described(values: Any) -> list[tuple[Any, ...]]:
     return [(tuple(x.shape), x.stride(), x.dtype, x.device) for x in tree_leaves(values)]
 
 
-def _complaint(func: Any, values: Any) -> str | None:
-    """Why a step with this operation does not run on the device alone."""
+def _violation(func: Any, values: Any) -> str | None:
+    """Why a step with this operation involves the host; None if it does not."""
     tags = getattr(func, "tags", ())
     if torch.Tag.data_dependent_output in tags:
-        return f"{func} reads a value, which the host waits for"
+        return f"{func} reads a value, which synchronizes"
     if torch.Tag.dynamic_output_shape in tags and _depends_on_values(func, values):
-        return f"{func} has a shape that depends on values, which the host waits for"
+        return f"{func} has a shape that depends on values, which synchronizes"
     leaves = tree_leaves(values)
     for x in leaves:
         if isinstance(x, Tensor) and x.device.type != DEVICE.type:
-            return f"{func} has a tensor on the {x.device}; copies from and to the host are not recorded"
+            return f"{func} has a tensor on the {x.device}; copies from and to the host cannot be captured"
         if isinstance(x, torch.Generator):
-            return f"{func} draws from a generator of its own, which a CUDA graph does not advance"
+            return f"{func} uses a generator of its own, which a CUDA graph does not advance"
     return None
 
 
 def _depends_on_values(func: Any, values: Any) -> bool:
-    """Indexing has the tag whatever it indexes with; its shape depends on values where that is a mask."""
+    """All indexing has the tag, but its shape depends on values only if the index is a mask."""
     if func.overloadpacket is not torch.ops.aten.index:
         return True
     return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(values))
@@ -229,27 +229,27 @@ def _depends_on_values(func: Any, values: Any) -> bool:
 # ---- compiled graphs -------------------------------------------------------------------------------------------
 
 
-class Captured(NamedTuple):
-    """One graph of a compiled step: the forward or the backward pass."""
+class CapturedGraph(NamedTuple):
+    """The forward or the backward graph of a compiled step."""
 
     graph: fx.GraphModule
     mutated: list[str]
-    """Names of the inputs that it changes."""
+    """Names of the inputs that the graph changes."""
 
 
-def captured(step: Callable[..., Tensor], inputs: list[Tensor]) -> list[Captured]:
-    """Forward and backward graph of one compiled step, cut as Inductor has them."""
-    graphs: list[Captured] = []
+def capture_graphs(step: Callable[..., Tensor], inputs: list[Tensor]) -> list[CapturedGraph]:
+    """Forward and backward graph of a compiled step, partitioned as by Inductor."""
+    graphs: list[CapturedGraph] = []
     names: list[str] = []
 
     def forward(graph: fx.GraphModule, _: Any) -> Any:
         information = TracingContext.get().fw_metadata.input_info
         mutated = [name for name, i in zip(names, information, strict=True) if i.mutates_data]
-        graphs.append(Captured(graph, mutated))
+        graphs.append(CapturedGraph(graph, mutated))
         return make_boxed_func(graph.forward)
 
     def backward(graph: fx.GraphModule, _: Any) -> Any:
-        graphs.append(Captured(graph, []))
+        graphs.append(CapturedGraph(graph, []))
         return make_boxed_func(graph.forward)
 
     def backend(graph: fx.GraphModule, arguments: list[Tensor]) -> Any:
@@ -262,22 +262,22 @@ def captured(step: Callable[..., Tensor], inputs: list[Tensor]) -> list[Captured
         )
         return compiler(graph, arguments)
 
-    # Whether a buffer may be reused in the backward pass is asked of autograd's engine, which is not running.
+    # Donated buffers depend on autograd's engine, which is replaced.
     with torch._functorch.config.patch(donated_buffer=False):
         torch.compile(step, fullgraph=True, backend=backend)(*inputs).backward()
     return graphs
 
 
-def complaints(graph: fx.GraphModule) -> list[str]:
-    """Why a CUDA graph could not hold this one."""
+def violations(graph: fx.GraphModule) -> list[str]:
+    """Why a CUDA graph cannot capture this graph."""
     found = []
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             found.append(f"{node.target} is a constant, which is copied from the host")
         elif node.op == "call_function":
             arguments = fx.node.map_arg((node.args, node.kwargs), lambda x: x.meta.get("val"))
-            found.append(_complaint(node.target, (arguments, node.meta.get("val"))))
-    return [complaint for complaint in found if complaint]
+            found.append(_violation(node.target, (arguments, node.meta.get("val"))))
+    return [violation for violation in found if violation]
 
 
 needs_fake_device = pytest.mark.skipif(bool(why_unusable()), reason=why_unusable())

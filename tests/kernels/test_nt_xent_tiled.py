@@ -357,9 +357,10 @@ def test_function_transforms():
     assert_close(grad, torch.func.grad(lambda x: plain(x, v_prime[0]).mean())(v[0]))
 
 
-def test_compiles_with_inductor_and_agrees(fresh_compiler):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_without_graph_breaks_and_agrees(backend, fresh_compiler):
     loss = InfoNCELoss(0.2)
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
     for n in (600, 700):
         inputs = views(n, 8, dtype=F32)
         eager, fast = (loss_and_gradients(f, inputs, torch.tensor(2.0)) for f in (loss, compiled))

@@ -168,79 +168,40 @@ def sharded_pairs():
     return results
 
 
-A = torch.ones(3, 4)
-REFUSALS = {  # what differs: views and options of each process, property in the message, values in the message
-    "rows": (
-        lambda r: [torch.ones(3 - r, 4)] * 2,
-        {},
-        "batch shape",
-        "(3, 4) and (3, 4), rank 1: (2, 4) and (2",
-    ),
-    "width": (lambda r: [torch.ones(3, 4 + r)] * 2, {}, "batch shape", "rank 1: (3, 5) and (3, 5)"),
-    "empty": (lambda r: [A[r * 3 :]] * 2, {}, "batch shape", "rank 1: (0, 4) and (0, 4)"),
-    "losses": (
-        lambda r: [A if r else A[None]] * 2,
-        {},
-        "batch shape",
-        "(1, 3, 4), rank 1: (3, 4) and (3, 4)",
-    ),
-    "one view": (lambda r: [A, A[r:]], {}, "batch shape", "rank 1: (3, 4) and (2, 4)"),
-    "None": (
-        lambda r: [A, None if r else A],
-        {},
-        "batch shape",
-        "rank 1: (3, 4) and no dense tensor but NoneType",
-    ),
-    "sparse": (
-        lambda r: [A.to_sparse() if r else A, A],
-        {},
-        "batch shape",
-        "no dense tensor but a sparse_coo one",
-    ),
-    "device": (
-        lambda r: [A.to("meta" if r else "cpu")] * 2,
-        {},
-        "device",
-        "cpu and cpu, rank 1: meta and meta",
-    ),
-    "dtype": (
-        lambda r: [A.double() if r else A] * 2,
-        {},
-        "dtype",
-        "float32 and float32, rank 1: float64 and",
-    ),
-    "integers": (
-        lambda r: [A.long() if r else A] * 2,
-        {},
-        "dtype",
-        "rank 1: not floating point and not float",
-    ),
-    "temperature": (
-        lambda r: [A] * 2,
-        {"temperature": (0.1, 0.2)},
-        "temperature",
-        "0.1, rank 1: 0.2; set it",
-    ),
-    "bad options": (lambda r: [A] * 2, {"temperature": (0.5, 1e-5)}, "usable input", "True, rank 1: False"),
+A, B = torch.ones(3, 4), torch.ones(2, 4)
+TRACKED = A.clone().requires_grad_()
+REFUSALS = {  # views on rank 0 and on rank 1, what differs, and values in the message
+    "rows": ((A, A), (B, B), "batch shape", "(3, 4) and (3, 4), rank 1: (2, 4) and (2, 4)"),
+    "width": ((A, A), (A.T, A.T), "batch shape", "rank 1: (4, 3) and (4, 3)"),
+    "empty": ((A, A), (A[:0], A[:0]), "batch shape", "rank 1: (0, 4) and (0, 4)"),
+    "losses": ((A[None], A[None]), (A, A), "batch shape", "(1, 3, 4), rank 1: (3, 4) and (3, 4)"),
+    "one view": ((A, A), (A, B), "batch shape", "rank 1: (3, 4) and (2, 4)"),
+    "None": ((A, A), (A, None), "batch shape", "rank 1: (3, 4) and no dense tensor but NoneType"),
+    "sparse": ((A, A), (A.to_sparse(), A), "batch shape", "rank 1: no dense tensor but a sparse_coo one"),
+    "device": ((A, A), (A.to("meta"), A.to("meta")), "device", "cpu and cpu, rank 1: meta and meta"),
+    "dtype": ((A, A), (A.double(), A.double()), "dtype", "float32 and float32, rank 1: float64 and float64"),
+    "integers": ((A, A), (A.long(), A.long()), "dtype", "rank 1: not floating point and not floating point"),
     "requires_grad": (
-        lambda r: [A.clone().requires_grad_(not r)] * 2,
-        {},
+        (TRACKED, A),
+        (A, A),
         "requires_grad",
-        "True, rank 1: False; run every",
+        "rank 0: True, rank 1: False; run every process",
     ),
+    "temperature": ((A, A), (A, A), "temperature", "rank 0: 0.1, rank 1: 0.2; set it alike"),
+    "bad options": ((A, A), (A, A), "usable input", "rank 0: True, rank 1: False"),
 }
+TEMPERATURES = {"temperature": (0.1, 0.2), "bad options": (0.5, 1e-5)}  # on rank 0 and on rank 1
 
 
 def refusal_messages(rank):
     messages = {}
-    for name, (inputs, options, *_) in REFUSALS.items():
+    for name, case in REFUSALS.items():
         loss = InfoNCELoss(gather_distributed=True)
-        for key, values in options.items():
-            setattr(loss, key, values[rank])
+        loss.temperature = TEMPERATURES.get(name, (0.5, 0.5))[rank]
         with pytest.raises(ValueError, match="needs one") as caught:
-            loss(*inputs(rank))
+            loss(*case[rank])
         messages[name] = str(caught.value)
-    for name, x in (("gradients", A.clone().requires_grad_(not rank)), ("rows", torch.ones(3, 4 + rank))):
+    for name, x in (("gradients", A if rank else TRACKED), ("rows", B if rank else A)):
         with pytest.raises(ValueError, match="needs one") as caught:
             gather_rows(x)
         messages[f"gather_rows, {name}"] = str(caught.value)
@@ -353,7 +314,7 @@ def test_every_process_refuses_to_gather_rows_that_differ(ranks):
     for rank in ranks:
         message = rank["refusals"]["gather_rows, rows"]
         assert (
-            "gather_rows needs one batch shape on every process, got rank 0: (3, 4), rank 1: (3, 5)"
+            "gather_rows needs one batch shape on every process, got rank 0: (3, 4), rank 1: (2, 4)"
             in message
         )
         assert "gather_rows needs one requires_grad" in rank["refusals"]["gather_rows, gradients"]

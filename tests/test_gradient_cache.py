@@ -4,6 +4,7 @@ import copy
 import math
 import random
 import weakref
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 from unittest import mock
@@ -354,8 +355,15 @@ def test_a_framework_runs_the_backward_pass_of_each_chunk(chunk_size):
     assert_equal_gradients(model, wanted)
 
 
-def compare_compiled(backend, **options):
-    model = batch_model(**options).double()
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        ("aot_eager", "bern"),
+        *(pytest.param("inductor", k, marks=pytest.mark.slow) for k in ("bern", "gauss")),
+    ],
+)
+def test_compiled_models(backend, kind, fresh_compiler):
+    model = batch_model(kind).double()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     once = copy.deepcopy(model)
     torch.manual_seed(3)
@@ -373,16 +381,6 @@ def compare_compiled(backend, **options):
         assert_close(buffer.double(), other)
 
 
-def test_compiled_models(fresh_compiler):
-    compare_compiled("aot_eager")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "symmetric"), [("bern", False), ("gauss", True)])
-def test_noise_of_inductor_is_reproduced(kind, symmetric, fresh_compiler):
-    compare_compiled("inductor", kind=kind, symmetric=symmetric)
-
-
 # ---- devices -----------------------------------------------------------------------------------------------
 
 
@@ -395,32 +393,26 @@ class SynchronizedError(Exception):
 def test_device_generators_are_restored_and_only_the_replay_check_synchronizes(check_replay):
     calls = []
 
-    def get(device):
+    def get_state(device):
         calls.append(("get", device, None))
         return len(calls)
 
-    def put(state, device):
+    def set_state(state, device):
         calls.append(("set", device, state))
 
-    with fake_cuda.device(), mock.patch.multiple(torch.cuda, get_rng_state=get, set_rng_state=put):
-        model = batch_model()
-        views = torch.randn(2, 9, 3, 5, 5)
-        waits = mock.patch.object(torch.Tensor, "item", side_effect=SynchronizedError)
-        with fake_cuda.SyncDetector(), waits as item:
-            if check_replay:
-                with pytest.raises(SynchronizedError):
-                    cached_backward(model, contrast, *views, chunk_size=3)
-            else:
-                cached_backward(model, contrast, *views, chunk_size=3, check_replay=False)
-        assert item.called == check_replay
+    with (
+        fake_cuda.device(),
+        mock.patch.multiple(torch.cuda, get_rng_state=get_state, set_rng_state=set_state),
+    ):
+        model, images = batch_model(), torch.randn(2, 9, 3, 5, 5)
+        item = mock.patch.object(torch.Tensor, "item", side_effect=SynchronizedError)
+        raises = pytest.raises(SynchronizedError) if check_replay else nullcontext()
+        with fake_cuda.SyncDetector(), item, raises:
+            cached_backward(model, contrast, *images, chunk_size=3, check_replay=check_replay)
     device = fake_cuda.DEVICE
-    assert (
-        calls
-        == [  # three chunks and the state after them; three replays, then the state after the first pass
-            *[("get", device, None)] * 4,
-            *[("set", device, state) for state in (1, 2, 3, 4)],
-        ]
-    )
+    # Three chunks and the state after them; three replays, then the state after the first pass.
+    states = [("set", device, state) for state in (1, 2, 3, 4)]
+    assert calls == [*[("get", device, None)] * 4, *states]
 
 
 # ---- models with state ----------------------------------------------------------------------------------

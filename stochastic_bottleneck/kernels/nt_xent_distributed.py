@@ -26,7 +26,7 @@ from stochastic_bottleneck.kernels.all_gather import (
     get_group,
 )
 from stochastic_bottleneck.kernels.elementwise import at_least_float32, saturating_cast
-from stochastic_bottleneck.kernels.nt_xent_dispatch import Pairs, choose_precision, make_pairs, sums_dtype
+from stochastic_bottleneck.kernels.nt_xent_dispatch import Pairs, make_pairs, sums_dtype
 from stochastic_bottleneck.kernels.nt_xent_op import (
     PairsOptions,
     add_positive_gradient_,
@@ -34,6 +34,7 @@ from stochastic_bottleneck.kernels.nt_xent_op import (
     empty_unit_rows,
     losses_from_sums,
     pairs_among_views,
+    pairs_options,
     positive_cosine,
     stack_losses,
     stack_views,
@@ -111,7 +112,7 @@ def _distributed_forward(
     remote_rows = AsyncGather(stack_views(v, v_prime), group)
     u, norm = normalization.l2_normalize_(at_least_float32(stack_views(v, v_prime)))
     caches = _new_caches(u, caches_exponentials(needs_grad, block_size, v), group)
-    options = _pairs_options(v.dtype, u, temperature, block_size, group)
+    options = pairs_options(v.dtype, u, temperature, block_size, _world_size(group))
     row_sums = torch.stack([p.row_sums() for p in pairs_among_views(u, options, caches[0])])
     remote_u, _ = normalization.l2_normalize_(remote_rows.wait().to(u.dtype))
     row_sums += torch.stack([p.row_sums() for p in _remote_pairs(u, remote_u, options, caches[1])])
@@ -161,7 +162,8 @@ def _distributed_backward(
     g = grad_losses.reshape(weight.shape)
     a = g * weight
     remote_a = AsyncGather(a, group)
-    options, local_a = _pairs_options(dtype, u, temperature, block_size, group), a.flatten(1)
+    options = pairs_options(dtype, u, temperature, block_size, _world_size(group))
+    local_a = a.flatten(1)
     local = zip(pairs_among_views(u, options, local_cache), local_a, strict=True)
     grad_u = stack_losses([p.gradients(a_k)[0] for p, a_k in local])
     remote = zip(_remote_pairs(u, remote_u, options, remote_cache), local_a, remote_a.wait(), strict=True)
@@ -204,13 +206,6 @@ def _differentiable_losses(v: Tensor, v_prime: Tensor, temperature: float, group
 
 def _world_size(group: str) -> int:
     return dist.get_world_size(get_group(group))
-
-
-def _pairs_options(
-    dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None, group: str
-) -> PairsOptions:
-    n_columns = 2 * u.shape[2] * _world_size(group)
-    return temperature, choose_precision(dtype, n_columns, temperature, u.device), block_size
 
 
 def _remote_pairs(u: Tensor, remote_u: Tensor, options: PairsOptions, cache: Tensor) -> list[Pairs]:

@@ -124,7 +124,7 @@ def _nt_xent_forward(
     """Losses, then the tensors that `_nt_xent_backward` takes."""
     u, norm = normalization.l2_normalize_(at_least_float32(stack_views(v, v_prime)))
     cached_exponentials = _new_cache(v, cache)
-    pairs = pairs_among_views(u, _pairs_options(v.dtype, u, temperature, block_size), cached_exponentials)
+    pairs = pairs_among_views(u, pairs_options(v.dtype, u, temperature, block_size), cached_exponentials)
     row_sums = torch.stack([p.row_sums() for p in pairs]).view(u.shape[:-1])
     losses, weight, pull = losses_from_sums(row_sums, positive_cosine(u), temperature)
     return losses.view(*v.shape[:-2], -1), weight, pull, u, norm, cached_exponentials
@@ -165,7 +165,7 @@ def _nt_xent_backward(
     """Gradient of the stacked views, in the inputs' dtype."""
     g = grad_losses.reshape(weight.shape)
     a, q = g * weight, g * -pull
-    pairs = pairs_among_views(u, _pairs_options(dtype, u, temperature, block_size), cached_exponentials)
+    pairs = pairs_among_views(u, pairs_options(dtype, u, temperature, block_size), cached_exponentials)
     grad_u = stack_losses([p.gradients(x.flatten())[0] for p, x in zip(pairs, a, strict=True)]).view_as(u)
     add_positive_gradient_(grad_u, q, u)
     return saturating_cast(normalization.l2_normalize_backward_(grad_u, u, norm), dtype)
@@ -244,15 +244,19 @@ def stack_losses(tensors: list[Tensor]) -> Tensor:
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
 
 
+def pairs_options(
+    dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None, n_processes: int = 1
+) -> PairsOptions:
+    """Arguments that all pairs of a loss have in common."""
+    n_columns = 2 * u.shape[2] * n_processes
+    return temperature, choose_precision(dtype, n_columns, temperature, u.device), block_size
+
+
 def pairs_among_views(u: Tensor, options: PairsOptions, cached_exponentials: Tensor) -> list[Pairs]:
     """The negative pairs within each of K losses. u: Shape (K, 2, N, D)."""
     n = u.shape[2]
     losses = zip(u.flatten(1, 2), cached_exponentials, strict=True)
     return [make_pairs(rows, None, (0, n, -n), *options, cache) for rows, cache in losses]
-
-
-def _pairs_options(dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None) -> PairsOptions:
-    return temperature, choose_precision(dtype, 2 * u.shape[2], temperature, u.device), block_size
 
 
 def _new_cache(v: Tensor, cache: bool) -> Tensor:

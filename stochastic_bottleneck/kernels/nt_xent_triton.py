@@ -156,7 +156,7 @@ def _launch_options(rows: Tensor, blocks: BlockSizes) -> dict[str, Any]:
 
 
 @triton.jit
-def _exponentials(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def _masked_exp(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     """Exponentials of a block, 0 for excluded pairs. r: Shape (BLOCK_ROWS, PADDED_D), c: (BLOCK_COLUMNS, PADDED_D)."""
     e = tl.exp2(tl.dot(r, tl.trans(c), input_precision=PRECISION) * scale)
     d = j[None, :] - i[:, None]
@@ -184,7 +184,7 @@ def _row_sums_kernel(  # type: ignore[no-untyped-def]
     for start in range(begin, tl.minimum(begin + split_size, n_columns), BLOCK_COLUMNS):
         j = start + tl.arange(0, BLOCK_COLUMNS)
         c = _load_rows(columns, j, n_columns, D, PADDED_D)
-        sums += tl.sum(_exponentials(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION), 1)
+        sums += tl.sum(_masked_exp(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION), 1)
     tl.store(row_sums + tl.program_id(1) * n_rows + i, sums, mask=i < n_rows)
 
 
@@ -202,7 +202,7 @@ def _grad_rows_kernel(  # type: ignore[no-untyped-def]
     for start in range(begin, tl.minimum(begin + split_size, n_columns), BLOCK_COLUMNS):
         j = start + tl.arange(0, BLOCK_COLUMNS)
         c = _load_rows(columns, j, n_columns, D, PADDED_D)
-        e = _exponentials(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION)
+        e = _masked_exp(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION)
         g = e * (row_weight[:, None] + tl.load(b + j, mask=j < n_columns, other=0.0)[None, :])
         grad = tl.dot(g.to(c.dtype), c, grad, input_precision=PRECISION)
     k = tl.arange(0, PADDED_D)

@@ -42,7 +42,6 @@ from stochastic_bottleneck.evaluation import bit_statistics, encode, knn_accurac
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Hidden = tyro.conf.Suppress  # not in --help, to keep it short
 ModelName = Literal["simclr", "bern", "gauss", "supervised"]
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -55,8 +54,8 @@ class Schedule:
     epochs: int
     batch_size: int  # Images a step, of all processes together
     lr: float  # Peak learning rate
-    weight_decay: Hidden[float] = 0.0  # Not of biases and norms
-    warmup_epochs: Hidden[float] = 0
+    weight_decay: float = 0.0  # Not of biases and norms
+    warmup_epochs: float = 0
 
 
 @dataclass(frozen=True)
@@ -75,33 +74,33 @@ class Settings:
     weight_decay: float = 1e-6  # Not of biases and norms; timm's LARS needs some (SimCLR, section 2.2)
     warmup_epochs: float = 10  # Linear warm-up, then cosine decay (SimCLR, section 2.2)
     loss_temperature: float = 0.1  # Of InfoNCE (SimCLR, section 4.2)
-    jitter: Hidden[float] = 1.0  # Strength of the colour jitter (SimCLR, appendix A)
-    blur: Hidden[float] = 0.5  # Share of blurred views (SimCLR, appendix A)
-    min_crop: Hidden[float] = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
+    jitter: float = 1.0  # Strength of the colour jitter (SimCLR, appendix A)
+    blur: float = 0.5  # Share of blurred views (SimCLR, appendix A)
+    min_crop: float = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
     dim: int = 2048  # Latent dimensions; 588x: 224 x 224 x 3 x 8 bits over 2,048
-    projector: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # pi, from features to the latent
-    upsampler: Hidden[Literal["linear", "mlp", "identity"]] = "linear"  # rho, from the latent to features
+    projector: Literal["linear", "mlp", "identity"] = "linear"  # pi, from features to the latent
+    upsampler: Literal["linear", "mlp", "identity"] = "linear"  # rho, from the latent to features
     location_std: float | None = 2.0  # Standard deviation that logits and means are normalised to
-    temperature: Hidden[float] = 1.0  # Concrete temperature of the bits
+    temperature: float = 1.0  # Concrete temperature of the bits
     variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
     symmetric: bool = False  # Make each view the stochastic one once
     samples: int = 1  # Latents drawn per image; 0 for no noise
-    kl_weight: Hidden[float] = 0.0  # Weight of the KL divergence; StochCon's objective has none
-    knn_every: Hidden[int] = 10  # Epochs between nearest neighbours during pretraining; 0 for none
+    kl_weight: float = 0.0  # Weight of the KL divergence; StochCon's objective has none
+    knn_every: int = 10  # Epochs between nearest neighbours during pretraining; 0 for none
     probe: Schedule = Schedule(90, 4096, 1.6, 1e-6)  # 0.1 x batch / 256 (SimCLR, appendix B.6; its README's decay)
     finetune: Schedule = Schedule(30, 1024, 0.2)  # 0.05 x batch / 256 (SimCLR, appendix B.5; lightly's epochs)
     supervised: Schedule = Schedule(90, 1024, 0.4, 1e-4, 5)  # arXiv 1706.02677, section 5.1
-    ema: Hidden[float | None] = None  # Decay of a moving average of the weights
+    ema: float | None = None  # Decay of a moving average of the weights
     precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
     compile: bool = False  # torch.compile the model
     workers: int = min(16, max(1, (os.cpu_count() or 1) // LOCAL_WORLD))  # Processes that read images, per process
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics go
     seed: int = 0  # Of weights, order, views and noise
-    held_out: Hidden[bool] = False  # Evaluate on a fifth of the training images, to choose settings
+    held_out: bool = False  # Evaluate on a fifth of the training images, to choose settings
     out: Path | None = None  # Folder of the run; runs/imagenet-PRESET-seedN if not given
     resume: bool = False  # Continue the run in that folder
     dry_run: bool = False  # Take one step of each stage, print parameters, FLOPs and memory
-    preset: Hidden[str] = "paper"
+    preset: tyro.conf.Suppress[str] = "paper"
 
 
 PRESETS = {

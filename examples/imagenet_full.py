@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -241,6 +242,7 @@ class Classification(L.LightningModule):
         self.s, self.c, self.batches = s, c, batches
         self.encoder = as_encoder(copy.deepcopy(model.encoder), strip=False).freeze(frozen).train()
         widths, self.bottleneck = {"h": self.encoder.feature_dim}, None
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # what is frozen is meant to be
         if frozen and isinstance(model, StochConWrapper):
             self.bottleneck = copy.deepcopy(model.bottleneck).requires_grad_(False)
             widths["z"] = self.bottleneck.dim

@@ -56,9 +56,7 @@ def lines(benchmark: Benchmark, results: Results, metric: str) -> Figure:
     sizes = sorted({row["size"][axis] for row in results["rows"]})
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda y, _: re.sub(r"\.0+ ", " ", written(y)) if y > 0 else "")
-    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: re.sub(r"\.0+ ", " ", written(y)) if y > 0 else ""))
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_title(benchmark.title, loc="left", fontsize=11)
     figure.legend(loc="outside right center", frameon=False, fontsize=9, handlelength=3)

@@ -126,9 +126,7 @@ BENCHMARK = Benchmark(
     views=(View("Time", "time", NAMES), View("Extra memory at the peak", "memory", NAMES)),
     targets=(
         *(Ratio(f"time over lightly's, {name}", "ours", 1.0, name, "lightly") for name in LARGE),
-        Exponent(
-            *("exponent of memory in N, 512 to 2048 a process", "ours", 1.2), cases=LARGE, metric="memory"
-        ),
+        Exponent(*("exponent of memory in N, 512 to 2048 a process", "ours", 1.2), cases=LARGE, metric="memory"),
     ),
     oracle=oracle,
     axis="n",

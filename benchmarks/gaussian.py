@@ -42,6 +42,4 @@ def kl(mean: Tensor, log_std: Tensor) -> Tensor:
     return ((mean.square() + (2 * log_std).exp() - 1) / 2 - log_std).sum(dim=-1)
 
 
-BENCHMARK = benchmark(
-    __name__, "Gaussian sample and KL divergence", ours, distributions, parameters, kl, limit=1 / 1.5
-)
+BENCHMARK = benchmark(__name__, "Gaussian sample and KL divergence", ours, distributions, parameters, kl, limit=1 / 1.5)

@@ -112,9 +112,7 @@ BENCHMARK = Benchmark(
         contender("ours", "ours", losses.ours, lambda case: True),
         contender("ours_compiled", "ours, compiled", losses.ours),
         # Tolerance: bfloat16 has 8 bits; rounding a gradient to them changes it by up to 2^-9 of itself.
-        Contender(
-            "ours_bf16", "ours, bf16", loss_work(losses.ours, "bfloat16"), medium, False, "bfloat16", 8e-3
-        ),
+        Contender("ours_bf16", "ours, bf16", loss_work(losses.ours, "bfloat16"), medium, False, "bfloat16", 8e-3),
         contender("plain", "plain formula", lambda: losses.plain),
         contender("plain_compiled", "plain, compiled", lambda: losses.plain),
         contender("lightly", "lightly", losses.lightly),

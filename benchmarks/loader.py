@@ -51,9 +51,7 @@ class PausedLoader:
         before = set(multiprocessing.active_children())
         order = RandomSampler(dataset, replacement=True, num_samples=10**9)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", ".*worker processes in total"
-            )  # more workers than cores is meant
+            warnings.filterwarnings("ignore", ".*worker processes in total")  # more workers than cores is meant
             loader = DataLoader(dataset, batch_size, sampler=order, num_workers=workers, drop_last=True)
             self.batches: Iterator[Any] | None = iter(loader)
         self.workers = [p for p in multiprocessing.active_children() if p not in before]

@@ -43,9 +43,7 @@ def load(folder: Path) -> dict[str, Results]:
 def summary(found: dict[str, Results]) -> str:
     """The README's section."""
     parts = [_headline(found["info_nce"]), FIGURE] if "info_nce" in found else []
-    if rows := [
-        row for name, results in found.items() if name != "info_nce" for row in _ratios(name, results)
-    ]:
+    if rows := [row for name, results in found.items() if name != "info_nce" for row in _ratios(name, results)]:
         parts.append(tables.Table("", ("", "ours", "peer", "ratio", "target"), tuple(rows)).markdown())
     if found:
         parts.append("\n".join(_conditions(found)) + "\n")

@@ -27,9 +27,7 @@ from benchmarks.benchmark import Benchmark, Case, Contender
 from benchmarks.worker import serve
 
 PAUSE = 0.05  # seconds between turns, in which OpenMP's threads stop spinning and leave the cores to the next
-CASE_BUDGET = (
-    30.0  # seconds for all samples of a contender at a case; a slow one gets fewer rounds, at least three
-)
+CASE_BUDGET = 30.0  # seconds for all samples of a contender at a case; a slow one gets fewer rounds, at least three
 VERY_SLOW = 10.0  # seconds per sample above which a contender gets a single round
 
 

@@ -17,15 +17,11 @@ import torch
 from benchmarks import memory
 from benchmarks.benchmark import Benchmark, Case, Work
 
-MIN_SAMPLE = (
-    0.05  # smallest duration of a sample in seconds; shorter calls are repeated, the sample is their mean
-)
+MIN_SAMPLE = 0.05  # smallest duration of a sample in seconds; shorter calls are repeated, the sample is their mean
 WARM_UP = 0.5  # shorter calls are preceded by an untimed one, since others have used the caches in between
 
 
-def serve(
-    connection: Connection, module: str, name: str, device: str, threads: int | None, folder: str
-) -> None:
+def serve(connection: Connection, module: str, name: str, device: str, threads: int | None, folder: str) -> None:
     """Answer the runner's commands until it closes the pipe; compiled code is cached in the folder."""
     multiprocessing.set_start_method(None, force=True)  # a contender's own processes start the default way
     # Compile in this process: a pool of compiler processes would stay and share the cores.

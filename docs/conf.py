@@ -89,9 +89,7 @@ def write_math(translator: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
-def short_arrays(
-    app: Any, what: str, name: str, obj: Any, options: Any, *texts: str | None
-) -> tuple[Any, ...]:
+def short_arrays(app: Any, what: str, name: str, obj: Any, options: Any, *texts: str | None) -> tuple[Any, ...]:
     """Write an array of any shape and dtype as `numpy.ndarray` in signatures."""
     return tuple(text and re.sub(r"numpy\.ndarray\[.*?Any\]\]", "numpy.ndarray", text) for text in texts)
 

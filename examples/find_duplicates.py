@@ -31,9 +31,7 @@ from stochastic_bottleneck.codes import hamming_distance
 SIDE, COARSE = 16, 4  # pixels of the images that are compared, and of the means that are subtracted from them
 RANDOM, MAX_PAIRS, SHOWN = 2000, 1_000_000, 24  # random pairs for comparison, candidates, pairs in a figure
 COLUMNS = ("a", "b", "hamming", "correlation", "mirrored", "group")
-PAIR = np.dtype(
-    {"names": COLUMNS, "formats": (int, int, int, float, bool, int)}
-)  # a and b are rows of two sides
+PAIR = np.dtype({"names": COLUMNS, "formats": (int, int, int, float, bool, int)})  # a and b are rows of two sides
 
 
 class Side(NamedTuple):
@@ -107,9 +105,7 @@ class FindDuplicates:
         """Write and draw pairs: confirmed ones by the bits that differ, then the others by their correlation."""
         rejected = pairs["group"] == 0
         pairs = pairs[np.lexsort((np.where(rejected, -pairs["correlation"], pairs["hamming"]), rejected))]
-        with open(
-            self.out / "pairs.csv", "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file:
+        with open(self.out / "pairs.csv", "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             table = csv.writer(file)
             table.writerow(["image", "other", *COLUMNS[2:]])
             table.writerows([first.names[a], second.names[b], *values] for a, b, *values in pairs.tolist())
@@ -132,9 +128,7 @@ def candidates(first: Side, second: Side, radius: int) -> tuple[np.ndarray, np.n
     index.add(first.codes)
     a, b = np.empty((2, 0), int)
     for start in track(range(0, len(second.codes), 256), "searching", console=Console(stderr=True)):
-        limits, _, rows = index.range_search(
-            second.codes[start : start + 256], radius + 1
-        )  # distances below it
+        limits, _, rows = index.range_search(second.codes[start : start + 256], radius + 1)  # distances below it
         queries = start + np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(int)))
         keep = rows < queries if first is second else slice(None)
         a, b = np.append(a, rows[keep]), np.append(b, queries[keep])

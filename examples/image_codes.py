@@ -38,9 +38,7 @@ def load_model(folder: Path, device: str) -> HubModel:
     """Load a saved model that has bits."""
     model = HubModel.from_pretrained(folder, map_location=device)
     if model.bottleneck.kind != "bern":
-        raise ValueError(
-            f'--model must have bits, kind "bern", got kind "{model.bottleneck.kind}" in {folder}'
-        )
+        raise ValueError(f'--model must have bits, kind "bern", got kind "{model.bottleneck.kind}" in {folder}')
     return model
 
 
@@ -102,12 +100,9 @@ def provenance() -> dict[str, Any]:
 def write_results(out: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print a table, and write it as `table.md` and with everything else as `results.json`."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(
-        json.dumps(provenance() | results | {"rows": rows}, indent=1, default=float)
-    )
+    (out / "results.json").write_text(json.dumps(provenance() | results | {"rows": rows}, indent=1, default=float))
     cells = [
-        [x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}" for x in row.values()]
-        for row in rows
+        [x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}" for x in row.values()] for row in rows
     ]
     lines = [[*rows[0]], ["---"] * len(rows[0]), *cells]
     (out / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))

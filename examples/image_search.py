@@ -195,16 +195,12 @@ class Compare(Search):
         for i in range(0, len(paths), -(-len(paths) // QUERIES_SHOWN)):
             for kind, unit in (("flat", "{} bits"), ("float", "{:.2f}")):
                 cells = [(paths[i], "query", None)]
-                for distance, row, right in zip(
-                    *(x[i, :SHOWN] for x in (*found[kind], same[kind])), strict=True
-                ):
+                for distance, row, right in zip(*(x[i, :SHOWN] for x in (*found[kind], same[kind])), strict=True):
                     cells.append((self.path(row), unit.format(distance), bool(right) if known[i] else None))
                 lines.append((NAMES[kind].partition(",")[0], cells))
         image_codes.draw_images(out / "neighbours.png", lines)
 
-    def measure(
-        self, kind: str, queries: np.ndarray, found: dict[str, tuple], same: np.ndarray
-    ) -> dict[str, Any]:
+    def measure(self, kind: str, queries: np.ndarray, found: dict[str, tuple], same: np.ndarray) -> dict[str, Any]:
         """Memory, speed, recall of the neighbours by h, and precision: neighbours of the query's class."""
         size, images = (self.index / f"{kind}.faiss").stat().st_size, len(self.names)
         each = size / images if kind == "hnsw" else queries[0].nbytes  # with the links of HNSW's graph

@@ -157,6 +157,8 @@ class Run:
 
     def report(self, title: str) -> None:
         """Print the table of results and keep it as `table.md`."""
+        data, seed = self.results["data"], self.settings.seed
+        title = f"{data['name']}: {title} on {data['train']:,} images, seed {seed}, tested on {data['test']:,}."
         columns = "model|features|width|probe %|kNN %|fine-tuned %|forest F1 %|ones %|compression"
         table, curves = Table(*columns.split("|"), box=MARKDOWN), {}
         for name, found in (self.results["baselines"] | self.results["models"]).items():

@@ -51,9 +51,7 @@ def train(model: nn.Module, images: Tensor, steps: int, batch_size: int, name: s
             print(f"{name}  step {step:>3}  loss {loss.item():.3f} nats")
 
 
-def main(
-    kind: Literal["bern", "gauss"] = "bern", dim: int = 128, steps: int = 20, batch_size: int = 64
-) -> None:
+def main(kind: Literal["bern", "gauss"] = "bern", dim: int = 128, steps: int = 20, batch_size: int = 64) -> None:
     """Train a SimCLR model, give it a latent, and continue to train it."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -42,9 +42,7 @@ def class_labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
     if y.ndim == 0 and not hasattr(labels, "shape"):
         raise TypeError(f"{name} must be {count} integers, one per image, got {labels!r}")
     if y.shape != (count,):
-        raise ValueError(
-            f"{name} must have shape ({count},), one per image, got {y.shape}{label_hint(y.shape)}"
-        )
+        raise ValueError(f"{name} must have shape ({count},), one per image, got {y.shape}{label_hint(y.shape)}")
     values = y.tolist() if y.dtype.kind in "fO" else []  # other dtypes cannot hold a missing value
     missing = sum(map(_is_missing, values))
     if missing:
@@ -52,9 +50,7 @@ def class_labels(labels: object, count: int, name: str) -> NDArray[np.int64]:
             f"{name} must be integers, one per image, got {missing} of {count} missing (NaN or None); leave out those "
             "images"
         )
-    if y.dtype.kind not in "biu" and not (
-        y.dtype.kind == "O" and all(isinstance(v, Integral) for v in values)
-    ):
+    if y.dtype.kind not in "biu" and not (y.dtype.kind == "O" and all(isinstance(v, Integral) for v in values)):
         whole = [isinstance(v, Integral) or (isinstance(v, float) and v.is_integer()) for v in y.tolist()]
         first = y.tolist()[0 if all(whole) else whole.index(False)]
         raise TypeError(
@@ -117,9 +113,7 @@ def as_array(x: object, name: str) -> NDArray[Any]:
     try:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} must be an array, a tensor or a list of numbers, got {_kind(x)}: {error}"
-        ) from error
+        raise ValueError(f"{name} must be an array, a tensor or a list of numbers, got {_kind(x)}: {error}") from error
 
 
 def _is_missing(value: object) -> bool:

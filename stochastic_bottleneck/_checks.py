@@ -128,9 +128,7 @@ def _check_fit(name: str, x: Tensor, other: Tensor, other_name: str) -> None:
     """Check that a tensor broadcasts with another one on the same device."""
     for i in range(1, 1 + min(x.ndim, other.ndim)):
         if x.shape[-i] != other.shape[-i] and x.shape[-i] != 1 and other.shape[-i] != 1:
-            raise ValueError(
-                f"{name} must broadcast with {other_name}, {tuple(other.shape)}, got {tuple(x.shape)}"
-            )
+            raise ValueError(f"{name} must broadcast with {other_name}, {tuple(other.shape)}, got {tuple(x.shape)}")
     _check_device(name, x, other, other_name)
 
 
@@ -173,9 +171,7 @@ def check_floating(x: Tensor, name: str) -> None:
         kind = str(x.layout).removeprefix("torch.")
         raise TypeError(f"{name} must be a dense tensor, got a {kind} one; convert it with {name}.to_dense()")
     if not x.is_floating_point():
-        raise TypeError(
-            f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()"
-        )
+        raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}; convert it with {name}.float()")
 
 
 def check_images(x: Tensor, name: str) -> None:
@@ -227,9 +223,7 @@ def check_noise(parameter: Tensor, noise: Tensor, name: str) -> None:
     """Check that noise has the shape of the parameter it is added to."""
     check_floating(noise, "noise")
     if noise.shape != parameter.shape:
-        raise ValueError(
-            f"noise must have the shape of {name}, {tuple(parameter.shape)}, got {tuple(noise.shape)}"
-        )
+        raise ValueError(f"noise must have the shape of {name}, {tuple(parameter.shape)}, got {tuple(noise.shape)}")
     _check_device("noise", noise, parameter, name)
 
 
@@ -237,9 +231,7 @@ def check_value(z: Tensor, parameter: Tensor, name: str) -> None:
     """Check that values have the distribution's dimensions; leading sample dimensions are allowed."""
     check_floating(z, "z")
     if z.shape[-1:] != parameter.shape[-1:]:
-        raise ValueError(
-            f"z must end in the last dimension of {name}, {tuple(parameter.shape)}, got {tuple(z.shape)}"
-        )
+        raise ValueError(f"z must end in the last dimension of {name}, {tuple(parameter.shape)}, got {tuple(z.shape)}")
     _check_fit("z", z, parameter, name)
 
 
@@ -250,8 +242,7 @@ def check_gaussian(mean: Tensor, log_std: Tensor) -> None:
     one_per_sample = (*mean.shape[:-1], 1)
     if log_std.shape != mean.shape and tuple(log_std.shape) != one_per_sample:
         raise ValueError(
-            f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_per_sample}, "
-            f"got {tuple(log_std.shape)}"
+            f"log_std must have the shape of mean, {tuple(mean.shape)}, or {one_per_sample}, got {tuple(log_std.shape)}"
         )
     _check_fit("log_std", log_std, mean, "mean")
 
@@ -262,8 +253,7 @@ def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "
         check_floating(x, x_name)
     if v.ndim not in (2, 3):
         raise ValueError(
-            f"{name} must have shape (N, D) or (K, N, D), got {tuple(v.shape)}; "
-            "flatten features to one row per image"
+            f"{name} must have shape (N, D) or (K, N, D), got {tuple(v.shape)}; flatten features to one row per image"
         )
     if v.shape != v_prime.shape:
         raise ValueError(
@@ -272,7 +262,6 @@ def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "
         )
     if 0 in v.shape:
         raise ValueError(
-            f"{name} is empty, shape {tuple(v.shape)}; "
-            "skip empty batches (drop_last=True in the data loader does)"
+            f"{name} is empty, shape {tuple(v.shape)}; skip empty batches (drop_last=True in the data loader does)"
         )
     _check_pair(v, v_prime, name, name_prime)

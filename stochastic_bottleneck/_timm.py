@@ -28,9 +28,7 @@ class TimmMethods(nn.Module):
 
         Only if the encoder, a timm model, has it: `timm.optim.create_optimizer_v2(model, layer_decay=0.75)`.
         """
-        own: Any = (
-            self.encoder.backbone.group_matcher
-        )  # AttributeError makes hasattr False for this model too
+        own: Any = self.encoder.backbone.group_matcher  # AttributeError makes hasattr False for this model too
         return lambda coarse=False: _inside(own(coarse=coarse))
 
     def no_weight_decay(self) -> set[str]:

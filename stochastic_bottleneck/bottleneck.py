@@ -113,9 +113,7 @@ class StochasticBottleneck(nn.Module):
         if out_features is not None:
             out_features = _checks.integer("out_features", out_features)
         if location_std is not None:
-            location_std = _checks.real(
-                "location_std", location_std, above=0, hint="None leaves logits as they are"
-            )
+            location_std = _checks.real("location_std", location_std, above=0, hint="None leaves logits as they are")
         elif learnable_scale:
             raise ValueError(
                 "learnable_scale=True needs a scale to start from, got location_std=None; give location_std=2.0"
@@ -274,8 +272,7 @@ class StochasticBottleneck(nn.Module):
         _checks.check_floating(features, name)
         if features.ndim != 2:
             raise ValueError(
-                f"{name} must have shape (N, F), got {tuple(features.shape)}; "
-                "pool or flatten to one row per image"
+                f"{name} must have shape (N, F), got {tuple(features.shape)}; pool or flatten to one row per image"
             )
         if features.device != self.temperature.device:
             raise ValueError(

@@ -62,8 +62,7 @@ def pack_bits(z: ArrayT, *, validate: bool = True) -> ArrayT:
         raise ValueError("z must hold values to be read, got a meta tensor; pass validate=False")
     if validate and bool((other := (z != 0) & (z != 1)).any()):
         raise ValueError(
-            f"z must hold only 0 and 1, got {z[other][0].item()}; take the mode, or threshold it first, as in "
-            "z > 0.5"
+            f"z must hold only 0 and 1, got {z[other][0].item()}; take the mode, or threshold it first, as in z > 0.5"
         )
     if isinstance(z, np.ndarray):
         return np.packbits(z.astype(bool), axis=-1)
@@ -96,9 +95,7 @@ def unpack_bits(codes: ArrayT, dim: int) -> ArrayT:
     _check_codes(codes, "codes")
     dim = integer("dim", dim)
     if codes.shape[-1] != math.ceil(dim / 8):
-        raise ValueError(
-            f"dim={dim} needs codes {math.ceil(dim / 8)} bytes wide, got shape {tuple(codes.shape)}"
-        )
+        raise ValueError(f"dim={dim} needs codes {math.ceil(dim / 8)} bytes wide, got shape {tuple(codes.shape)}")
     if isinstance(codes, np.ndarray):
         return np.unpackbits(codes, axis=-1, count=dim)
     bits = codes.unsqueeze(-1).bitwise_and(_weights(codes.device)).ne(0)
@@ -273,9 +270,7 @@ def _bit_matrix(bits: Tensor | Array) -> Array:
     _check_array(bits, "bits")
     x = array(bits, "bits").astype(np.float64)
     if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(
-            f"bits must have shape (N, D) with N and D at least 1, got {x.shape}; unpack codes first"
-        )
+        raise ValueError(f"bits must have shape (N, D) with N and D at least 1, got {x.shape}; unpack codes first")
     other = x[~np.isin(x, (0.0, 1.0))]
     if len(other):
         raise ValueError(
@@ -303,10 +298,6 @@ def _check_array(x: Any, name: str) -> None:
 def _check_codes(x: Tensor | Array, name: str) -> None:
     _check_array(x, name)
     if x.dtype not in (torch.uint8, np.dtype(np.uint8)):
-        raise TypeError(
-            f"{name} must be packed codes of dtype uint8, got {x.dtype}; pack bits with pack_bits"
-        )
+        raise TypeError(f"{name} must be packed codes of dtype uint8, got {x.dtype}; pack bits with pack_bits")
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(
-            f"{name} must have at least one byte in its last dimension, got shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name} must have at least one byte in its last dimension, got shape {tuple(x.shape)}")

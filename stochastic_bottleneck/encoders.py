@@ -237,9 +237,7 @@ def simclr_parts(
     _strip.refuse_other_tasks(model)
     found, projection = _simclr.find_parts(model, encoder, head)
     if found in projection.modules():
-        raise ValueError(
-            "encoder must be outside the head, got a part of it; name the module before the head"
-        )
+        raise ValueError("encoder must be outside the head, got a part of it; name the module before the head")
     inside = next((name for name, module in found.named_modules() if module is projection), None)
     if inside is not None:
         parent, _, name = inside.rpartition(".")

@@ -298,9 +298,7 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a string or a pathlib.Path, got {path!r}")
     if not os.fspath(path) or Path(path).is_dir():
-        raise ValueError(
-            f"path must name a file, got {os.fspath(path)!r}, which is a folder or no name at all"
-        )
+        raise ValueError(f"path must name a file, got {os.fspath(path)!r}, which is a folder or no name at all")
     return Path(path)
 
 

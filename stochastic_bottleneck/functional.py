@@ -322,8 +322,6 @@ def _use_tiles(n_images: int, block_size: int | None) -> bool:
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
     # Devices without autocast raise even when it is turned off; torch 2.4 cannot compile the condition.
-    if torch.compiler.is_compiling() or (
-        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    ):
+    if torch.compiler.is_compiling() or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return torch.autocast(device, enabled=False)
     return nullcontext()

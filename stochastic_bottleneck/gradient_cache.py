@@ -173,9 +173,7 @@ def _form(leaf: Any, rows: int) -> object:
     if not isinstance(leaf, Tensor):
         if leaf is None or isinstance(leaf, (bool, int, float, str)):
             return leaf
-        raise TypeError(
-            f"model must return a tensor, or tuples, lists or dicts of tensors, got {type(leaf).__name__}"
-        )
+        raise TypeError(f"model must return a tensor, or tuples, lists or dicts of tensors, got {type(leaf).__name__}")
     if leaf.ndim == 0 and leaf.is_floating_point():
         return leaf.dtype
     if leaf.ndim == 0 or leaf.shape[_row_dim(leaf)] != rows:
@@ -200,9 +198,7 @@ class _Cache:
         for chunk in chunks:
             self._check_form(chunk)
         self.sizes = [chunk.rows for chunk in chunks]
-        self.leaves = [
-            self._merge(leaves) for leaves in zip(*(chunk.leaves for chunk in chunks), strict=True)
-        ]
+        self.leaves = [self._merge(leaves) for leaves in zip(*(chunk.leaves for chunk in chunks), strict=True)]
 
     def output(self) -> Any:
         """The model's output for the whole batch."""
@@ -211,9 +207,7 @@ class _Cache:
     def surrogate(self, k: int, chunk: _Output) -> Tensor:
         """Scalar whose gradient in the parameters is chunk k's term of the gradient of the loss."""
         terms = [
-            (second * self._rows(leaf.grad, k)).sum()
-            for leaf, second in self._used(chunk)
-            if second.requires_grad
+            (second * self._rows(leaf.grad, k)).sum() for leaf, second in self._used(chunk) if second.requires_grad
         ]
         if not terms:
             raise ValueError(
@@ -276,9 +270,7 @@ def _check_arguments(
             f"model must be a module, got {type(model).__name__}; put several in an nn.Module that calls them"
         )
     if any(is_lazy(x) for x in (*model.parameters(), *model.buffers())):
-        raise ValueError(
-            "model has parameters of unknown shape; run it once on a few images under torch.no_grad()"
-        )
+        raise ValueError("model has parameters of unknown shape; run it once on a few images under torch.no_grad()")
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(None)
     except TypeError:
@@ -298,9 +290,7 @@ def _check_arguments(
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs must be tensors, got {type(x).__name__}; pass its tensors one by one")
         if x.layout != torch.strided or x.is_nested:
-            raise TypeError(
-                "inputs must be dense tensors, got a sparse or nested one; convert it with .to_dense()"
-            )
+            raise TypeError("inputs must be dense tensors, got a sparse or nested one; convert it with .to_dense()")
         if x.requires_grad and not x.is_leaf:
             raise ValueError(
                 "inputs must not be the result of a differentiable computation, whose graph would be traversed "
@@ -310,9 +300,7 @@ def _check_arguments(
     if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
         raise ValueError(f"inputs must have one row for each image, the same number in all, got {shapes}")
     if not torch.is_grad_enabled():
-        raise RuntimeError(
-            "cached_backward needs gradients, but they are disabled; call it outside torch.no_grad()"
-        )
+        raise RuntimeError("cached_backward needs gradients, but they are disabled; call it outside torch.no_grad()")
 
 
 def _checked_loss(value: Tensor) -> Tensor:

@@ -84,9 +84,7 @@ class InfoNCELoss(nn.Module):
             _checks.check_info_nce_options(self.temperature, self.reduction, self.block_size)
             _checks.check_views(v, v_prime)
             if v.is_meta:
-                raise ValueError(
-                    "v must hold values to be gathered, got a meta tensor; move the model with .to()"
-                )
+                raise ValueError("v must hold values to be gathered, got a meta tensor; move the model with .to()")
         except (TypeError, ValueError):
             # The other processes compare inputs now: without this one they would wait forever.
             distributed.check_equal_on_all_processes(v, v_prime, group=self._group, failed=True)

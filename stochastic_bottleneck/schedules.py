@@ -118,9 +118,7 @@ class TemperatureSchedule:
         if not isinstance(state_dict, dict):
             raise TypeError(f"state_dict must be a dict, got {state_dict!r}; pass what state_dict() returned")
         if missing := set(_STATE) - state_dict.keys():
-            raise ValueError(
-                f"state_dict lacks {sorted(missing)}; pass what TemperatureSchedule.state_dict() returned"
-            )
+            raise ValueError(f"state_dict lacks {sorted(missing)}; pass what TemperatureSchedule.state_dict() returned")
         end, total_steps, start, shape, last_step = (state_dict[name] for name in _STATE)
         settings = _checked_settings(end, total_steps, start, shape, 'state_dict["{}"]')
         self.last_step = _checks.integer('state_dict["last_step"]', last_step, least=0)

@@ -279,9 +279,7 @@ class StochConWrapper(TimmMethods):
         self.encoder.train(self.training)
         return self
 
-    def _encode(
-        self, x: Tensor, representations: Sequence[Representation], *, posterior: bool = False
-    ) -> Encoding:
+    def _encode(self, x: Tensor, representations: Sequence[Representation], *, posterior: bool = False) -> Encoding:
         """All that the representations need from one pass; training flags and gradients as they are set."""
         _checks.check_images(x, "x")
         extractor = FeatureExtractor(self.encoder, self.bottleneck, representations, posterior=posterior)
@@ -312,9 +310,7 @@ class StochConWrapper(TimmMethods):
         self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Posterior]:
         other = opposing if self.variance_from == "opposing" else None
-        upsampled, z, posterior = self.bottleneck(
-            own, other, sample=sample, samples=self.samples, generator=generator
-        )
+        upsampled, z, posterior = self.bottleneck(own, other, sample=sample, samples=self.samples, generator=generator)
         # One sample at a time: batch normalization takes the statistics of one.
         v = self.head(upsampled) if z.ndim == 2 else torch.stack([self.head(u) for u in upsampled])
         return v, z, posterior

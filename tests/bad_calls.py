@@ -312,9 +312,7 @@ INPUTS = [
 ]
 TENSORS = [*NO_TENSORS, Bad("one shorter", (floats(4, 2), floats(3, 2)), ("(3, 2)",))]
 another_module = kinds.also(kinds.values("mlp", nn.Linear), Bad("another", LINEAR, ("weight", "Linear")))
-bern_bottleneck = kinds.also(
-    kinds.values(None, "bern", model()), Bad("of kind gauss", bottleneck("gauss"), ("gauss",))
-)
+bern_bottleneck = kinds.also(kinds.values(None, "bern", model()), Bad("of kind gauss", bottleneck("gauss"), ("gauss",)))
 preprocessing = kinds.also(
     kinds.values(None, "timm:resnet18", 3),
     Bad("{}", {}, ("none",)),

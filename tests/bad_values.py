@@ -55,10 +55,7 @@ def numbers(good: float, *out_of_range: Any) -> Kind:
 
     def kind(x: Any) -> list[Bad]:
         return [
-            *(
-                Bad(repr((y,)), (y,), (repr((y,)), repr(y)))
-                for y in (str(good), True, NAN, None, *out_of_range)
-            ),
+            *(Bad(repr((y,)), (y,), (repr((y,)), repr(y))) for y in (str(good), True, NAN, None, *out_of_range)),
             Bad("()", (), ("()", "tuple", "empty", "none")),
             *values(good, str(good), None)(x),
             Bad("generator", (y for y in (good,)), ("generator",)),

@@ -32,9 +32,7 @@ def nt_xent(v, v_prime, temperature):
     losses = []
     for i in range(2 * n):
         positive = i + n if i < n else i - n
-        total = sum(
-            (cosine(views[i], views[k]) / temperature).exp() for k in range(2 * n) if k != i
-        )  # 1[k != i]
+        total = sum((cosine(views[i], views[k]) / temperature).exp() for k in range(2 * n) if k != i)  # 1[k != i]
         losses.append(-((cosine(views[i], views[positive]) / temperature).exp() / total).log())
     return torch.stack(losses)
 
@@ -111,9 +109,7 @@ def gaussian_kl(mean, log_std):
 
 
 def gaussian_entropy(mean, log_std):
-    return each(
-        lambda _, s: 0.5 * (2 * math.pi * math.e * (2 * s).exp()).log(), mean, log_std.expand_as(mean)
-    )
+    return each(lambda _, s: 0.5 * (2 * math.pi * math.e * (2 * s).exp()).log(), mean, log_std.expand_as(mean))
 
 
 def gaussian_log_prob(mean, log_std, z):

@@ -19,9 +19,7 @@ PREFIX = "stochastic_bottleneck."
 NAMES = [info.name for info in pkgutil.walk_packages(stochastic_bottleneck.__path__, PREFIX)]
 MODULES = {name.removeprefix(PREFIX): importlib.import_module(name) for name in NAMES}
 MODULES[""] = stochastic_bottleneck
-PUBLIC_MODULES = {
-    name: module for name, module in MODULES.items() if not re.search(r"(^|\.)(_|kernels\b)", name)
-}
+PUBLIC_MODULES = {name: module for name, module in MODULES.items() if not re.search(r"(^|\.)(_|kernels\b)", name)}
 
 # ---- names -------------------------------------------------------------------------------------------------
 

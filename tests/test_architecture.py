@@ -164,9 +164,7 @@ def test_importing_the_package_imports_no_extra():
 
 def test_examples_use_public_names_only():
     names = {path: used_names(path) | imports(path) for path in (ROOT / "examples").rglob("*.py")}
-    ours = {
-        (str(path), name) for path, found in names.items() for name in found if name.startswith(f"{NAME}.")
-    }
+    ours = {(str(path), name) for path, found in names.items() for name in found if name.startswith(f"{NAME}.")}
     assert ours
     assert not {(path, name) for path, name in ours if "._" in name or name.startswith(f"{NAME}.kernels")}
 

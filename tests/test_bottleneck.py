@@ -274,8 +274,7 @@ def test_the_gradient_of_the_opposing_variance_goes_to_the_other_view():
     h, other = features().requires_grad_(), features(seed=3).requires_grad_()
     posterior = module.posterior(h, other)
     mean_grads, std_grads = (
-        torch.autograd.grad(x.pow(3).sum(), (h, other), retain_graph=True, materialize_grads=True)
-        for x in posterior
+        torch.autograd.grad(x.pow(3).sum(), (h, other), retain_graph=True, materialize_grads=True) for x in posterior
     )
     assert [grad.any().item() for grad in (*mean_grads, *std_grads)] == [True, False, False, True]
 
@@ -436,9 +435,7 @@ def test_set_temperature_works_in_place():
     assert buffer.item() == 0.25
     logits = module.posterior(features()).logits
     noise = torch.logit(torch.rand(N, D, generator=generator()))
-    assert_close(
-        module(features(), generator=generator()).z, torch.sigmoid((logits + noise) / 0.25), factor=10
-    )
+    assert_close(module(features(), generator=generator()).z, torch.sigmoid((logits + noise) / 0.25), factor=10)
     assert "temperature" not in dict(module.named_parameters())
 
 
@@ -458,9 +455,7 @@ def test_the_temperature_can_change_before_the_backward_pass(hard):
 
 def test_repr():
     assert "kind='bern', dim=4, in_features=6, hard=False" in repr(bottleneck())
-    assert "kind='gauss', dim=4, in_features=6, variance='isotropic'" in repr(
-        bottleneck("gauss", variance="isotropic")
-    )
+    assert "kind='gauss', dim=4, in_features=6, variance='isotropic'" in repr(bottleneck("gauss", variance="isotropic"))
 
 
 # ---- precision, compilation, export ------------------------------------------------------------------------
@@ -541,9 +536,7 @@ def test_calls_that_cannot_be_compiled_have_a_message_and_fall_back(
 @every_kind
 def test_exports_in_evaluation_mode(options):
     module = bottleneck(**options).eval()
-    program = torch.export.export(
-        module, (features(),), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},)
-    )
+    program = torch.export.export(module, (features(),), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},))
     for n in (N, 3):
         exported, expected = program.module()(features(n)), module(features(n))
         assert torch.equal(exported[0], expected.features)

@@ -100,9 +100,7 @@ LAYOUTS = {
     "one with many": lambda a, b: (a[0], b[:1]),
     "two": lambda a, b: (a[0], b[1]),
     "none": lambda a, b: (a[:0], b[:1]),
-    "both broadcast": lambda a, b: (
-        as_strided(x, (10, 6, x.shape[-1]), (x.strides[0], 0, 1)) for x in (a, b)
-    ),
+    "both broadcast": lambda a, b: (as_strided(x, (10, 6, x.shape[-1]), (x.strides[0], 0, 1)) for x in (a, b)),
 }
 
 
@@ -118,9 +116,7 @@ def test_hamming_distance_of_all_layouts(path, chunk, layout, monkeypatch):
         rng = np.random.default_rng(width)
         a, b = LAYOUTS[layout](*rng.integers(0, 256, (2, 10, width), dtype=np.uint8))
         pairs = np.broadcast_arrays(a, b)
-        expected = [
-            oracles.hamming(*pair) for pair in zip(*(x.reshape(-1, width) for x in pairs), strict=True)
-        ]
+        expected = [oracles.hamming(*pair) for pair in zip(*(x.reshape(-1, width) for x in pairs), strict=True)]
         distance = np.asarray(PATHS[path](*((a, b) if "numpy" in path else map(torch.from_numpy, (a, b)))))
         assert distance.dtype == np.int64
         assert distance.shape == pairs[0].shape[:-1]
@@ -190,9 +186,7 @@ def entropy(*probabilities):
 BITS = np.array([[0, 1, 0, 1], [0, 1, 1, 0], [1, 1, 0, 1], [0, 1, 1, 0]])
 
 
-@pytest.mark.parametrize(
-    "bits", [BITS, torch.from_numpy(BITS), torch.from_numpy(BITS).bool(), BITS.astype(np.float16)]
-)
+@pytest.mark.parametrize("bits", [BITS, torch.from_numpy(BITS), torch.from_numpy(BITS).bool(), BITS.astype(np.float16)])
 def test_counts_of_bits(bits):
     np.testing.assert_allclose(codes.share_of_ones(bits), [0.25, 1.0, 0.5, 0.5])
     np.testing.assert_allclose(codes.bit_entropy(bits), [entropy(0.25, 0.75), 0.0, 1.0, 1.0])

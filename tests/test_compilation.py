@@ -12,10 +12,7 @@ SIZES = (32, 48, 512)
 QUICK = {"bern", "gauss, isotropic", "wrapped gauss", "loss in tiles"}
 each_step = pytest.mark.parametrize(
     "make",
-    [
-        pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.slow)
-        for name, make in STEPS.items()
-    ],
+    [pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, make in STEPS.items()],
 )
 
 

@@ -85,9 +85,7 @@ def model_step(name, rows=slice(None), wrap=lambda model: model):
     return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
 
 
-def loss_step(
-    options, shape, rows=slice(None), dtype=torch.float64, wrap=lambda loss: loss, create_graph=False
-):
+def loss_step(options, shape, rows=slice(None), dtype=torch.float64, wrap=lambda loss: loss, create_graph=False):
     """Loss, and the gradient of its mean in both views."""
     inputs = [normal(*shape, seed=seed)[..., rows, :].to(dtype).requires_grad_() for seed in (3, 4)]
     loss = wrap(InfoNCELoss(**{"gather_distributed": True, **options}))(*inputs)
@@ -313,10 +311,7 @@ def test_every_process_refuses_inputs_that_differ(ranks, name):
 def test_every_process_refuses_to_gather_rows_that_differ(ranks):
     for rank in ranks:
         message = rank["refusals"]["gather_rows, rows"]
-        assert (
-            "gather_rows needs one batch shape on every process, got rank 0: (3, 4), rank 1: (2, 4)"
-            in message
-        )
+        assert "gather_rows needs one batch shape on every process, got rank 0: (3, 4), rank 1: (2, 4)" in message
         assert "gather_rows needs one requires_grad" in rank["refusals"]["gather_rows, gradients"]
 
 

@@ -564,9 +564,7 @@ def test_a_deep_stem_keeps_its_convolutions():
     assert isinstance(model.maxpool, nn.Identity)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "convnext_atto", "resnetv2_50", "replace_stem_pool"]
-)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnetv2_50", "replace_stem_pool"])
 def test_other_stems_are_refused_and_left_as_they_are(name):
     timm = pytest.importorskip("timm")
     plain = name != "replace_stem_pool"

@@ -122,9 +122,7 @@ def test_equals_the_backward_pass_of_the_whole_batch(kind, chunk_size):
 def test_reproduces_noise_and_leaves_generators_and_buffers_as_one_pass_does(kind, symmetric, build):
     model = build(kind, symmetric=symmetric).double()
     if build is batch_model:
-        model.encoder.backbone[
-            1
-        ].momentum = None  # a cumulative average, which depends on the count of batches
+        model.encoder.backbone[1].momentum = None  # a cumulative average, which depends on the count of batches
     once = copy.deepcopy(model)
     torch.manual_seed(3)
     expected = by_hand(once, objective, 4)
@@ -151,9 +149,7 @@ def test_different_noise_in_the_second_pass_would_be_detected():
 def test_consecutive_calls_and_chunks_have_different_noise():
     model, seen = row_model(), []
     for _ in range(2):
-        cached_backward(
-            model, lambda output: seen.append(output.z) or contrast(output), X, X_PRIME, chunk_size=4
-        )
+        cached_backward(model, lambda output: seen.append(output.z) or contrast(output), X, X_PRIME, chunk_size=4)
     assert not torch.isclose(*seen).any()
     assert len(seen[0].unique(dim=0)) == N
 
@@ -222,10 +218,7 @@ SHAPES = {
     "a parameter": (lambda f, x: (f(x), f.bias[0]), lambda o: (o[0] * o[1]).std()),
     "nested": (
         lambda f, x: Named(f(x), {"k": [f(-x), None, "name", 3, 0.5], "rows": x.argmax(1)}),
-        lambda o: (
-            InfoNCELoss()(o.v, o.rest["k"][0]) * o.rest["k"][4]
-            + o.v[o.rest["rows"].argsort()[: N // 2]].std()
-        ),
+        lambda o: InfoNCELoss()(o.v, o.rest["k"][0]) * o.rest["k"][4] + o.v[o.rest["rows"].argsort()[: N // 2]].std(),
     ),
 }
 
@@ -324,9 +317,7 @@ def test_autocast_applies_to_the_forward_passes_only():
     assert modes == 4 * [False]
     for name, p in model.named_parameters():
         # cached_backward rounds each chunk's sum to bfloat16, a single pass their total.
-        torch.testing.assert_close(
-            p.grad, wanted[name], rtol=0.02, atol=0.02 * wanted[name].abs().max().item()
-        )
+        torch.testing.assert_close(p.grad, wanted[name], rtol=0.02, atol=0.02 * wanted[name].abs().max().item())
 
 
 def test_values_that_are_not_finite_raise_no_error():
@@ -543,9 +534,7 @@ def test_refusals(changed, message):
 
 @pytest.mark.parametrize(("n", "chunk_size"), [(3, 2), (4, 1)])
 def test_a_chunk_of_one_image_is_explained_by_chunk_size(n, chunk_size):
-    message = (
-        rf"chunk_size must leave no chunk of one image .*, got {chunk_size}, .* pass chunk_size=3 or more"
-    )
+    message = rf"chunk_size must leave no chunk of one image .*, got {chunk_size}, .* pass chunk_size=3 or more"
     inputs = X[:n], X_PRIME[:n]
     with pytest.raises(ValueError, match=message):
         cached_backward(batch_model().double(), contrast, *inputs, chunk_size=chunk_size)

@@ -72,9 +72,7 @@ def test_a_loaded_model_is_saved_again_the_same(tmp_path):
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
 def test_an_encoder_with_a_name_is_built_again(name, tmp_path):
     options = (
-        {"norm_layer": None, "width_per_group": 64}
-        if name.startswith("torchvision")
-        else {"in_chans": np.int64(3)}
+        {"norm_layer": None, "width_per_group": 64} if name.startswith("torchvision") else {"in_chans": np.int64(3)}
     )
     saved = HubModel(name, encoder_options=options, dim=DIM, projection_dim=4).eval()
     saved.save_pretrained(tmp_path)
@@ -115,9 +113,7 @@ def test_an_existing_simclr_model_is_wrapped_and_saved(tmp_path):
 
 def test_a_bottleneck_with_parts_of_ones_own_is_passed_again(tmp_path):
     def own():
-        return StochasticBottleneck(
-            dim=DIM, in_features=WIDTH, projector=nn.Sequential(nn.Linear(WIDTH, DIM))
-        )
+        return StochasticBottleneck(dim=DIM, in_features=WIDTH, projector=nn.Sequential(nn.Linear(WIDTH, DIM)))
 
     saved = HubModel(OpenEncoder(), bottleneck=own(), feature_dim=WIDTH)
     saved.save_pretrained(tmp_path)

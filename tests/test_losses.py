@@ -49,9 +49,7 @@ def test_any_real_number_is_a_temperature(number, fresh_compiler):
     assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(v, v_prime), expected)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"block_size": 3}, {"gather_distributed": True}, {"reduction": "none"}]
-)
+@pytest.mark.parametrize("options", [{}, {"block_size": 3}, {"gather_distributed": True}, {"reduction": "none"}])
 def test_compiles_without_graph_breaks_and_agrees(options, fresh_compiler):
     loss = InfoNCELoss(0.2, **options)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

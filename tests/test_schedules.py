@@ -132,9 +132,7 @@ def test_a_module_resumed_without_its_schedule_is_refused():
     other = bottleneck()
     resumed = TemperatureSchedule(other, end=0.5, total_steps=4)
     other.load_state_dict(b.state_dict())
-    with pytest.raises(
-        RuntimeError, match=r"must be start, 1, before the first step, got 0\.707107; load the sch"
-    ):
+    with pytest.raises(RuntimeError, match=r"must be start, 1, before the first step, got 0\.707107; load the sch"):
         resumed.step()
     resumed.load_state_dict(schedule.state_dict())
     for s in (schedule, resumed):
@@ -150,9 +148,7 @@ def test_a_compiled_bottleneck_is_accepted(fresh_compiler):
 
 def test_anything_but_a_bernoulli_bottleneck_is_refused():
     model = StochConWrapper(torch.nn.Flatten(), dim=4, feature_dim=12)
-    with pytest.raises(
-        TypeError, match=r"must be a StochasticBottleneck, got StochConWrapper; of a .*\.bottleneck"
-    ):
+    with pytest.raises(TypeError, match=r"must be a StochasticBottleneck, got StochConWrapper; of a .*\.bottleneck"):
         TemperatureSchedule(model, end=0.5, total_steps=4)
     TemperatureSchedule(model.bottleneck, end=0.5, total_steps=4).step()
     with pytest.raises(ValueError, match='bottleneck must be of kind "bern", got "gauss"'):
@@ -161,7 +157,5 @@ def test_anything_but_a_bernoulli_bottleneck_is_refused():
 
 def test_an_incomplete_state_is_refused():
     schedule = TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
-    with pytest.raises(
-        ValueError, match=r"state_dict lacks \['end', 'shape', 'start', 'total_steps'\]; pass what"
-    ):
+    with pytest.raises(ValueError, match=r"state_dict lacks \['end', 'shape', 'start', 'total_steps'\]; pass what"):
         schedule.load_state_dict({"last_step": 3})

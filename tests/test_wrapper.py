@@ -773,9 +773,7 @@ def test_compiled_code_agrees(options, fresh_compiler):
     assert_close(outputs[1].z, outputs[0].z)
     assert_close(outputs[1].v_prime, outputs[0].v_prime)
     for (name, a), b in zip(m.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(
-            b.grad, a.grad, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
     for (name, a), b in zip(m.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(b, a, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -210,9 +210,7 @@ def timm_options(m, **options):
     """Learning rate scale and weight decay of each parameter."""
     create_optimizer_v2 = pytest.importorskip("timm.optim").create_optimizer_v2
     groups = create_optimizer_v2(m, "adamw", lr=1.0, weight_decay=0.05, **options).param_groups
-    found = {
-        id(p): (group.get("lr_scale"), group["weight_decay"]) for group in groups for p in group["params"]
-    }
+    found = {id(p): (group.get("lr_scale"), group["weight_decay"]) for group in groups for p in group["params"]}
     return {name: found[id(p)] for name, p in m.named_parameters()}
 
 
@@ -264,8 +262,6 @@ def test_timms_checkpointing_is_the_backbones():
     assert not m.encoder.backbone.grad_checkpointing
     with pytest.raises(TypeError, match="enable must be True or False, got 'no'"):
         m.set_grad_checkpointing("no")
-    without = StochConWrapper(
-        timm.create_model("vgg11", num_classes=7), dim=8
-    )  # has the method, which asserts
+    without = StochConWrapper(timm.create_model("vgg11", num_classes=7), dim=8)  # has the method, which asserts
     with pytest.raises(TypeError, match="checkpoint_encoder=True"):
         without.set_grad_checkpointing()

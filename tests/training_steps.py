@@ -77,12 +77,7 @@ def bernoulli_posterior(temperature: float, hard: bool = False) -> Step:
     def loss(logits: Tensor) -> Tensor:
         posterior = BernoulliPosterior(logits, temperature)
         z = posterior.rsample(hard=hard)
-        measures = (
-            posterior.kl()
-            + posterior.entropy()
-            + posterior.log_prob(z)
-            + posterior.log_prob(posterior.mode())
-        )
+        measures = posterior.kl() + posterior.entropy() + posterior.log_prob(z) + posterior.log_prob(posterior.mode())
         return measures.mean() + z.mean()
 
     return Step(None, loss, (D,))
@@ -157,9 +152,7 @@ FUNCTIONS: dict[str, Callable[[], Step]] = {
         function, lambda x, z: functional.relaxed_bernoulli_log_prob(x, 0.5, z.sigmoid()), 2
     ),
     "relaxed_bernoulli_rsample": partial(function, lambda x: functional.relaxed_bernoulli_rsample(x, 0.5)),
-    "relaxed_bernoulli_rsample_kl": partial(
-        function, lambda x: functional.relaxed_bernoulli_rsample_kl(x, 0.5)
-    ),
+    "relaxed_bernoulli_rsample_kl": partial(function, lambda x: functional.relaxed_bernoulli_rsample_kl(x, 0.5)),
 }
 """One for each name in `functional.__all__`."""
 STEPS = {**BOTTLENECKS, **WRAPPERS, **LOSSES, **POSTERIORS, **FUNCTIONS}

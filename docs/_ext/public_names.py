@@ -22,9 +22,7 @@ def check(app: Any, env: Any) -> None:
     """Compare the `__all__` of every public module with what the pages document, under any name of the same object."""
     documented = env.domains["py"].objects.keys()
     objects = {id(found) for name in documented if (found := find(name)) is not None}
-    modules = [
-        info.name for info in pkgutil.walk_packages(stochastic_bottleneck.__path__, "stochastic_bottleneck.")
-    ]
+    modules = [info.name for info in pkgutil.walk_packages(stochastic_bottleneck.__path__, "stochastic_bottleneck.")]
     for module in ["stochastic_bottleneck", *modules]:
         if "._" in module or ".kernels" in module:
             continue

@@ -1,4 +1,4 @@
-"""What the scripts of the gallery share: a trained StochCon Bern and a sample of CIFAR-10, both in the repository."""
+"""A trained StochCon Bern and a sample of CIFAR-10, both in the repository, for the gallery."""
 
 import shutil
 import tempfile

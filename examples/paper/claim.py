@@ -193,9 +193,7 @@ def draw(results: Json, figure: Sequence[Panel]) -> Figure:
             x, color = [x for x, _ in line], COLORS[i % len(COLORS)]
             if texts:
                 dots = [[panel.factor * value, texts.index(x)] for x, y in line for value in np.atleast_1d(y)]
-                axes.plot(
-                    *np.reshape(dots, (-1, 2)).T, "osD^v"[i % 5], color=color, markersize=4, label=label
-                )
+                axes.plot(*np.reshape(dots, (-1, 2)).T, "osD^v"[i % 5], color=color, markersize=4, label=label)
                 continue
             middle, width = (panel.factor * np.array([of(y) for _, y in line]) for of in (mean, spread))
             axes.plot(x, middle, ("-", "--", "-.", ":")[i % 4], color=color, label=label)
@@ -213,7 +211,5 @@ def draw(results: Json, figure: Sequence[Panel]) -> Figure:
             axes.set_yscale("log")
         axes.spines[["top", "right"]].set_visible(False)
     if len(panels[0].get_legend_handles_labels()[1]) > 1:
-        drawing.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
-        )
+        drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return drawing

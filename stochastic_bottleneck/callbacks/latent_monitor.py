@@ -71,9 +71,7 @@ class LatentMonitor(Callback):
             for name, bottleneck in self._watched.items():
                 self._handles.append(bottleneck.register_forward_hook(self._hook(name)))
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the statistics of this step."""
         hooked, recorded = bool(self._handles), self._remove_hooks()
         if hooked:
@@ -139,6 +137,4 @@ class LatentMonitor(Callback):
 def _concatenated(posteriors: list[Posterior]) -> Posterior:
     """The posteriors of one step (both directions, or chunks of a batch) as one; shared fields are the last's."""
     fields: Any = zip(*posteriors, strict=True)
-    return type(posteriors[0])(
-        *(torch.cat(x) if isinstance(x[-1], Tensor) and x[-1].ndim else x[-1] for x in fields)
-    )
+    return type(posteriors[0])(*(torch.cat(x) if isinstance(x[-1], Tensor) and x[-1].ndim else x[-1] for x in fields))

@@ -78,9 +78,7 @@ class OnlineKNN(Callback):
                 f"{type(batches).__name__}"
             )
         if encoder is not None and not isinstance(encoder, (str, nn.Module)):
-            raise TypeError(
-                f'encoder must be a module, a name such as "model.backbone", or None, got {encoder!r}'
-            )
+            raise TypeError(f'encoder must be a module, a name such as "model.backbone", or None, got {encoder!r}')
         self.batches, self.encoder = batches, encoder
         self.query_share = _checks.real("query_share", query_share, above=0, below=1)
         self.every_n_epochs = _checks.integer("every_n_epochs", every_n_epochs)
@@ -124,9 +122,7 @@ class OnlineKNN(Callback):
             batches = map(trainer.precision_plugin.convert_input, self.batches)  # a loader draws a seed here
             found = _encode_batches(self._find_encoder(pl_module), batches, ("h",), device, "batches")
         if found.labels is None:
-            raise ValueError(
-                "batches must give labels with every batch, as (images, labels), got images alone"
-            )
+            raise ValueError("batches must give labels with every batch, as (images, labels), got images alone")
         x = found.features["h"]
         y = class_labels(found.labels, len(x), "labels in batches")
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).numpy()

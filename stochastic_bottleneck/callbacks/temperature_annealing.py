@@ -50,9 +50,7 @@ class TemperatureAnnealing(Callback):
         self.end, self.total_steps, first, self.shape = _checked_settings(end, total_steps, first, shape)
         self.start = None if start is None else first
         if bottleneck is not None and not isinstance(bottleneck, str):
-            raise TypeError(
-                f'bottleneck must be a name, such as "model.bottleneck", or None, got {bottleneck!r}'
-            )
+            raise TypeError(f'bottleneck must be a name, such as "model.bottleneck", or None, got {bottleneck!r}')
         self.bottleneck = bottleneck
         self._found_start: float | None = None
         self._schedule: TemperatureSchedule | None = None
@@ -74,9 +72,7 @@ class TemperatureAnnealing(Callback):
             ValueError: for a temperature out of range.
         """
         if not isinstance(state_dict, dict) or "start" not in state_dict:
-            raise TypeError(
-                f"state_dict must be what TemperatureAnnealing.state_dict() gave, got {state_dict!r}"
-            )
+            raise TypeError(f"state_dict must be what TemperatureAnnealing.state_dict() gave, got {state_dict!r}")
         start = state_dict["start"]
         if start is not None:
             self._found_start = _checks.real('state_dict["start"]', start, least=_checks.MIN_CONCRETE)
@@ -104,9 +100,7 @@ class TemperatureAnnealing(Callback):
         self._found_start = self._schedule.start
         self._anneal(trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Anneal."""
         self._anneal(trainer.global_step)
 

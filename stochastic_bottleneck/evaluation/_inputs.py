@@ -70,8 +70,7 @@ def as_arrays(
         sets += [x, y]
     if sets[0].shape[1] != sets[2].shape[1]:
         raise ValueError(
-            "train_features and test_features must be equally wide, "
-            f"got {sets[0].shape[1]} and {sets[2].shape[1]}"
+            f"train_features and test_features must be equally wide, got {sets[0].shape[1]} and {sets[2].shape[1]}"
         )
     if len(np.unique(sets[1])) < 2:
         raise ValueError(f"train_labels must hold at least two classes, got only {sets[1][0]}")
@@ -94,9 +93,7 @@ def images_and_labels(batches: Iterable[Any], name: str) -> Iterator[tuple[Tenso
     try:
         iterator = iter(batches)
     except TypeError as error:
-        raise TypeError(
-            f"{name} must be a DataLoader or another iterable of batches, got {batches!r}"
-        ) from error
+        raise TypeError(f"{name} must be a DataLoader or another iterable of batches, got {batches!r}") from error
     for batch in iterator:
         x, y = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) > 1 else (batch, None)
         if isinstance(x, (tuple, list)) and len(x) == 1:
@@ -121,8 +118,7 @@ def check_images(x: object, name: str) -> None:
         )
     if not x.is_floating_point() and not x.is_complex():
         raise TypeError(
-            f"{name} must hold images in floating point, got {x.dtype}; scale and normalise them as in "
-            "training"
+            f"{name} must hold images in floating point, got {x.dtype}; scale and normalise them as in training"
         )
     check_floating(x, name)
     if x.is_meta:

@@ -55,9 +55,7 @@ class DeviceLogisticRegression:
             "ftol": 64 * np.finfo(float).eps,
         }
         start = np.zeros(shape[0] * shape[1])
-        found = scipy("optimize").minimize(
-            loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options
-        )
+        found = scipy("optimize").minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options)
         self.weights = self._on_device(found.x, shape)
         return self
 

@@ -133,16 +133,12 @@ def fine_tune(
     model = unwrap(model)
     source = model.encoder if isinstance(model, StochConWrapper) else model
     target = device_of(device, home_of(source))
-    autocast = functools.partial(
-        torch.autocast, target.type, torch.bfloat16, enabled=precision == "bf16-mixed"
-    )
+    autocast = functools.partial(torch.autocast, target.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     steps_per_epoch = _count(train, "train")
     _count(test, "test")
     passes: Iterable[int] = range(epochs)
     if progress:
-        passes = require("rich.progress", "fine_tune(progress=True)", "evaluation").track(
-            passes, "fine-tuning"
-        )
+        passes = require("rich.progress", "fine_tune(progress=True)", "evaluation").track(passes, "fine-tuning")
     with torch.random.fork_rng([target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
         encoder: Any = copy.deepcopy(source).to(target)
@@ -164,9 +160,7 @@ def fine_tune(
             )
         head = nn.Linear(h.shape[1], classes, device=target, dtype=h.dtype)
         classifier = nn.Sequential(encoder, head).train()
-        chosen = (optimizer or functools.partial(_sgd, weight_decay=weight_decay))(
-            classifier.parameters(), lr=lr
-        )
+        chosen = (optimizer or functools.partial(_sgd, weight_decay=weight_decay))(classifier.parameters(), lr=lr)
         if not isinstance(chosen, torch.optim.Optimizer):
             raise TypeError(f"optimizer must give an optimizer, got {type(chosen).__name__}")
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -201,9 +195,7 @@ def fine_tune(
     found, wanted = torch.cat(top).numpy(), torch.cat(truth).numpy()
     hits = found == wanted[:, None]
     f1 = metrics.f1_score(wanted, found[:, 0], average="macro")
-    return FineTuned(
-        float(hits[:, 0].mean()), float(f1), tuple(losses), classifier, float(hits.any(1).mean())
-    )
+    return FineTuned(float(hits[:, 0].mean()), float(f1), tuple(losses), classifier, float(hits.any(1).mean()))
 
 
 def _sgd(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -240,9 +232,7 @@ def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple
     for x, labels in images_and_labels(batches, name):
         empty = False
         if labels is None:
-            raise ValueError(
-                f"{name} must give labels with every batch, as (images, labels), got images alone"
-            )
+            raise ValueError(f"{name} must give labels with every batch, as (images, labels), got images alone")
         y = class_labels(labels, len(x), f"labels in {name}")
         if y.min() < 0 or y.max() >= classes:
             raise ValueError(

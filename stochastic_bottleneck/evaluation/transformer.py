@@ -125,9 +125,7 @@ class StochConTransformer(
         model, size = self._wrapper, integer("batch_size", self.batch_size)
         dtype = model.bottleneck.temperature.dtype  # the model's precision
         # Copied batch by batch, since torch takes no read-only arrays.
-        batches = (
-            torch.from_numpy(np.array(images[i : i + size])).to(dtype) for i in range(0, len(images), size)
-        )
+        batches = (torch.from_numpy(np.array(images[i : i + size])).to(dtype) for i in range(0, len(images), size))
         features = encode(model, batches, self.representation).features
         return unpack_bits(features, model.bottleneck.dim) if self.representation == "bits" else features
 

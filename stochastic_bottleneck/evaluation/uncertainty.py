@@ -137,9 +137,7 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
         )
     y = class_labels(labels, len(p), "labels")
     if y.min() < 0 or y.max() >= p.shape[1]:
-        raise ValueError(
-            f"labels must be integers from 0 to {p.shape[1] - 1}, got values from {y.min()} to {y.max()}"
-        )
+        raise ValueError(f"labels must be integers from 0 to {p.shape[1] - 1}, got values from {y.min()} to {y.max()}")
     confidence, right = p.max(axis=1), p.argmax(axis=1) == y
     chosen = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
     gaps = np.bincount(chosen, weights=right - confidence)
@@ -149,9 +147,7 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
 def _scores(x: Numbers, name: str) -> NDArray[np.float64]:
     scores = array(x, name).astype(np.float64)
     if scores.ndim != 1 or len(scores) == 0:
-        raise ValueError(
-            f"{name} must have shape (N,) with N at least 1, one number per image, got {scores.shape}"
-        )
+        raise ValueError(f"{name} must have shape (N,) with N at least 1, one number per image, got {scores.shape}")
     check_finite_rows(np.isfinite(scores), name)
     return scores
 

@@ -58,14 +58,10 @@ OPTIONS: dict[str, Check] = {
     **_table(_rate, "drop_block_rate dropout attention_dropout stochastic_depth_prob"),
     **_table(_checks.flag, "aux_logits init_weights transform_input memory_efficient zero_init_residual"),
     **_table(_checks.flag, "zero_init_last avg_down replace_stem_pool qkv_bias qk_norm pre_norm final_norm"),
-    **_table(
-        _checks.flag, "fc_norm class_token no_embed_class dynamic_img_size dynamic_img_pad strict_img_size"
-    ),
+    **_table(_checks.flag, "fc_norm class_token no_embed_class dynamic_img_size dynamic_img_pad strict_img_size"),
     **_table(_checks.flag, "always_partition scriptable exportable"),
     **_table(partial(_one_or_several, _checks.flag), "replace_stride_with_dilation"),
-    **_table(
-        partial(_choice, ("", "avg", "max", "avgmax", "catavgmax", "fast", "token", "map")), "global_pool"
-    ),
+    **_table(partial(_choice, ("", "avg", "max", "avgmax", "catavgmax", "fast", "token", "map")), "global_pool"),
     **_table(partial(_choice, ("relu", "leaky_relu", "silu", "gelu", "mish", "hard_swish")), "act_layer"),
     **_table(partial(_choice, ("", "deep", "deep_tiered")), "stem_type"),
     **_table(_only_none, "norm_layer"),

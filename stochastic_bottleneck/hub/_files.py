@@ -120,9 +120,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if section is None and part in ("bottleneck", "head"):
             continue
         if not isinstance(section, dict):
-            raise ValueError(
-                f"{path} is damaged ({part} must be an object, got {section!r}); save the model again"
-            )
+            raise ValueError(f"{path} is damaged ({part} must be an object, got {section!r}); save the model again")
         prefix = f"{part}." * bool(part)
         if unknown := [f"{prefix}{name}" for name in section if name not in names]:
             raise ValueError(

@@ -17,9 +17,7 @@ from stochastic_bottleneck.encoders import Encoder, as_encoder, small_image_stem
 from stochastic_bottleneck.hub import _encoders, _files
 
 
-def build_backbone(
-    name: object, options: object, small_images: object, argument: str = "encoder"
-) -> nn.Module:
+def build_backbone(name: object, options: object, small_images: object, argument: str = "encoder") -> nn.Module:
     """Build an encoder by its name, with the stem for small images where asked for."""
     model = _encoders.build(name, options, argument)
     return small_image_stem(model) if small_images else model
@@ -66,9 +64,7 @@ def describe_bottleneck(bottleneck: StochasticBottleneck) -> dict[str, Any] | No
 
 def describe_head(head: nn.Module, width: int | None) -> dict[str, Any] | None:
     """Options that build it, or None for a head other than linear, BatchNorm or none, ReLU, linear."""
-    if not isinstance(head, nn.Sequential) or not all(
-        isinstance(end, nn.Linear) for end in (head[0], head[-1])
-    ):
+    if not isinstance(head, nn.Sequential) or not all(isinstance(end, nn.Linear) for end in (head[0], head[-1])):
         return None
     widths: Any = {"hidden_dim": head[0].out_features, "projection_dim": head[-1].out_features}
     options = {"width": width, **widths, "norm": isinstance(head[1], nn.modules.batchnorm._BatchNorm)}

@@ -101,9 +101,7 @@ class AsyncGather:
     def __init__(self, x: Tensor, group: str) -> None:
         self._group = get_group(group)
         n_processes = dist.get_world_size(self._group)
-        self._shards = [
-            torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(n_processes)
-        ]
+        self._shards = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(n_processes)]
         self._work = dist.all_gather(self._shards, x.contiguous(), group=self._group, async_op=True)
 
     def wait(self) -> Tensor:
@@ -151,9 +149,7 @@ def check_equal_on_all_processes(
     dense = [x for x in tensors if isinstance(x, Tensor) and x.layout == torch.strided and not x.is_nested]
     properties = {
         "batch shape": _describe(tensors, dense, lambda x: tuple(x.shape)),
-        "dtype": _describe(
-            tensors, dense, lambda x: x.dtype if x.is_floating_point() else "not floating point"
-        ),
+        "dtype": _describe(tensors, dense, lambda x: x.dtype if x.is_floating_point() else "not floating point"),
         "device": _describe(tensors, dense, lambda x: x.device.type),
         "requires_grad": str(needs_grad),
         "temperature": str(temperature),

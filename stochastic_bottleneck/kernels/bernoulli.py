@@ -65,9 +65,7 @@ def relaxed_rsample(logits: Tensor, temperature: Tensor | float, hard: bool, noi
     return outputs[-1].to(logits.dtype)
 
 
-def relaxed_rsample_kl(
-    logits: Tensor, temperature: Tensor | float, hard: bool, noise: Tensor
-) -> tuple[Tensor, Tensor]:
+def relaxed_rsample_kl(logits: Tensor, temperature: Tensor | float, hard: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
     """`relaxed_rsample` and `kl` in one pass."""
     outputs = _apply(at_least_float32(logits), noise, temperature, hard, True)
     return outputs[-2].to(logits.dtype), outputs[-1]
@@ -141,21 +139,15 @@ def _sample(
     return tuple(outputs)
 
 
-def _apply(
-    logits: Tensor, noise: Tensor, temperature: Tensor | float, hard: bool, with_kl: bool
-) -> tuple[Tensor, ...]:
+def _apply(logits: Tensor, noise: Tensor, temperature: Tensor | float, hard: bool, with_kl: bool) -> tuple[Tensor, ...]:
     hard = bool(hard)
     if torch.compiler.is_compiling():  # Inductor fuses the formula, and its derivative, into one kernel each
-        logits = logits.clamp(
-            -_MAX_LOGIT, _MAX_LOGIT
-        )  # the derivative in the temperature is a product with them
+        logits = logits.clamp(-_MAX_LOGIT, _MAX_LOGIT)  # the derivative in the temperature is a product with them
         outputs = list(_sample(logits, noise, temperature, hard, with_kl))
         if hard:  # z - z.detach() is exactly zero, so the bits stay exact
             outputs[1] = outputs[1] + (outputs[0] - outputs[0].detach())
         return tuple(outputs)
-    result: tuple[Tensor, ...] = _RelaxedSample.apply(
-        logits, noise, _as_tensor(temperature, logits), hard, with_kl
-    )
+    result: tuple[Tensor, ...] = _RelaxedSample.apply(logits, noise, _as_tensor(temperature, logits), hard, with_kl)
     return result
 
 
@@ -214,9 +206,7 @@ class _RelaxedSample(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        logits: Tensor, noise: Tensor, temperature: Tensor, hard: bool, with_kl: bool
-    ) -> tuple[Tensor, ...]:
+    def forward(logits: Tensor, noise: Tensor, temperature: Tensor, hard: bool, with_kl: bool) -> tuple[Tensor, ...]:
         return in_chunks(partial(_sample, hard=hard, with_kl=with_kl), logits, noise, temperature)
 
     @staticmethod
@@ -230,9 +220,7 @@ class _RelaxedSample(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, temperature, z = ctx.saved_tensors
         grad_z = grad_outputs[0]
-        if (
-            ctx.hard and grad_outputs[1] is not None
-        ):  # straight through: the gradient of the bits is that of z
+        if ctx.hard and grad_outputs[1] is not None:  # straight through: the gradient of the bits is that of z
             grad_z = grad_outputs[1] if grad_z is None else grad_z + grad_outputs[1]
         grad_kl = grad_outputs[-1] if ctx.with_kl else None
         grad_logits = grad_noise = grad_temperature = None

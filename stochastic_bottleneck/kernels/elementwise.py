@@ -62,9 +62,7 @@ def saturating_cast(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad if grad.dtype == dtype else grad.clamp(-limit, limit).to(dtype)
 
 
-def in_chunks(
-    function: Callable[..., tuple[Tensor, ...]], first: Tensor, *others: Tensor | None
-) -> tuple[Tensor, ...]:
+def in_chunks(function: Callable[..., tuple[Tensor, ...]], first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     """Evaluate `function(first, *others)`, which must act on each element or each row alone, chunk by chunk.
 
     A single call where gradients are recorded (a backward pass that is differentiated again) and on devices other

@@ -57,9 +57,7 @@ def uses_triton(rows: Tensor) -> bool:
     return rows.device.type == "cuda" and rows.shape[-1] <= MAX_TRITON_WIDTH and _supports_triton(rows.device)
 
 
-def choose_precision(
-    dtype: torch.dtype, n_columns: int, temperature: float, device: torch.device
-) -> Precision:
+def choose_precision(dtype: torch.dtype, n_columns: int, temperature: float, device: torch.device) -> Precision:
     """Dtypes of products, exponentials and sums for inputs of this dtype."""
     if dtype == torch.float64:
         return Precision(torch.float64, torch.float64, torch.float64)

@@ -43,9 +43,7 @@ from stochastic_bottleneck.kernels.nt_xent_op import (
 from stochastic_bottleneck.kernels.nt_xent_tiled import cache_bytes
 
 
-def distributed_nt_xent(
-    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, group: str
-) -> Tensor:
+def distributed_nt_xent(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, group: str) -> Tensor:
     """Losses of this process's rows, equal to `plain_nt_xent` over the rows of all processes.
 
     Backward computes the gradient of the sum of all processes' losses. Every process must run both passes, with rows

@@ -131,9 +131,7 @@ def _nt_xent_forward(
 
 
 @_nt_xent_forward.register_fake
-def _(
-    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, cache: bool
-) -> tuple[Tensor, ...]:
+def _(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, cache: bool) -> tuple[Tensor, ...]:
     u = empty_unit_rows(v)
     return (
         u.new_empty(*v.shape[:-2], 2 * v.shape[-2]),

@@ -117,9 +117,7 @@ class TiledPairs:
                 sums_by_block[tile.column_block].add_(exponentials.sum(0, dtype=dtype))
         return sums
 
-    def gradients(
-        self, a: Tensor, b: Tensor | None = None, needs_grad_columns: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def gradients(self, a: Tensor, b: Tensor | None = None, needs_grad_columns: bool = False) -> tuple[Tensor, Tensor]:
         """Gradients of the rows and of the columns; in the symmetric case, both hold their sum.
 
         Args:
@@ -135,9 +133,7 @@ class TiledPairs:
         if self.symmetric:
             b, grad_columns, needs_grad_columns = a, grad_rows, True
         else:
-            grad_columns = torch.zeros_like(
-                self.columns if needs_grad_columns else self.columns[:0], dtype=dtype
-            )
+            grad_columns = torch.zeros_like(self.columns if needs_grad_columns else self.columns[:0], dtype=dtype)
         grad_row_blocks = torch.split(grad_rows, self.side)
         grad_column_blocks = torch.split(grad_columns, self.side)
         a_blocks = torch.split(a.to(self.precision.exponentials)[:, None], self.side)
@@ -211,9 +207,7 @@ class TiledPairs:
 
 def cache_bytes(n_losses: int, n_rows: int, n_columns: int) -> int | torch.SymInt:
     """Bytes of cache for each of `n_losses` independent losses; sizes may be symbolic."""
-    largest = (
-        8 * n_rows * (n_columns + n_columns // 32 + 16)
-    )  # float64, and at most two more lines per row and tile
+    largest = 8 * n_rows * (n_columns + n_columns // 32 + 16)  # float64, and at most two more lines per row and tile
     return torch.sym_min(largest, CACHE_BYTES // n_losses // 8 * 8)
 
 

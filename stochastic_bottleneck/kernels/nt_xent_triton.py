@@ -78,9 +78,7 @@ class TritonPairs:
             )
         return sums.sum(0) if n_splits > 1 else sums[0]
 
-    def gradients(
-        self, a: Tensor, b: Tensor | None = None, needs_grad_columns: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def gradients(self, a: Tensor, b: Tensor | None = None, needs_grad_columns: bool = False) -> tuple[Tensor, Tensor]:
         """Gradients of the rows and of the columns in float32; in the symmetric case, both are their sum.
 
         Args:
@@ -103,9 +101,7 @@ class TritonPairs:
         return grad_rows, _grad_rows(self.columns, self.rows, b, a, transposed, self.scale)
 
 
-def _grad_rows(
-    rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, diagonals: tuple[int, ...], scale: float
-) -> Tensor:
+def _grad_rows(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, diagonals: tuple[int, ...], scale: float) -> Tensor:
     if not len(rows):
         return rows.float()
     blocks = GRADIENTS_BLOCKS[rows.dtype]

@@ -56,9 +56,7 @@ def bit_usage(bits: Tensor | NDArray[Any], *, axes: Axes | None = None) -> Axes:
     axes.axhline(50, color=COLOURS[0], linestyle=":", linewidth=1)
     axes.set(ylim=(0, 100), xlim=(0, len(shares)))
     correlated = "" if np.isnan(correlation) else f", mean |correlation| {correlation:.2f}"
-    axes.set_title(
-        f"{100 * shares.mean():.1f} % ones, {entropy:.3f} bits of entropy per bit{correlated}", fontsize=9
-    )
+    axes.set_title(f"{100 * shares.mean():.1f} % ones, {entropy:.3f} bits of entropy per bit{correlated}", fontsize=9)
     return axes
 
 
@@ -98,9 +96,7 @@ def f1_against_bits(
         axes.plot(curve.counts, [100 * f1 for f1 in curve.f1], label=name, markersize=5, **style)
     if chance is not None:
         axes.axhline(100 * chance, color=GREY, linestyle=":", linewidth=1)
-        axes.annotate(
-            "chance", (1, 100 * chance), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-        )
+        axes.annotate("chance", (1, 100 * chance), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     ticks = sorted({count for curve in curves.values() for count in curve.counts})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -164,8 +160,7 @@ def _check_curves(curves: object, kind: type[ForestCurve | RejectionCurve]) -> N
         if not isinstance(curve, kind):
             raise TypeError(f"{hint}, got {type(curve).__name__} for {name!r}")
         points = [
-            array(values, f"{field} of {name!r}")
-            for field, values in zip(curve._fields, curve[:2], strict=False)
+            array(values, f"{field} of {name!r}") for field, values in zip(curve._fields, curve[:2], strict=False)
         ]
         if points[0].ndim != 1 or points[0].shape != points[1].shape or not np.isfinite(points).all():
             raise ValueError(

@@ -132,9 +132,7 @@ def _pictures(images: Images) -> NDArray[Any]:
     """Check images and move the channels last, for imshow."""
     x = array(images, "images")
     if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-        raise ValueError(
-            f"images must have shape (N, C, H, W) with 1 or 3 channels and N at least 1, got {x.shape}"
-        )
+        raise ValueError(f"images must have shape (N, C, H, W) with 1 or 3 channels and N at least 1, got {x.shape}")
     if x.dtype != np.uint8 and not ((x >= 0) & (x <= 1)).all():
         raise ValueError(
             f"images must be uint8 or lie between 0 and 1, got values from {x.min():.3g} to {x.max():.3g}; "

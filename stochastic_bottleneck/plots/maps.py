@@ -87,16 +87,12 @@ def code_map(
 
 def _check(x: NDArray[Any]) -> None:
     if x.ndim != 2 or x.shape[1] < 2:
-        raise ValueError(
-            f"codes must have shape (N, D) with D at least 2, got {x.shape}; unpack packed codes first"
-        )
+        raise ValueError(f"codes must have shape (N, D) with D at least 2, got {x.shape}; unpack packed codes first")
     if len(x) < 3:
         raise ValueError(f"codes must hold at least 3 images, got {len(x)}")
     check_finite_rows(np.isfinite(x), "codes")
     if (x == x[0]).all():
-        raise ValueError(
-            "codes must differ between images, got one code for all of them; the latent has collapsed"
-        )
+        raise ValueError("codes must differ between images, got one code for all of them; the latent has collapsed")
 
 
 def _project(x: NDArray[Any], method: str, seed: int) -> tuple[NDArray[Any], str, str]:

@@ -341,9 +341,7 @@ def test_can_be_copied(copier):
 
 @pytest.mark.usefixtures("not_yet_imported")
 def test_without_lightning_the_error_names_the_extra(monkeypatch):
-    for name in [
-        name for name in sys.modules if name.partition(".")[0] in ("lightning", "pytorch_lightning")
-    ]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("lightning", "pytorch_lightning")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "lightning", None)
@@ -355,17 +353,13 @@ def test_without_lightning_the_error_names_the_extra(monkeypatch):
 
 
 def test_bottlenecks_that_are_not_found_are_refused():
-    with pytest.raises(
-        ValueError, match="needs a StochasticBottleneck inside Linear, which has none; wrap its model"
-    ):
+    with pytest.raises(ValueError, match="needs a StochasticBottleneck inside Linear, which has none; wrap its model"):
         LatentMonitor("a").on_fit_start(None, nn.Linear(2, 2))
     message = r"bottlenecks must name those of StochConWrapper, 'bottleneck', got 'encoder', 'x'"
     with pytest.raises(ValueError, match=message):
         LatentMonitor(["bottleneck", "encoder", "x"]).on_fit_start(None, wrapper())
     for names, error in (((n for n in "ab"), TypeError), ("", ValueError), ([], ValueError)):
-        with pytest.raises(
-            error, match=r"bottlenecks must be a name, .*, a list of names, or None for all, got"
-        ):
+        with pytest.raises(error, match=r"bottlenecks must be a name, .*, a list of names, or None for all, got"):
             LatentMonitor(names)
 
 
@@ -444,9 +438,7 @@ def anneal(package, mode, folder, resumed=None):
         def configure_optimizers(self):
             if self.automatic_optimization:
                 return torch.optim.AdamW(self.parameters(), lr=0.1)
-            return [
-                torch.optim.AdamW(part.parameters(), lr=0.1) for part in (self.model.encoder, self.model.head)
-            ]
+            return [torch.optim.AdamW(part.parameters(), lr=0.1) for part in (self.model.encoder, self.model.head)]
 
     annealing = TemperatureAnnealing(end=0.25, total_steps=9)
     saving = checkpoints(folder, "{step}", every_n_train_steps=1, save_top_k=-1)

@@ -27,9 +27,7 @@ VIEWS = TensorDataset(IMAGES, IMAGES.flip(-1))
 
 
 def backbone():
-    return nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class SimCLR(nn.Module):

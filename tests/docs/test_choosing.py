@@ -56,17 +56,13 @@ def test_25_of_128_bits_have_four_fifths_of_the_score_and_the_rest_adds():
 
 def test_without_normalization_z_is_worse_and_a_gaussian_falls_below_pixels():
     for model in ("StochCon Bern", "StochCon Gauss"):
-        plain, normalized = (
-            trial(model, f"symmetric=True{x}", "probe on z") for x in (", location_std=None", "")
-        )
+        plain, normalized = (trial(model, f"symmetric=True{x}", "probe on z") for x in (", location_std=None", ""))
         assert max(plain) < min(normalized)
     h = trial("StochCon Gauss", "symmetric=True, location_std=None", "probe on h")
     assert max(h) < seeds("settings", "probe on h", epochs=11, model="raw pixels")[0]
 
 
-@pytest.mark.parametrize(
-    ("kind", "score", "ahead"), [("Bern", "h", True), ("Bern", "z", True), ("Gauss", "z", False)]
-)
+@pytest.mark.parametrize(("kind", "score", "ahead"), [("Bern", "h", True), ("Bern", "z", True), ("Gauss", "z", False)])
 def test_a_location_std_of_4_is_ahead_for_bits_and_behind_for_means(kind, score, ahead):
     settings = "symmetric=True, location_std=4.0", "symmetric=True"
     four, two = (trial(f"StochCon {kind}", setting, f"probe on {score}") for setting in settings)
@@ -78,9 +74,7 @@ def test_a_kl_weight_makes_outliers_with_a_fixed_scale_and_not_with_a_learned_on
     assert max(kl("learned", 0.1, "kurtosis") + kl("none", 0.1, "kurtosis")) < 6
     fixed, learned, none = (kl(scale, 0.1, "KL") for scale in ("fixed", "learned", "none"))
     assert all(a > b > c for a, b, c in zip(fixed, learned, none, strict=True))
-    assert all(
-        max(kl(scale, 0.1, "KL")) < min(kl(scale, 0.0, "KL")) for scale in ("fixed", "learned", "none")
-    )
+    assert all(max(kl(scale, 0.1, "KL")) < min(kl(scale, 0.0, "KL")) for scale in ("fixed", "learned", "none"))
     pairs = zip(kl("learned", 0.1, "kNN on z"), kl("fixed", 0.1, "kNN on z"), strict=True)
     assert all(learned >= fixed for learned, fixed in pairs)
     assert learned[0] < kl("learned, one per dimension", 0.1, "KL")[0]

@@ -45,8 +45,7 @@ def test_after_40_epochs_all_are_ahead_of_supervised_training():
 @pytest.mark.parametrize("model", LATENTS)
 def test_noise_is_a_part_of_the_gap_and_the_bottleneck_the_rest(tried, model):
     noisy, quiet, simclr = (
-        tried[setting]["probe on h"][0]
-        for setting in (("start", model), ("samples=0", model), ("start", "SimCLR"))
+        tried[setting]["probe on h"][0] for setting in (("start", model), ("samples=0", model), ("start", "SimCLR"))
     )
     assert noisy + 0.01 < quiet < simclr - 0.01
 

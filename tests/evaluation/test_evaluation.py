@@ -64,9 +64,7 @@ def evaluate(name, *data, **options):
 
 
 def logistic_regression(c):
-    return pipeline.make_pipeline(
-        preprocessing.StandardScaler(), linear_model.LogisticRegression(C=c, max_iter=200)
-    )
+    return pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression(C=c, max_iter=200))
 
 
 @pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
@@ -246,9 +244,7 @@ def test_bits_that_determine_the_class_come_first():
     assert curve.f1[0] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("counts", "expected"), [((2, 1, 2), (1, 2, 8)), ((3, 8, 9, 1000), (3, 8)), ((), (8,))]
-)
+@pytest.mark.parametrize(("counts", "expected"), [((2, 1, 2), (1, 2, 8)), ((3, 8, 9, 1000), (3, 8)), ((), (8,))])
 def test_counts_are_sorted_unique_and_end_with_all(counts, expected):
     curve = evaluate("forest_curve", *bits(width=8), counts=counts)
     assert curve.counts == expected
@@ -367,9 +363,7 @@ def test_options_may_be_numbers_of_any_type(kind):
     assert probe == linear_probe(*data, regularisations=(0.5, 0.25), seed=1)
     curve = evaluate("forest_curve", *bits(), counts=kind([2, 1]))
     assert curve == evaluate("forest_curve", *bits(), counts=(1, 2))
-    assert knn_accuracy(*data, k=np.int32(3), temperature=np.float32(0.5)) == knn_accuracy(
-        *data, k=3, temperature=0.5
-    )
+    assert knn_accuracy(*data, k=np.int32(3), temperature=np.float32(0.5)) == knn_accuracy(*data, k=3, temperature=0.5)
 
 
 @each_evaluation

@@ -18,9 +18,7 @@ LABELS = torch.arange(11) % 3
 
 def small_model(kind="bern"):
     torch.manual_seed(0)
-    encoder = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    encoder = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = StochConWrapper(encoder, kind=kind, dim=20, feature_dim=16)
     model(IMAGES, IMAGES.flip(-1))  # moves the running statistics
     return model
@@ -54,9 +52,7 @@ def test_several_representations_come_from_one_pass(names):
         assert np.array_equal(found.uncertainty, expected[name].uncertainty)
 
 
-@pytest.mark.parametrize(
-    "around", [lambda m: m, lambda m: torch.compile(m, backend="eager"), nn.DataParallel]
-)
+@pytest.mark.parametrize("around", [lambda m: m, lambda m: torch.compile(m, backend="eager"), nn.DataParallel])
 def test_any_module_that_gives_features_is_encoded(around):
     model = small_model()
     plain = around(model.encoder.backbone.train())

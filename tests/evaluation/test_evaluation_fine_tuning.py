@@ -76,9 +76,7 @@ def test_top_5_are_the_five_largest_logits():
     labels = torch.arange(48) % 8
     result = fine_tune(nn.Flatten(), [(IMAGES, labels)], [(IMAGES, labels)], 8, epochs=3)
     with torch.no_grad():
-        ranks = (
-            (result.classifier(IMAGES).argsort(dim=1, descending=True) == labels[:, None]).int().argmax(dim=1)
-        )
+        ranks = (result.classifier(IMAGES).argsort(dim=1, descending=True) == labels[:, None]).int().argmax(dim=1)
     assert result.top5 == pytest.approx((ranks < 5).float().mean().item())
     assert result.accuracy < result.top5 < 1
 
@@ -196,8 +194,7 @@ def test_a_custom_optimizer_is_used():
 
 def test_a_progress_bar_changes_no_number(capsys):
     shown, plain = (
-        fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, progress=progress)
-        for progress in (True, False)
+        fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES, epochs=2, progress=progress) for progress in (True, False)
     )
     assert shown[:3] == plain[:3]
     assert "fine-tuning" in capsys.readouterr().out

@@ -91,9 +91,7 @@ def test_columns_have_names(representation, width):
 def test_columns_of_a_width_that_is_not_known_have_names_once_fitted():
     encoder = Encoder(nn.Sequential(nn.Conv2d(3, 16, 8), nn.Flatten()))
     bottleneck = StochasticBottleneck(dim=20, out_features=24)
-    transformer = StochConTransformer(
-        StochConWrapper(encoder, bottleneck=bottleneck, head=nn.Linear(24, 4)), "h"
-    )
+    transformer = StochConTransformer(StochConWrapper(encoder, bottleneck=bottleneck, head=nn.Linear(24, 4)), "h")
     with pytest.raises(NotFittedError):
         transformer.get_feature_names_out()
     assert transformer.fit(IMAGES).get_feature_names_out().tolist() == names(16)
@@ -105,9 +103,7 @@ def test_columns_of_a_width_that_is_not_known_have_names_once_fitted():
 def test_a_compiled_model_gives_the_same():
     model = small_model()
     compiled = StochConTransformer(torch.compile(model, backend="eager"), "bits")
-    assert np.array_equal(
-        compiled.fit_transform(IMAGES), StochConTransformer(model, "bits").transform(IMAGES)
-    )
+    assert np.array_equal(compiled.fit_transform(IMAGES), StochConTransformer(model, "bits").transform(IMAGES))
     assert compiled.get_feature_names_out().tolist() == names(20)
 
 

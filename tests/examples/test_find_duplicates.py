@@ -61,9 +61,7 @@ def test_planted_duplicates_are_confirmed_and_other_pairs_are_not(call, tmp_path
     assert {(row["image"], row["other"]) for row in rows[:3]} == PLANTED
     assert {row["group"] for row in rows[:3]} == {"1", "2", "3"}
     assert {row["group"] for row in rows[3:]} == {"0"}
-    assert [row["other"] for row in rows if row["group"] != "0" and row["mirrored"] == "True"] == [
-        "mirrored.jpg"
-    ]
+    assert [row["other"] for row in rows if row["group"] != "0" and row["mirrored"] == "True"] == ["mirrored.jpg"]
     results = json.loads((out / "results.json").read_text())
     last = {"radius": "19", "candidates": len(rows), "confirmed": 3, "confirmed %": 300 / len(rows)}
     assert results["rows"][-1] == pytest.approx(last)
@@ -80,11 +78,7 @@ def test_planted_duplicates_are_confirmed_and_other_pairs_are_not(call, tmp_path
 def test_an_image_with_one_pixel_changed_is_the_nearest_by_its_bits(call, tmp_path):
     """A recompressed one need not be, for a model that was not trained to ignore such changes."""
     assert call("--radius", "19")[0] == 0
-    apart = {
-        row["image"]: int(row["hamming"])
-        for row in listed(tmp_path / "out")
-        if row["other"] == "one_pixel.png"
-    }
+    apart = {row["image"]: int(row["hamming"]) for row in listed(tmp_path / "out") if row["other"] == "one_pixel.png"}
     assert apart.pop("d.png") < min(apart.values())
 
 

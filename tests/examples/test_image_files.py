@@ -187,9 +187,7 @@ def test_archives_that_cannot_be_unpacked_are_named(folder, tmp_path, damage):
     if damage == "newer":
         unpack(archive, target)
         os.utime(target, (1, 1))
-    archive.write_bytes(
-        {"truncated": content[: len(content) // 2], "not a tar": b"text"}.get(damage, content)
-    )
+    archive.write_bytes({"truncated": content[: len(content) // 2], "not a tar": b"text"}.get(damage, content))
     if damage == "missing":
         archive.unlink()
     with pytest.raises(ImageError, match=r"cannot unpack .*images\.tar"):

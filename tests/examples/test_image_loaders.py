@@ -61,10 +61,7 @@ def test_splits_are_found_and_loaded_in_order(kind, folder, shards):
     assert found[0][0].shape == (30, 3, 8, 8)
     assert found[0][1].bincount().tolist() == [10, 10, 10]
     shares = [
-        label
-        for rank in (0, 1)
-        for _, labels in evaluation_loader(split, CONFIG, 0, rank, 2)
-        for label in labels
+        label for rank in (0, 1) for _, labels in evaluation_loader(split, CONFIG, 0, rank, 2) for label in labels
     ]
     assert sorted(shares) == sorted(found[0][1])
     assert equal(found, [*evaluation_loader(split, CONFIG, workers=1)])
@@ -140,9 +137,7 @@ def write_tar(path, files):
 JPEG = encoded(photograph(0, 40, 30))
 
 
-@pytest.mark.parametrize(
-    "label", [{"a.cls": b"2"}, {"a.json": b'{"label": 2}'}, {"a.json": b'{"cls": 2, "x": 1}'}]
-)
+@pytest.mark.parametrize("label", [{"a.cls": b"2"}, {"a.json": b'{"label": 2}'}, {"a.json": b'{"cls": 2, "x": 1}'}])
 def test_labels_are_read_from_cls_or_json(tmp_path, label):
     split = find_split(write_tar(tmp_path / "x.tar", {"a.jpg": JPEG} | label))
     assert split.classes == ["0", "1", "2"]

@@ -135,9 +135,7 @@ def test_committed_findings_follow_from_their_tables(name, monkeypatch):
     script = runpy.run_path(str(PAPER / f"{name}.py"))
     finding, criteria = script["conclude"](claim.rows_of(results))
     assert (finding, criteria) == (results["finding"], results["criteria"])
-    said = (
-        "holds" if all(criteria.values()) else "holds in part" if any(criteria.values()) else "does not hold"
-    )
+    said = "holds" if all(criteria.values()) else "holds in part" if any(criteria.values()) else "does not hold"
     assert results["verdict"] == said
     assert results["commit"]
     assert (RESULTS / f"{name}.png").exists()

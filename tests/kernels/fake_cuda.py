@@ -48,9 +48,7 @@ def device() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in (torch.autograd, torch.autograd.graph):
             stack.enter_context(mock.patch.object(module, "_engine_run_backward", run_backward))
-        stack.enter_context(
-            mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False)
-        )
+        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         # Triton would write to memory that does not exist.
         stack.enter_context(mock.patch.object(nt_xent_dispatch, "_supports_triton", new=_false))
@@ -143,9 +141,7 @@ def _sent(node: Node, gradients: dict[int, Tensor]) -> list[tuple[tuple[Node, in
     """Edges of a node, each with the gradient sent along it."""
     arguments = [gradients.get(i) for i in range(len(node._input_metadata))]
     edges = node.next_functions
-    if hasattr(
-        node, "apply"
-    ):  # an autograd.Function: missing gradients are zeros; not all inputs are tensors
+    if hasattr(node, "apply"):  # an autograd.Function: missing gradients are zeros; not all inputs are tensors
         given = next(iter(gradients.values()))
         arguments = [
             given.new_zeros(like.shape, dtype=like.dtype) if x is None else x

@@ -62,9 +62,7 @@ def test_follows_the_loop(name, dtype):
 def test_derivatives(name):
     function = FUNCTIONS[name][0]
     # The closed forms change at 2: values on both sides, zero, and large ones.
-    logits = torch.tensor(
-        [[-9.0, -2.1, -1.9, -1e-3], [0.3, 1.9, 2.1, 30.0], [0.0, 1.0, -1.0, 5.0]], dtype=F64
-    )
+    logits = torch.tensor([[-9.0, -2.1, -1.9, -1e-3], [0.3, 1.9, 2.1, 30.0], [0.0, 1.0, -1.0, 5.0]], dtype=F64)
     assert gradcheck(lambda a: -1.5 * function(a), (logits.requires_grad_(),))
     assert gradgradcheck(function, (logits,))
     for view, x in ((lambda a: a.T, normal(4, 3)), (lambda a: a[:, ::2], normal(3, 8))):
@@ -236,9 +234,7 @@ def test_a_sample_that_rounded_has_the_density_of_torch_distributions(dtype, fre
     z = posterior.rsample(generator=torch.Generator().manual_seed(0)).detach().requires_grad_()
     assert ((z == 0) | (z == 1)).any(dim=1).sum() > 40
     # In float64, because torch.distributions overflows for logits above 88.
-    reference = torch.distributions.RelaxedBernoulli(
-        temperature.detach().double(), logits=logits.detach().double()
-    )
+    reference = torch.distributions.RelaxedBernoulli(temperature.detach().double(), logits=logits.detach().double())
     info = torch.finfo(dtype)
     expected = reference.log_prob(z.detach().double().clamp(info.tiny, 1 - info.eps))
     compiled = torch.compile(functional.relaxed_bernoulli_log_prob, fullgraph=True, backend="aot_eager")

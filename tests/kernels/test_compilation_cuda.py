@@ -99,9 +99,7 @@ HOST_ACCESS = {
     "in backward": ReadsInBackward.apply,
     "to the host": lambda x: x + x.cpu().sum().to(x.device),
     "a number as a tensor": lambda x: x + torch.tensor(0.5, device=x.device),
-    "a generator": lambda x: (
-        x + torch.randn(x.shape, generator=torch.Generator("cpu"), device="cpu").to(x.device)
-    ),
+    "a generator": lambda x: x + torch.randn(x.shape, generator=torch.Generator("cpu"), device="cpu").to(x.device),
 }
 
 

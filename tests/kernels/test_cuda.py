@@ -136,9 +136,7 @@ def test_codes_equal_those_of_the_cpu():
     packed = codes.pack_bits(bits.to(DEVICE))
     assert torch.equal(packed.cpu(), codes.pack_bits(bits))
     assert torch.equal(codes.unpack_bits(packed, 37).cpu(), codes.unpack_bits(packed.cpu(), 37))
-    assert torch.equal(
-        codes.hamming_distance(packed, packed).cpu(), codes.hamming_distance(packed.cpu(), packed.cpu())
-    )
+    assert torch.equal(codes.hamming_distance(packed, packed).cpu(), codes.hamming_distance(packed.cpu(), packed.cpu()))
 
 
 # ---- compiled ----------------------------------------------------------------------------------------------

@@ -86,9 +86,7 @@ def test_only_inputs_and_the_sample_are_saved(kind):
     saved = {}
     parameters, noise = arguments(kind, (64, 32), torch.float32)
     parameters = leaves(*parameters)
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (saved.__setitem__(t.data_ptr(), t), t)[1], lambda t: t
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.__setitem__(t.data_ptr(), t), t)[1], lambda t: t):
         z, kl = one_pass(kind)(*parameters, noise)
         (z.sum() + kl.sum()).backward()
     large = {pointer for pointer, t in saved.items() if t.numel() > 1}
@@ -139,9 +137,7 @@ LAYOUTS = {
 def test_chunks_change_nothing(kind, layout, request):
     x = LAYOUTS[layout]()
     noise = normal(*x.shape, seed=3)
-    log_std = {"gauss": normal(*x.shape, seed=1), "gauss isotropic": normal(*x.shape[:-1], 1, seed=1)}.get(
-        kind
-    )
+    log_std = {"gauss": normal(*x.shape, seed=1), "gauss isotropic": normal(*x.shape[:-1], 1, seed=1)}.get(kind)
     inputs = (x,) if log_std is None else (x, log_std)
     whole = value_and_gradients(one_pass(kind), inputs, noise)
     shapes = request.getfixturevalue("small_chunks")

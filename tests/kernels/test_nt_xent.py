@@ -111,9 +111,7 @@ def test_tiles_change_neither_value_nor_gradient_and_save_no_matrix_of_all_pairs
     for block_size in (None, 1, 3, 14):
         v, v_prime = views(32, 5)
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
-        ):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
             loss = info_nce(v, v_prime, 0.2, block_size=block_size)
         results.append((loss, *torch.autograd.grad(loss, (v, v_prime))))
         largest.append(max(sizes))

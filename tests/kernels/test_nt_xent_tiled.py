@@ -312,8 +312,7 @@ def test_forward_mode_derivatives(both, leading, monkeypatch):
     tangents = tuple(x.detach() for x in views(*leading, 300, 4, seed=1))[: 1 + both]
     inputs = (v, v_prime)[: 1 + both]
     found, expected = (
-        torch.func.jvp(lambda x, y=v_prime, loss=loss: loss(x, y), inputs, tangents)
-        for loss in (tiled, plain)
+        torch.func.jvp(lambda x, y=v_prime, loss=loss: loss(x, y), inputs, tangents) for loss in (tiled, plain)
     )
     assert_all_close(found, expected)
 
@@ -337,8 +336,7 @@ def test_second_derivatives(name):
     x, w = (x.detach() for x in views(300, 3))
     t = torch.linspace(-1, 1, 900, dtype=F64).view(300, 3)
     found, expected = (
-        SECOND[name](lambda v, loss=loss: loss(v, w + 0.5 * v.roll(1, 0)).mean(), x, t)
-        for loss in (tiled, plain)
+        SECOND[name](lambda v, loss=loss: loss(v, w + 0.5 * v.roll(1, 0)).mean(), x, t) for loss in (tiled, plain)
     )
     assert expected.abs().max() > 1e-6
     assert_close(found, expected)

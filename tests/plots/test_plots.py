@@ -116,9 +116,7 @@ def test_bits_may_be_any_sequence_of_integers(kind):
 
 @pytest.mark.parametrize("kind", [np.array, lambda x: pandas.Series(x, index=[3, 2, 1, 0])])
 def test_captions_and_names_may_be_any_sequence(kind):
-    figure = plots.certain_images(
-        grey_images(4), [0.0, 1, 2, 3], captions=kind(["a", "b", "c", "d"]), count=4
-    )
+    figure = plots.certain_images(grey_images(4), [0.0, 1, 2, 3], captions=kind(["a", "b", "c", "d"]), count=4)
     assert [axes.get_xlabel() for axes in figure.axes[:4]] == ["a", "b", "c", "d"]
     axes = plots.code_map(BITS, np.arange(200) % 4, names=kind([2, 3, 5, 7]))
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["2", "3", "5", "7"]
@@ -127,9 +125,7 @@ def test_captions_and_names_may_be_any_sequence(kind):
 def test_certain_images_are_sorted_from_both_ends():
     n = 8
     uncertainty = torch.tensor([3.0, 1, 7, 0, 2, 6, 5, 4])
-    figure = plots.certain_images(
-        grey_images(n), uncertainty, captions=[f"image {i}" for i in range(n)], count=3
-    )
+    figure = plots.certain_images(grey_images(n), uncertainty, captions=[f"image {i}" for i in range(n)], count=3)
     assert [shown(axes, n) for axes in figure.axes] == [3, 1, 4, 2, 5, 6]
     assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["image 3", "image 1", "image 4"]
 

@@ -192,8 +192,8 @@ class Pretraining(L.LightningModule):
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Two random views of the images, in float32 whatever the precision."""
         torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
-        images = (batch[0].float() / 255).contiguous(memory_format=torch.channels_last)
-        return self.views(images), self.views(images)
+        images = batch[0].float() / 255
+        return tuple(self.views(images).contiguous(memory_format=torch.channels_last) for _ in range(2))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""
@@ -256,7 +256,7 @@ def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, opti
 
     def collate(rows: list[Any]) -> tuple[Tensor, Tensor]:
         images, labels = default_collate(rows)
-        return crops(images), labels
+        return crops(images).contiguous(memory_format=torch.channels_last), labels
 
     sets = [TensorDataset(normalize(images.pixels), images.labels) for images in (train, test)]
     batches = {"batch_size": 128, "shuffle": True, "drop_last": len(train.pixels) >= 128}

@@ -195,8 +195,7 @@ class Pretraining(L.LightningModule):
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """Two random views of each image, in float32 whatever the precision."""
         torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
-        crops = (x.float().contiguous(memory_format=torch.channels_last) / 255 for x in batch[:2])
-        return [self.color(x) for x in crops]
+        return [self.color(x.float() / 255).contiguous(memory_format=torch.channels_last) for x in batch[:2]]
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""

@@ -172,10 +172,12 @@ class Run:
                 table.add_row(NAMES[name], part, str(r.get("dim", "-")), *cells, ratio)
                 if "forest" in r:
                     curves[NAMES[name]] = ForestCurve(**r["forest"])
-        text = io.StringIO()
-        Console(file=text, width=200).print(table)
-        self.save("table.md", f"{title}\n{text.getvalue()}")
-        print(f"\n{title}\n{text.getvalue()}")
+        console = Console(file=io.StringIO(), width=200)
+        console.print(table)
+        lines = [line.strip() for line in console.file.getvalue().splitlines()]
+        text = "\n".join([title, "", *filter(None, lines), ""])
+        self.save("table.md", text)
+        print(f"\n{text}")
         if curves:
             f1_against_bits(curves).figure.savefig(self.folder / "f1_against_bits.png", dpi=150)
 

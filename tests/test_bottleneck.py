@@ -490,7 +490,7 @@ def test_modules_of_other_dtypes(options, dtype):
 @pytest.mark.parametrize("name", ["bern hard", "gauss isotropic", "gauss learnable scale"])
 def test_compiled_code_agrees(name, fresh_compiler, monkeypatch):
     # Compiled for a CPU, noise comes from another generator.
-    monkeypatch.setattr("stochastic_bottleneck._noise._compiled_for_cpu", lambda options: False)
+    monkeypatch.setattr("stochastic_bottleneck._noise._uses_philox", lambda options: False)
     module = bottleneck(**(KINDS | LEARNABLE)[name])
     other = copy.deepcopy(module)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")

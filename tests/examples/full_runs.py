@@ -1,6 +1,7 @@
-"""Start a full run on tiny images in a forked process, which has torch imported already, and read what it left."""
+"""Start a full run on tiny images, in this process or in one forked from a server that has imported everything."""
 
 import contextlib
+import importlib
 import io
 import json
 import multiprocessing
@@ -10,10 +11,13 @@ import warnings
 from functools import partial
 
 import cifar10_full
-import runs
 import torch
 from checkpointing import ExactCheckpoint
 
+import runs
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["full_runs"])
 TINY = [
     "--encoder",
     "small",
@@ -47,16 +51,17 @@ def run(script, arguments, **environment):
 
 def start(script, arguments, **environment):
     """The same in a process of its own, to be killed; its exit code is that of the run."""
-
-    def child():
-        torch.set_num_threads(1)
-        code, output = run(script, arguments, **environment)
-        sys.stderr.write(output)
-        os._exit(code)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
+    process = CONTEXT.Process(target=_child, args=(script.__name__, [*map(str, arguments)], environment))
     process.start()
     return process
+
+
+def _child(script, arguments, environment):
+    torch.set_num_threads(1)
+    code, output = run(importlib.import_module(script), arguments, **environment)
+    sys.stderr.write(output)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def measured(folder):

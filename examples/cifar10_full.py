@@ -25,12 +25,12 @@ import torch
 import tyro
 from checkpointing import resumable_loader, seed_for
 from image_files import ImageError, read_pixels, unpack
+from runs import MAIN_PROCESS, Run, encoder_spec, exit_code, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.datasets import CIFAR10
 
-from runs import MAIN_PROCESS, Run, encoder_spec, exit_code, warmup_cosine
 from stochastic_bottleneck import InfoNCELoss, StochConWrapper
 from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio

@@ -28,13 +28,13 @@ import tyro
 from checkpointing import seed_for
 from image_files import ImageError
 from image_loaders import Split, TrainingLoader, evaluation_loader, find_split
+from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchvision.transforms import v2
 
-from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, warmup_cosine
 from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper
 from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio

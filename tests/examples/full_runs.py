@@ -11,10 +11,9 @@ import warnings
 from functools import partial
 
 import cifar10_full
+import runs
 import torch
 from checkpointing import ExactCheckpoint
-
-import runs
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["full_runs"])

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from functools import partial
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 import tyro
 from image_files import ImageError, printable, read_image
 from matplotlib.figure import Figure
 from PIL import ImageOps
+from provenance import provenance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -83,20 +78,6 @@ def digest(file: Path) -> str:
     return sha256(file.read_bytes()).hexdigest()
 
 
-def provenance() -> dict[str, Any]:
-    """Command, date, commit, machine and versions of a result."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    machine = cpu.partition("model name\t: ")[2].partition("\n")[0] or platform.machine()
-    packages = {name: version(name) for name in ("stochastic-bottleneck", "torch", "timm", "faiss-cpu")}
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": date.today().isoformat(),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
-        "environment": {"machine": machine, "threads": faiss.omp_get_max_threads(), "packages": packages},
-    }
-
-
 def write_results(out: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print a table, and write it as `table.md` and with everything else as `results.json`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -137,7 +118,7 @@ def draw_images(target: Path, lines: Sequence[tuple[str, Sequence[tuple[str, str
 
 
 def main(commands: Any, description: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; 2 for an error that its user can mend, 130 if stopped."""
+    """Run a command line; 2 for a user error, 130 if stopped."""
     try:
         tyro.cli(commands, description=description, args=arguments).run()
     except (ValueError, OSError) as error:

@@ -28,6 +28,7 @@ import numpy as np
 import tyro
 from image_codes import DEVICE, digest, encode_images, load_model
 from image_files import find_images, printable, read_image
+from provenance import provenance
 
 NAMES = {"float": "h, exact", "flat": "bits, exact", "hnsw": "bits, HNSW"}
 SHOWN, QUERIES_SHOWN = 12, 4  # in a figure
@@ -61,7 +62,7 @@ class Build:
             write = faiss.write_index if kind == "float" else faiss.write_index_binary
             write(index, str(self.index / f"{kind}.faiss"))
         files = self.model / "model.safetensors", *self.index.glob("*.faiss")
-        about = image_codes.provenance() | {
+        about = provenance() | {
             "model": str(self.model.resolve()),
             "images": str(self.images.resolve()),
             "sha256": {file.name: digest(file) for file in files},

@@ -53,7 +53,7 @@ class Schedule:
     """Training on labels, by Nesterov's SGD and cosine decay."""
 
     epochs: int
-    batch_size: int  # Images a step, of all processes together
+    batch_size: int  # Images per step, all processes together
     lr: float  # Peak learning rate
     weight_decay: float = 0.0  # Not of biases and norms
     warmup_epochs: float = 0
@@ -69,7 +69,7 @@ class Settings:
     encoder: str = "resnet50"  # "small", made for CPUs, or any of timm's
     size: int = 224  # Side of the images in pixels
     epochs: int = 1000  # Epochs of pretraining; StochCon gives none, SimCLR has 69.3 % after 1,000
-    batch_size: int = 4096  # Images a step, of all processes together (SimCLR, section 2.2)
+    batch_size: int = 4096  # Images per step, all processes together (SimCLR, section 2.2)
     optimizer: str = "lars"  # Any of timm's; "momentum" is plain SGD (SimCLR, section 2.2)
     lr: float = 4.8  # 0.075 x sqrt(batch) (SimCLR, appendix B.1)
     weight_decay: float = 1e-6  # Not of biases and norms; timm's LARS needs some (SimCLR, section 2.2)
@@ -84,7 +84,7 @@ class Settings:
     location_std: float | None = 2.0  # Standard deviation that logits and means are normalised to
     temperature: float = 1.0  # Concrete temperature of the bits
     variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
-    symmetric: bool = False  # Make each view the stochastic one once
+    symmetric: bool = False  # Use each view once as the stochastic one
     samples: int = 1  # Latents drawn per image; 0 for no noise
     kl_weight: float = 0.0  # Weight of the KL divergence; StochCon's objective has none
     knn_every: int = 10  # Epochs between nearest neighbours during pretraining; 0 for none
@@ -95,7 +95,7 @@ class Settings:
     precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
     compile: bool = False  # torch.compile the model
     workers: int = min(16, max(1, (os.cpu_count() or 1) // LOCAL_WORLD))  # Processes that read images, per process
-    logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics go
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics are logged
     seed: int = 0  # Of weights, order, views and noise
     held_out: bool = False  # Evaluate on a fifth of the training images, to choose settings
     out: Path | None = None  # Folder of the run; runs/imagenet-PRESET-seedN if not given
@@ -241,7 +241,7 @@ class Classification(L.LightningModule):
         self.s, self.c, self.batches = s, c, batches
         self.encoder = as_encoder(copy.deepcopy(model.encoder), strip=False).freeze(frozen).train()
         widths, self.bottleneck = {"h": self.encoder.feature_dim}, None
-        warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # what is frozen is meant to be
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training")  # frozen modules are, on purpose
         if frozen and isinstance(model, StochConWrapper):
             self.bottleneck = copy.deepcopy(model.bottleneck).requires_grad_(False)
             widths["z"] = self.bottleneck.dim

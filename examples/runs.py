@@ -1,4 +1,4 @@
-"""What both full runs share: the run's folder, Trainer, table of results, and how a run ends."""
+"""Shared by both full runs: folder, Trainer, table of results and exit codes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import json
 import logging
 import math
 import os
-import platform
 import resource
-import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +23,7 @@ from checkpointing import AtomicCheckpointIO, ExactCheckpoint, Stopped, Training
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from provenance import provenance
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +54,7 @@ class Run:
     Args:
         folder: of the run.
         settings: dataclass with `resume` and `dry_run`; a folder of other settings is refused.
-        data: what the images are; "fingerprint" must be that of the earlier run.
+        data: description of the images; "fingerprint" must be that of the earlier run.
     """
 
     def __init__(self, folder: Path, settings: Any, data: dict[str, Any]) -> None:
@@ -78,13 +74,7 @@ class Run:
             raise TrainingError(f"{folder} holds an earlier run; add --resume to continue it, or give another --out")
         if self.path.exists():
             self.results = json.loads(self.path.read_text())
-            before = self.results["identity"]
-            if changed := [
-                f"{k}: {before.get(k)!r} before, {v!r} now" for k, v in self.identity.items() if before.get(k) != v
-            ]:
-                raise TrainingError(
-                    f"{folder} is of another run ({'; '.join(changed)}); give the same, or another --out"
-                )
+            ExactCheckpoint(folder, self.identity).load_state_dict(self.results["identity"])
         self.results |= {"settings": wanted, "identity": self.identity, "data": data, **provenance()}
 
     def trainer(self, name: str, epochs: int, *callbacks: L.Callback) -> L.Trainer:
@@ -198,23 +188,6 @@ def load_encoder(encoder: nn.Module, folder: Path) -> nn.Module:
     return encoder.eval()
 
 
-def provenance() -> dict[str, Any]:
-    """Command, date, commit, versions and machine of a result."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": date.today().isoformat(),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
-        "environment": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("stochastic-bottleneck", "torch", "torchvision", "timm", "lightning")},
-            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu.partition(": ")[2],
-            "threads": torch.get_num_threads(),
-        },
-    }
-
-
 @contextmanager
 def counted(title: str) -> Iterator[None]:
     """Print the FLOPs and the peak memory of what runs inside."""
@@ -236,7 +209,7 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> 
 
 
 def exit_code(script: Callable[[], None]) -> int:
-    """Run a script; 2 for an error that its user can mend, 143 or 130 when SIGTERM or Ctrl-C ended it."""
+    """Run a script; 2 for a user error, 143 or 130 after SIGTERM or Ctrl-C."""
 
     def stop(number: int, frame: object) -> None:
         raise Stopped(signal.Signals(number))

@@ -30,7 +30,8 @@ from stochastic_bottleneck.hub import HubModel
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 from cifar10_full import Settings, build_encoder, load_images, normalize  # noqa: E402
-from runs import load_encoder, provenance  # noqa: E402
+from provenance import provenance  # noqa: E402
+from runs import load_encoder  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LABELS = {"simclr": "SimCLR", "bern": "StochCon Bern", "gauss": "StochCon Gauss", "supervised": "Supervised"}

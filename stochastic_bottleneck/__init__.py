@@ -4,8 +4,9 @@ from stochastic_bottleneck import codes, functional
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottleneck
 from stochastic_bottleneck.encoders import Encoder, as_encoder
+from stochastic_bottleneck.fitting import fit_bottleneck
 from stochastic_bottleneck.gradient_cache import cached_backward
-from stochastic_bottleneck.losses import InfoNCELoss
+from stochastic_bottleneck.losses import InfoNCELoss, StochConLoss
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
 from stochastic_bottleneck.schedules import TemperatureSchedule
 from stochastic_bottleneck.wrapper import StochConOutput, StochConWrapper
@@ -16,6 +17,7 @@ __all__ = [
     "Encoder",
     "GaussianPosterior",
     "InfoNCELoss",
+    "StochConLoss",
     "StochConOutput",
     "StochConWrapper",
     "StochasticBottleneck",
@@ -24,5 +26,6 @@ __all__ = [
     "as_encoder",
     "cached_backward",
     "codes",
+    "fit_bottleneck",
     "functional",
 ]

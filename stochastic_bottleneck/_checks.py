@@ -92,6 +92,19 @@ def choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(message) if isinstance(value, str) else TypeError(message)
 
 
+def device_of(device: object, default: torch.device) -> torch.device:
+    """The given device if it exists, or the default for None."""
+    if device is None:
+        return default
+    message = f'device must be available, such as "cpu" or "cuda:0", or None, got {device!r}'
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
+        raise TypeError(message)
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's errors differ by kind of device
+        raise ValueError(f"{message} ({error})") from error
+
+
 def _must_be(name: str, rule: str, value: object, hint: str = "") -> str:
     return f"{name} must be {rule}, got {value!r}" + (f"; {hint}" if hint else "")
 

@@ -14,7 +14,8 @@ ROOT, NAME = PACKAGE.parent, PACKAGE.name
 
 # The modules of the package that a module may import, all of them further down. A folder counts as one module.
 ALLOWED = {
-    "__init__": "wrapper schedules bottleneck posteriors losses gradient_cache encoders codes functional _version",
+    "__init__": "wrapper fitting schedules bottleneck posteriors losses gradient_cache encoders codes functional"
+    " _version",
     "callbacks": "evaluation wrapper encoders schedules bottleneck posteriors codes _arrays _extras _checks",
     "export": "_saved wrapper posteriors codes _checks _layers _extras _version",
     "plots": "evaluation codes _arrays _extras _checks",
@@ -25,6 +26,7 @@ ALLOWED = {
     "wrapper": "_extractor _timm _checks bottleneck encoders posteriors _layers",
     "_extractor": "bottleneck encoders posteriors codes _checks _layers",
     "_timm": "encoders _checks",
+    "fitting": "bottleneck losses _feature_pairs _checks _extras _layers",
     "schedules": "bottleneck encoders _checks",
     "bottleneck": "posteriors _checks _layers",
     "posteriors": "functional _checks",
@@ -36,14 +38,16 @@ ALLOWED = {
     "_noise": "kernels _checks",
     "distributed": "kernels _checks",
     "_simclr": "_strip",
-    **dict.fromkeys(("_checks", "_arrays", "_hamming", "_extras", "_layers", "_replay", "_strip"), ""),
+    **dict.fromkeys(
+        ("_checks", "_arrays", "_feature_pairs", "_hamming", "_extras", "_layers", "_replay", "_strip"), ""
+    ),
     **dict.fromkeys(("kernels", "_version"), ""),
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}
 # Packages that a module may import besides torch and the standard library; some for type annotations alone.
 PACKAGES = {
     "callbacks": {"lightning"},
-    **{module: {"numpy"} for module in ("codes", "_arrays", "_hamming", "evaluation")},
+    **{module: {"numpy"} for module in ("codes", "_arrays", "_feature_pairs", "_hamming", "evaluation")},
     "plots": {"numpy", "matplotlib"},
     "kernels": {"triton"},
     "hub": {"huggingface_hub", "safetensors", "PIL"},

@@ -29,19 +29,6 @@ def scipy(module: str) -> Any:
     return require(f"scipy.{module}", "stochastic_bottleneck.evaluation", "evaluation")
 
 
-def device_of(device: object, default: torch.device) -> torch.device:
-    """The given device if it exists, or the default for None."""
-    if device is None:
-        return default
-    message = f'device must be available, such as "cpu" or "cuda:0", or None, got {device!r}'
-    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
-        raise TypeError(message)
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch's errors differ by kind of device
-        raise ValueError(f"{message} ({error})") from error
-
-
 def home_of(model: nn.Module) -> torch.device:
     """The device of a model's weights."""
     return next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device

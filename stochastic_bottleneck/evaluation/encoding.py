@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stochastic_bottleneck._arrays import array, as_array
-from stochastic_bottleneck._checks import choice, flag, integer
+from stochastic_bottleneck._checks import choice, device_of, flag, integer
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
 from stochastic_bottleneck.encoders import unwrap
 from stochastic_bottleneck.evaluation._inputs import (
     check_finite_rows,
     check_images,
-    device_of,
     explain_failure,
     features_of,
     home_of,

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from stochastic_bottleneck._arrays import class_labels
-from stochastic_bottleneck._checks import choice, flag, integer, real
+from stochastic_bottleneck._checks import choice, device_of, flag, integer, real
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
 from stochastic_bottleneck.encoders import Encoder, unwrap
 from stochastic_bottleneck.evaluation._inputs import (
-    device_of,
     features_of,
     home_of,
     images_and_labels,

@@ -1,0 +1,137 @@
+"""Pairs of views' features for `fit_bottleneck`, from arrays, memory-mapped arrays or loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SAMPLE = 8192
+"""Rows from which the mean and the standard deviation of the features are estimated."""
+
+
+class FeaturePairs:
+    """Pairs of views, batch by batch, in an order that follows from the seed and the epoch.
+
+    Args:
+        views: as in `fit_bottleneck`.
+        batch_size: items in a batch from arrays.
+        seed: of the order.
+        epochs: number of passes.
+    """
+
+    def __init__(self, views: Any, batch_size: int, seed: int, epochs: int) -> None:
+        self.batch_size, self.seed, self.epochs = batch_size, seed, epochs
+        self.arrays: list[Any] = []
+        self.batches: Any = views
+        if isinstance(views, (Tensor, np.ndarray)):
+            _check_features(views, "views")
+            if views.ndim != 3 or len(views) < 2 or 0 in views.shape:
+                raise ValueError(
+                    f"views must have shape (V, N, F) with V at least 2, got {tuple(views.shape)}; stack the features "
+                    "of several views of each item"
+                )
+            self.arrays = list(views)
+        elif isinstance(views, (tuple, list)) and all(isinstance(x, (Tensor, np.ndarray)) for x in views):
+            for x in views:
+                _check_features(x, "views")
+            shapes = [tuple(x.shape) for x in views]
+            if len(views) < 2 or len(shapes[0]) != 2 or len(set(shapes)) != 1 or 0 in shapes[0]:
+                raise ValueError(f"views must be two or more arrays of one shape (N, F), got shapes {shapes}")
+            self.arrays = list(views)
+        elif not isinstance(views, Iterable) or isinstance(views, (str, bytes, dict)):
+            raise TypeError(
+                f"views must be an array of shape (V, N, F), two arrays of shape (N, F) or an iterable of pairs, got "
+                f"{type(views).__name__}"
+            )
+        elif iter(views) is views:
+            raise TypeError(
+                f"views must be readable once an epoch, got an iterator, {type(views).__name__}; give a DataLoader or "
+                "a list"
+            )
+        if self.arrays and len(self.arrays[0]) < batch_size:
+            raise ValueError(
+                f"batch_size must be at most the number of items, {len(self.arrays[0])}, got {batch_size}; lower it"
+            )
+        self.description = [list(x.shape) for x in self.arrays]
+
+    def order(self, epoch: int) -> tuple[np.random.Generator, int]:
+        """Random generator of an epoch's order, and the seed of its noise."""
+        random = np.random.default_rng([self.seed, epoch])
+        return random, int(random.integers(2**63))
+
+    def epoch(self, epoch: int) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Share of the training that is done, and the two views of each batch."""
+        random, size = self.order(epoch)[0], self.batch_size
+        if self.arrays:
+            items, count = len(self.arrays[0]), len(self.arrays)
+            order, steps = random.permutation(items), items // size
+            for step in range(steps):
+                rows = order[step * size : (step + 1) * size]
+                first = random.integers(count, size=size)
+                second = (first + random.integers(1, count, size=size)) % count
+                yield (epoch + step / steps) / self.epochs, self.gather(first, rows), self.gather(second, rows)
+            return
+        steps, step = len(self.batches) if hasattr(self.batches, "__len__") else 0, -1
+        for step, pair in enumerate(self.batches):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError(f"views must give pairs of two batches, got {type(pair).__name__}")
+            x, x_prime = (_as_tensor(x, "views") for x in pair)
+            if x.ndim != 2 or x.shape != x_prime.shape or 0 in x.shape:
+                raise ValueError(
+                    f"views must give two batches of one shape (N, F), got {tuple(x.shape)} and {tuple(x_prime.shape)}"
+                )
+            for each in (x, x_prime):
+                if not each.isfinite().all():
+                    raise ValueError(f"views must be finite, got nan or inf in batch {step}")
+            yield (epoch + (step / steps if steps else 0.5)) / self.epochs, x, x_prime
+        if step < 0:
+            raise ValueError(f"views gave no batches in epoch {epoch + 1}; give one or more, in each epoch")
+
+    def gather(self, view: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
+        """Rows of the views that are named for each."""
+        like = _as_tensor(self.arrays[0][:1], "views")
+        batch = like.new_empty(len(rows), like.shape[1])
+        for i, features in enumerate(self.arrays):
+            where = np.flatnonzero(view == i)
+            batch[where] = _as_tensor(features[rows[where]], "views").to(batch)
+        if not batch.isfinite().all():
+            bad = sorted(rows[(~batch.isfinite()).any(1).cpu().numpy()].tolist())
+            raise ValueError(f"views must be finite, got nan or inf in the features of items {str(bad[:5])[1:-1]}")
+        return batch
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each feature over some of the items; a constant one is not scaled. (F,)."""
+        found: list[Tensor] = []
+        if self.arrays:
+            items = len(self.arrays[0])
+            rows = np.unique(np.linspace(0, items - 1, min(items, SAMPLE)).astype(np.int64))
+            found.append(self.gather(np.arange(len(rows)) % len(self.arrays), rows))
+        else:
+            for _, x, _ in self.epoch(0):
+                found.append(x)
+                if sum(map(len, found)) >= SAMPLE:
+                    break
+        x = torch.cat(found).double()
+        std = x.std(dim=0, correction=0)
+        return x.mean(dim=0).float().cpu(), torch.where(std > 1e-6 * std.max(), std, 1).float().cpu()
+
+
+def _check_features(x: Any, name: str) -> None:
+    floating = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
+    if not floating:
+        raise TypeError(
+            f"{name} must be floating point features, got {x.dtype}; convert them, as in {name}.astype('f4')"
+        )
+
+
+def _as_tensor(x: Any, name: str) -> Tensor:
+    """A tensor of floating point features, on its device."""
+    if not isinstance(x, (Tensor, np.ndarray)):
+        raise TypeError(f"{name} must hold arrays or tensors of features, got {type(x).__name__}")
+    _check_features(x, name)
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))

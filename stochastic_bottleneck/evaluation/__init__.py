@@ -2,9 +2,9 @@
 
 `encode` converts images, in a tensor or a loader, to arrays; `fine_tune` trains on loaders; `StochConTransformer` makes
 a model a step of a scikit-learn pipeline. Everything else takes arrays or tensors: a frozen linear probe, nearest
-neighbours, a random forest against the number of bits, statistics of bits, and rejection, detection and calibration
-for uncertainty. Lists and data frames of numbers are accepted too, except for bits. Labels are integers; none may be
-missing. scikit-learn is imported where it is used.
+neighbours, a random forest against the number of bits, search by codes and its quality, statistics of bits, and
+rejection, detection and calibration for uncertainty. Lists and data frames of numbers are accepted too, except for
+bits. Labels are integers; none may be missing. scikit-learn is imported where it is used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,14 @@ from stochastic_bottleneck.evaluation.encoding import Encoded, encode
 from stochastic_bottleneck.evaluation.fine_tuning import FineTuned, fine_tune
 from stochastic_bottleneck.evaluation.forest import ForestCurve, forest_curve
 from stochastic_bottleneck.evaluation.probes import ProbeResult, knn_accuracy, linear_probe
+from stochastic_bottleneck.evaluation.retrieval import (
+    RetrievalScores,
+    asymmetric_topk,
+    hamming_topk,
+    neighbour_recall,
+    rescore,
+    retrieval_scores,
+)
 from stochastic_bottleneck.evaluation.uncertainty import (
     RejectionCurve,
     auroc,
@@ -31,16 +39,22 @@ __all__ = [
     "ForestCurve",
     "ProbeResult",
     "RejectionCurve",
+    "RetrievalScores",
     "StochConTransformer",
+    "asymmetric_topk",
     "auroc",
     "bit_statistics",
     "encode",
     "expected_calibration_error",
     "fine_tune",
     "forest_curve",
+    "hamming_topk",
     "knn_accuracy",
     "linear_probe",
+    "neighbour_recall",
     "rejection_curve",
+    "rescore",
+    "retrieval_scores",
 ]
 
 

@@ -3,6 +3,7 @@
 They use torch scalars, so that autograd provides the oracle of the gradient too.
 """
 
+import itertools
 import math
 
 import torch
@@ -136,3 +137,15 @@ def kolmogorov_smirnov(sample, cdf):
 def kolmogorov_smirnov_limit(n, alpha=1e-6):
     """Distance that a correct sample of size n exceeds with probability at most alpha (Massart's inequality)."""
     return math.sqrt(math.log(2 / alpha) / (2 * n))
+
+
+def retrieval_over_orders(distances, relevant, r, k):
+    """Average precision at r, precision and recall at k: means over all orders with ascending distance."""
+    scores = []
+    for order in itertools.permutations(range(len(distances))):
+        if all(distances[a] <= distances[b] for a, b in itertools.pairwise(order)):
+            hits = [relevant[i] for i in order]
+            precisions = [sum(hits[:rank]) / rank for rank in range(1, min(r, len(hits)) + 1) if hits[rank - 1]]
+            first = sum(hits[:k])
+            scores.append((sum(precisions) / max(len(precisions), 1), first / k, first / max(sum(hits), 1)))
+    return [sum(column) / len(scores) for column in zip(*scores, strict=True)]

@@ -37,8 +37,8 @@ class Pairs:
         width, wide = self.q.shape[1], self.x.shape[1]
         if metric == "asymmetric" and wide != math.ceil(width / 8):
             raise ValueError(
-                f"database must hold codes {math.ceil(width / 8)} bytes wide for queries of {width} numbers, got queries "
-                f"of shape {tuple(self.q.shape)} and a database of shape {tuple(self.x.shape)}"
+                f"database must hold codes {math.ceil(width / 8)} bytes wide for queries of {width} numbers, got "
+                f"queries of shape {tuple(self.q.shape)} and a database of shape {tuple(self.x.shape)}"
             )
         if metric != "asymmetric" and width != wide:
             raise ValueError(f"queries and database must be equally wide, got {width} and {wide}")

@@ -82,10 +82,10 @@ def test_scores_without_ties_are_torchmetrics(metric, r):
 
 @pytest.mark.parametrize("r", [7, 60])
 def test_scores_with_ties_are_the_mean_of_torchmetrics_over_random_orders(r):
-    similarities = SEARCHES["hamming"][2]
-    runs = [by_torchmetrics(similarities + RNG.random(similarities.shape), r, 10) for _ in range(50)]
+    similarities, noise = SEARCHES["hamming"][2], np.random.default_rng(1)
+    runs = [by_torchmetrics(similarities + noise.random(similarities.shape), r, 10) for _ in range(50)]
     error = np.std(runs, axis=0).max() / np.sqrt(len(runs))
-    assert error < 0.002
+    assert error < 0.003
     scores = retrieval_scores(QUERIES, Y, CODES, LABELS, r=r)
     assert scores == pytest.approx(np.mean(runs, axis=0), abs=4 * error)
 

@@ -1,0 +1,114 @@
+"""Codes by faiss, to compare with: random and PCA signs, ITQ, PQ, OPQ and RaBitQ.
+
+`METHODS[name](train, bits, seed)` fits one to features, (N, F) float32; codes of as many bits take the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from stochastic_bottleneck.codes import pack_bits, unpack_bits
+
+Floats, Codes = NDArray[np.float32], NDArray[np.uint8]
+OPQ_WIDTH = 256  # of the rotated features, at most
+RABITQ_FACTORS = 64  # bits of the two floats that RaBitQ stores with each code
+
+
+class Codec(NamedTuple):
+    """A fitted code. Search compares `query(x)` with `encode(x)` if `metric` is "hamming", otherwise with `decode`.
+
+    Args:
+        encode: features to codes. Shape: (N, F) to (N, bits / 8) uint8.
+        decode: codes to the floats that they stand for: bits as -1 and 1, or centroids.
+        query: features to what searches: codes, or floats for an asymmetric search.
+        metric: of `stochastic_bottleneck.evaluation.retrieval_scores`.
+    """
+
+    encode: Callable[[Floats], Codes]
+    decode: Callable[[Codes], Floats]
+    query: Callable[[Floats], NDArray[Any]]
+    metric: Literal["hamming", "euclidean", "dot"]
+
+
+def signs(transform: faiss.LinearTransform, train: Floats, bits: int) -> Codec:
+    """One bit for each number that a linear transform of the centered features gives: whether it is positive."""
+    mean = train.mean(axis=0)
+    if not transform.is_trained:
+        if bits > train.shape[1]:
+            raise ValueError(f"bits must be at most the {train.shape[1]} features, got {bits}")
+        transform.train(train - mean)
+
+    def encode(x: Floats) -> Codes:
+        return pack_bits(transform.apply(x - mean) > 0)
+
+    return Codec(encode, lambda codes: 2 * unpack_bits(codes, bits).astype(np.float32) - 1, encode, "hamming")
+
+
+def random_sign(train: Floats, bits: int, seed: int = 0) -> Codec:
+    """Signs of random orthogonal projections."""
+    rotation = faiss.RandomRotationMatrix(train.shape[1], bits)
+    rotation.init(seed)
+    return signs(rotation, train, bits)
+
+
+def pca_sign(train: Floats, bits: int, seed: int = 0) -> Codec:
+    """Signs of the principal components."""
+    return signs(faiss.PCAMatrix(train.shape[1], bits), train, bits)
+
+
+def itq(train: Floats, bits: int, seed: int = 0) -> Codec:
+    """Iterative quantization: signs of the principal components after a learned rotation, which starts from `seed`."""
+    transform = faiss.ITQTransform(train.shape[1], bits, True)
+    transform.itq.seed = seed
+    return signs(transform, train, bits)
+
+
+def pq(train: Floats, bits: int, seed: int = 0, *, rotation: faiss.LinearTransform | None = None) -> Codec:
+    """Product quantization, a byte for each group of features; distances from float queries to the centroids."""
+    width, groups = rotation.d_out if rotation else train.shape[1], bits // 8
+    if bits % 8 or width % groups:
+        raise ValueError(f"bits must be 8 for each of some groups of equal size of {width} features, got {bits}")
+    quantizer = faiss.ProductQuantizer(width, groups, 8)
+    quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1  # no warning for small training sets
+    if rotation:
+        rotation.pq = quantizer
+        rotation.train(train)
+    rotate = rotation.apply if rotation else np.ascontiguousarray
+    quantizer.train(rotate(train))
+    return Codec(lambda x: quantizer.compute_codes(rotate(x)), quantizer.decode, rotate, "euclidean")
+
+
+def opq(train: Floats, bits: int, seed: int = 0) -> Codec:
+    """Product quantization after a learned rotation."""
+    groups, width = max(bits // 8, 1), min(train.shape[1], OPQ_WIDTH)
+    return pq(train, bits, seed, rotation=faiss.OPQMatrix(train.shape[1], groups, width // groups * groups))
+
+
+def rabitq(train: Floats, bits: int, seed: int = 0) -> Codec:
+    """RaBitQ: signs of randomly rotated principal components, and two floats that correct the distances."""
+    width = bits - RABITQ_FACTORS
+    if not 0 < width <= train.shape[1]:
+        raise ValueError(
+            f"bits must be 1 to {train.shape[1]} more than RaBitQ's {RABITQ_FACTORS} of floats, got {bits}"
+        )
+    rotation, index = faiss.PCAMatrix(train.shape[1], width, 0, True), faiss.IndexRaBitQ(width)
+    rotation.train(train)
+    index.train(rotation.apply(train))
+    center = faiss.vector_to_array(index.center)
+
+    def decode(codes: Codes) -> Floats:  # its product with a query is the negative distance by faiss, but for |q|^2
+        squared_norms = codes[:, -8:-4].copy().view(np.float32)
+        return np.hstack([2 * (index.sa_decode(codes) - center), -squared_norms])
+
+    def query(x: Floats) -> Floats:
+        return np.hstack([rotation.apply(x) - center, np.ones((len(x), 1), np.float32)])
+
+    return Codec(lambda x: index.sa_encode(rotation.apply(x)), decode, query, "dot")
+
+
+METHODS = {"random_sign": random_sign, "pca_sign": pca_sign, "itq": itq, "pq": pq, "opq": opq, "rabitq": rabitq}

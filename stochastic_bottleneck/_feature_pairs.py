@@ -59,14 +59,13 @@ class FeaturePairs:
             )
         self.description = [list(x.shape) for x in self.arrays]
 
-    def order(self, epoch: int) -> tuple[np.random.Generator, int]:
-        """Random generator of an epoch's order, and the seed of its noise."""
-        random = np.random.default_rng([self.seed, epoch])
-        return random, int(random.integers(2**63))
+    def seed_of(self, epoch: int) -> int:
+        """Seed of an epoch's order and noise."""
+        return int(np.random.default_rng([self.seed, epoch]).integers(2**63))
 
     def epoch(self, epoch: int) -> Iterator[tuple[float, Tensor, Tensor]]:
         """Share of the training that is done, and the two views of each batch."""
-        random, size = self.order(epoch)[0], self.batch_size
+        random, size = np.random.default_rng(self.seed_of(epoch)), self.batch_size
         if self.arrays:
             items, count = len(self.arrays[0]), len(self.arrays)
             order, steps = random.permutation(items), items // size

@@ -97,61 +97,67 @@ def fit_bottleneck(
     seed = _checks.integer("seed", seed, least=0, most=2**32 - 1)
     target = _checks.device_of(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _checks.flag("progress", progress)
+    path = None
+    if checkpoint is not None:
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise TypeError(f"checkpoint must be a path or None, got {checkpoint!r}")
+        path = Path(checkpoint)
+        if not path.parent.is_dir():
+            raise ValueError(
+                f"checkpoint must be in a folder that is there, got {checkpoint}; make {path.parent} first"
+            )
+    StochasticBottleneck(kind, dim, projector="identity")  # checks both before features are read
     with torch.random.fork_rng([target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
-        StochasticBottleneck(kind, dim, projector="identity")  # checks both before the features are read
         pairs = FeaturePairs(views, batch_size, seed, epochs)
         mean, std = pairs.statistics()
+        torch.manual_seed(seed)
         bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), location_std=location_std)
         model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)}).to(target)
-    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
-    settings: dict[str, Any] = {
-        "kind": kind,
-        "dim": dim,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-    }
-    settings |= {"weight_decay": weight_decay, "hidden_dim": hidden_dim, "location_std": location_std}
-    settings |= {"loss": repr(loss), "views": pairs.description}
-    path, done = None if checkpoint is None else Path(checkpoint), 0
-    identity = {"settings": settings, "mean": mean, "std": std}
-    if path and path.exists():
-        done = _resume(path, identity, model, optimizer)
-    passes: Iterable[int] = range(done, epochs)
-    if progress:
-        passes = require("rich.progress", "fit_bottleneck(progress=True)", "evaluation").track(passes, "fitting")
-    scale, shift = (1 / std).to(target), (-mean / std).to(target)
-    for epoch in passes:
-        noise = torch.Generator(target).manual_seed(pairs.order(epoch)[1])
-        total, steps = torch.zeros((), device=target), 0
-        for progressed, x, x_prime in pairs.epoch(epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * _rate(progressed)
-            h = torch.cat([x, x_prime]).to(target, torch.float32) * scale + shift
-            n = len(x)
-            other = h.roll(n, 0) if kind == "gauss" else None  # the variance is the other view's
-            features, _, posterior = bottleneck(h, other, generator=noise)
-            v, v_prime = model["head"](h).unflatten(0, (2, n)), model["head"](features).unflatten(0, (2, n)).flip(0)
-            both = type(posterior)(*(p.unflatten(0, (2, n)).flip(0) if p.ndim else p for p in posterior))
-            value = loss(v, v_prime, both)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            total, steps = total + value.detach(), steps + 1
-        if not math.isfinite(float(total)):  # one host sync an epoch
-            raise ValueError(
-                f"lr must be small enough for the loss to stay finite, got {float(total)} in epoch {epoch + 1} with "
-                f"lr={lr}; lower it"
-            )
-        if path:
-            partial = path.with_name(f"{path.name}.partial")
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}
-            torch.save(identity | state, partial)
-            partial.replace(path)
-    _fold(bottleneck, mean.to(target), std.to(target))
+        optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+        settings: dict[str, Any] = {"kind": kind, "dim": dim, "epochs": epochs, "batch_size": batch_size, "lr": lr}
+        settings |= {"weight_decay": weight_decay, "hidden_dim": hidden_dim, "location_std": location_std}
+        settings |= {"seed": seed, "loss": repr(loss), "views": pairs.description}
+        identity = {"settings": settings, "mean": mean, "std": std}
+        done = _resume(path, identity, model, optimizer) if path and path.exists() else 0
+        passes: Iterable[int] = range(done, epochs)
+        if progress:
+            passes = require("rich.progress", "fit_bottleneck(progress=True)", "evaluation").track(passes, "fitting")
+        mean, std = mean.to(target), std.to(target)
+        for epoch in passes:
+            torch.manual_seed(pairs.seed_of(epoch))  # of noise, and of a loader that shuffles
+            total = torch.zeros((), device=target)
+            for progressed, x, x_prime in pairs.epoch(epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * _rate(progressed)
+                value = _step(model, (torch.cat([x, x_prime]).to(target, torch.float32) - mean) / std, loss)
+                optimizer.zero_grad()
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total += value.detach()
+            if not math.isfinite(float(total)):  # one host sync an epoch
+                raise ValueError(
+                    f"lr must be small enough for the loss to stay finite, got {float(total)} in epoch {epoch + 1} "
+                    f"with lr={lr}; lower it"
+                )
+            if path:
+                partial = path.with_name(f"{path.name}.partial")
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}
+                torch.save(identity | state, partial)
+                partial.replace(path)
+    _fold(bottleneck, mean, std)
     return bottleneck.eval()
+
+
+def _step(model: nn.ModuleDict, h: Tensor, loss: StochConLoss) -> Tensor:
+    """Loss of both directions of Algorithm 1 on features of the first and then the second views. Shape: (2N, F)."""
+    bottleneck, head = model["bottleneck"], model["head"]
+    both = (2, len(h) // 2)
+    other = h.roll(both[1], 0) if bottleneck.kind == "gauss" else None  # the variance is the other view's
+    features, _, posterior = bottleneck(h, other)
+    v, v_prime = head(h).unflatten(0, both), head(features).unflatten(0, both).flip(0)
+    stochastic = (p.unflatten(0, both).flip(0) if p.ndim else p for p in posterior)  # the second views' first
+    return loss(v, v_prime, type(posterior)(*stochastic))  # type: ignore[no-any-return]
 
 
 def _rate(progressed: float) -> float:

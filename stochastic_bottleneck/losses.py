@@ -218,7 +218,9 @@ class StochConLoss(nn.Module):
                 f"{type(v_prime).__name__} and {type(posterior).__name__}"
             )
         weight, terms = self.weights, {}
-        location = posterior[0].float()  # logits or means
+        location = posterior[0]  # logits or means
+        if location.dtype != torch.float64:
+            location = location.float()
         both = v.ndim == 3 and location.ndim == 3
         if not both and (weight["deterministic"] or weight["codes"]):
             raise ValueError(

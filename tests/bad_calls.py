@@ -25,7 +25,7 @@ from bad_values import INF, NAN, Bad, Kind
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from stochastic_bottleneck import BernoulliPosterior, InfoNCELoss, StochasticBottleneck, StochConWrapper
+from stochastic_bottleneck import BernoulliPosterior, InfoNCELoss, StochasticBottleneck, StochConLoss, StochConWrapper
 
 PACKAGE = "stochastic_bottleneck"
 MODULES = [
@@ -137,6 +137,15 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     # Tensors
     (lambda: floats(N, D), "v logits mean log_std z like noise"),
     (lambda: floats(N, D) + 0.1, "v_prime"),
+    (lambda: floats(2, N, D), "losses.StochConLoss.forward.output losses.StochConLoss.terms.output"),
+    (lambda: floats(2, N, D) + 0.1, "losses.StochConLoss.forward.v_prime losses.StochConLoss.terms.v_prime"),
+    (
+        lambda: BernoulliPosterior(floats(2, N, D), torch.tensor(1.0)),
+        "losses.StochConLoss.forward.posterior losses.StochConLoss.terms.posterior",
+    ),
+    (lambda: floats(2, N, F), "views"),
+    (lambda: floats(2, N, F).numpy(), "evaluation.BottleneckTransformer.fit.X"),
+    (lambda: floats(N, F).numpy(), "evaluation.BottleneckTransformer.transform.X"),
     (lambda: floats(N, F), "features bottleneck.StochasticBottleneck.forward.opposing"),
     (lambda: floats(N, F), "bottleneck.StochasticBottleneck.posterior.opposing"),
     (images, "images x x_prime"),
@@ -163,12 +172,16 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     (lambda: floats(N, D).numpy(), "probs"),
     # Numbers and words
     (lambda: 0.5, "temperature end"),
-    (lambda: 1, "evaluation.fine_tune.epochs evaluation.forest_curve.jobs"),
+    (
+        lambda: 1,
+        "fitting.fit_bottleneck.epochs evaluation.BottleneckTransformer.epochs evaluation.fine_tune.epochs "
+        "evaluation.forest_curve.jobs",
+    ),
     (lambda: 2, "step classes evaluation.forest_curve.trees"),
     (lambda: 2, "plots.bit_images.count plots.certain_images.count"),
     (lambda: 3, "evaluation.knn_accuracy.k evaluation.retrieval_scores.k"),
     (lambda: 2, "k"),
-    (lambda: 4, "total_steps chunk_size"),
+    (lambda: 4, "total_steps chunk_size fitting.fit_bottleneck.batch_size evaluation.BottleneckTransformer.batch_size"),
     (lambda: 5, "evaluation.linear_probe.max_iter"),
     (lambda: 8, "codes.compression_ratio.bits"),
     (lambda: 9, "dim"),
@@ -212,10 +225,12 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "wrapper.StochConWrapper": model,
     "encoders.Encoder": lambda: public("encoders").Encoder(backbone(), F),
     "losses.InfoNCELoss": InfoNCELoss,
+    "losses.StochConLoss": StochConLoss,
     "posteriors.BernoulliPosterior": bern,
     "posteriors.GaussianPosterior": gauss,
     "schedules.TemperatureSchedule": schedule,
     "evaluation.StochConTransformer": lambda: public("evaluation").StochConTransformer(model()),
+    "evaluation.BottleneckTransformer": lambda: fit_transformer(),
     "hub.HubModel": hub_model,
     "callbacks.TemperatureAnnealing": lambda: public("callbacks").TemperatureAnnealing(0.25, 4),
 }
@@ -259,12 +274,19 @@ def transform(**arguments: Any) -> object:
     return public("evaluation").StochConTransformer(**arguments).transform(images().numpy())
 
 
+def fit_transformer(**arguments: Any) -> Any:
+    """Fit the transformer, which checks its arguments only then."""
+    arguments = {"dim": D, "epochs": 1, "batch_size": 4} | arguments
+    return public("evaluation").BottleneckTransformer(**arguments).fit(floats(2, N, F))
+
+
 CALLS: dict[str, Callable[..., object]] = {
     "posteriors.BernoulliPosterior": lambda **arguments: BernoulliPosterior(**arguments).rsample(),
     "posteriors.GaussianPosterior": lambda **arguments: type(gauss())(**arguments).rsample(),
     "distributed.gather_rows": gather_rows,
     "gradient_cache.cached_backward": cached_backward,
     "evaluation.StochConTransformer": transform,
+    "evaluation.BottleneckTransformer": fit_transformer,
     "callbacks.LatentMonitor": monitor,
     "callbacks.OnlineKNN": measure,
 }
@@ -339,6 +361,15 @@ some_bottlenecks = kinds.also(
 OF_ROWS = ("0-d", "empty", "narrower", "fewer dimensions")
 ELSEWHERE = ("meta", "float64")  # another device or dtype than the model's
 of_two_views = kinds.tensor("0-d", "empty", "fewer rows", "fewer dimensions", *ELSEWHERE)
+two_directions = kinds.tensor("0-d", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE)
+some_views = kinds.also(
+    kinds.array("0-d", "empty", "fewer dimensions", "nan", "inf", wrong=("uint8", "int64", "complex64")),
+    *kinds.values(3, "features", {}, [3], iter([(floats(N, F), floats(N, F))]))(None),
+    Bad("one view", floats(1, N, F), (f"(1, {N}, {F})",)),
+    Bad("two shapes", (floats(N, F), floats(N, F + 1)), (str((N, F + 1)),)),
+    Bad("nan in a batch", [(floats(N, F), floats(N, F) * NAN)], ("nan",)),
+    Bad("no batches", [], ("[]", "no", "empty")),
+)
 image_batch = kinds.tensor("0-d", "empty", "fewer dimensions", *ELSEWHERE)
 pictures = kinds.array("0-d", "empty", "fewer dimensions", "nan", "2", "-1")
 part_of_simclr = kinds.values("missing", 3, nn.Linear)
@@ -350,7 +381,12 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.number(0, -1, 1e-46), "temperature"),
     (kinds.number(-0.1, 1.5), "chance"),
     (kinds.number(0, 1), "query_share"),
-    (kinds.number(-1), "weight_decay"),
+    (kinds.number(-1), "weight_decay stochastic deterministic covariance kl"),
+    (kinds.number(-1), "losses.StochConLoss.codes"),
+    (kinds.number(0, -1, 1e-46), "code_temperature"),
+    (kinds.numbers(2, 0, 2.5), "prefixes"),
+    (kinds.count(0), "hidden_dim"),
+    (kinds.count(0, 1, 99), "fitting.fit_bottleneck.batch_size evaluation.BottleneckTransformer.batch_size"),
     (kinds.number(-1, 99), "warmup_epochs"),
     (kinds.number(0, 1, -0.2), "validation_share"),
     (kinds.values("0.5", True, None, NAN, -1), "tolerance"),
@@ -374,7 +410,7 @@ KINDS: dict[str, Kind] = by_name(
     # Flags and choices
     (kinds.flag, "hard learnable_scale frozen gather_distributed symmetric checkpoint_encoder sample strip"),
     (kinds.flag, "dynamic_batch validate check_replay progress"),
-    (kinds.choice, "kind variance variance_from reduction representation shape metric method precision"),
+    (kinds.choice, "kind output variance variance_from reduction representation shape metric method precision"),
     (representations, "evaluation.encode.representation"),
     # Objects
     (kinds.device, "device map_location"),
@@ -402,6 +438,11 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.values(None, "bern", [1]), "posterior"),
     (kinds.values("sgd", torch.optim.SGD([torch.zeros(1)], 0.1)), "optimizer"),
     (kinds.values(None, "mean", torch.tensor(2.0), lambda a, b: a), "loss"),
+    (
+        kinds.values("mean", torch.tensor(2.0), LINEAR),
+        "fitting.fit_bottleneck.loss evaluation.BottleneckTransformer.loss",
+    ),
+    (kinds.values(None, "x", 3, InfoNCELoss), "losses.StochConLoss.forward.output losses.StochConLoss.terms.output"),
     (kinds.values(3, "backward"), "backward"),
     (kinds.values(3, "data", [0, 1]), "group"),
     (kinds.values("x", np.empty(2, object)), "axes"),
@@ -416,8 +457,12 @@ KINDS: dict[str, Kind] = by_name(
     (files("empty"), "path"),
     (files("empty", "no", "text"), "export.verify_onnx.path pretrained_model_name_or_path"),
     (files("text"), "save_directory"),
+    (files("empty", "text", "no/file"), "checkpoint"),
     # Tensors
     (kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE), "v v_prime"),
+    (two_directions, "losses.StochConLoss.forward.v_prime losses.StochConLoss.terms.v_prime"),
+    (some_views, "views evaluation.BottleneckTransformer.fit.X"),
+    (kinds.array("0-d", "empty", "narrower", "fewer dimensions"), "evaluation.BottleneckTransformer.transform.X"),
     (kinds.tensor(), "like logits"),
     (image_batch, "images example_images x x_prime"),
     (of_two_views, "wrapper.StochConWrapper.forward.x wrapper.StochConWrapper.forward.x_prime"),
@@ -462,7 +507,7 @@ KINDS: dict[str, Kind] = by_name(
 # ---- the table -------------------------------------------------------------------------------------------------
 
 EXEMPT = re.compile(  # called by Lightning; torch's own; passed by scikit-learn and ignored
-    r"callbacks\.\w+\.(on_\w+|setup|teardown)|encoders\.Encoder\.train|evaluation\.StochConTransformer\.fit\.y"
+    r"callbacks\.\w+\.(on_\w+|setup|teardown)|encoders\.Encoder\.train|evaluation\.\w+Transformer\.fit\.y"
 )
 
 

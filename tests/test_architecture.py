@@ -19,7 +19,7 @@ ALLOWED = {
     "callbacks": "evaluation wrapper encoders schedules bottleneck posteriors codes _arrays _extras _checks",
     "export": "_saved wrapper posteriors codes _checks _layers _extras _version",
     "plots": "evaluation codes _arrays _extras _checks",
-    "evaluation": "_saved _unwrap wrapper encoders codes functional _arrays _layers _extras _checks",
+    "evaluation": "_saved _unwrap wrapper fitting losses encoders codes functional _arrays _layers _extras _checks",
     "_saved": "hub _unwrap wrapper",
     "hub": "_unwrap wrapper bottleneck encoders codes _checks _layers _extras _version",
     "_unwrap": "wrapper encoders",

@@ -8,10 +8,12 @@ import numpy as np
 import oracles
 import pytest
 import torch
+import toy_model
 from random_tensors import views
 from tolerances import assert_close
+from torch.utils._pytree import tree_map
 
-from stochastic_bottleneck import InfoNCELoss, functional
+from stochastic_bottleneck import BernoulliPosterior, GaussianPosterior, InfoNCELoss, StochConLoss, functional
 
 F32 = torch.float32
 
@@ -61,3 +63,71 @@ def test_compiles_without_graph_breaks_and_agrees(options, fresh_compiler):
             results.append((value, *torch.autograd.grad(value.sum(), inputs)))
         for eager, fast in zip(*results, strict=True):
             assert_close(fast, eager.double())
+
+
+# ---- StochConLoss ----------------------------------------------------------------------------------------------
+
+
+def both_directions(kind="bern", dtype=torch.float64):
+    """v and v' of both directions, and the posterior of the stochastic views."""
+    parameters = [torch.randn(2, 6, 4, dtype=dtype) for _ in range(2)]
+    posterior = BernoulliPosterior(parameters[0], torch.ones((), dtype=dtype))
+    return *views(2, 6, 5, dtype=dtype), posterior if kind == "bern" else GaussianPosterior(*parameters)
+
+
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_stochcon_loss_is_the_weighted_sum_of_its_terms(kind):
+    v, v_prime, posterior = both_directions(kind)
+    weights = {"stochastic": 0.5, "deterministic": 2.0, "codes": 3.0, "covariance": 0.25, "kl": 0.1}
+    loss = StochConLoss(0.3, code_temperature=0.4, prefixes=[2], **weights)
+    location = posterior[0]
+    codes = torch.where(location > 0, 1.0, -1.0).double() if kind == "bern" else location
+    correlations = np.corrcoef(location.flatten(0, 1).numpy(), rowvar=False)
+    expected = {
+        "stochastic": torch.cat([oracles.nt_xent(a, b, 0.3) for a, b in zip(v, v_prime, strict=True)]).mean(),
+        "deterministic": oracles.nt_xent(*v, 0.3).mean(),
+        "codes": torch.stack([oracles.nt_xent(*codes[..., :d], 0.4).mean() for d in (2, 4)]).mean(),
+        "covariance": torch.tensor((correlations**2).sum() - 4) / 4,
+        "kl": posterior.kl().mean(),
+    }
+    terms = loss.terms(v, v_prime, posterior)
+    assert list(terms) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, atol=2e-6, rtol=2e-6)
+    total = sum(weights[name] * value for name, value in expected.items())
+    torch.testing.assert_close(loss(v, v_prime, posterior), total, atol=1e-5, rtol=1e-5)
+
+
+def test_bits_have_the_gradient_of_their_mean():
+    v, v_prime, posterior = both_directions()
+    logits = posterior.logits.requires_grad_()
+    StochConLoss(stochastic=0, deterministic=0)(v, v_prime, posterior).backward()
+    signs = torch.where(logits > 0, 1.0, -1.0).double().requires_grad_()
+    oracles.nt_xent(*signs, 0.3).mean().backward()
+    assert_close(logits.grad, signs.grad * (1 - torch.tanh(logits / 2) ** 2) / 2)
+
+
+@pytest.mark.parametrize("options", [{}, {"samples": 3}, {"kind": "gauss"}])
+def test_stochcon_loss_takes_the_output_of_a_model(options, fresh_compiler):
+    model = toy_model.row_model(symmetric=True, **options)
+    output = model(*torch.rand(2, 6, 3, 5, 5, dtype=torch.float64))
+    loss = StochConLoss(covariance=0.1)
+    loss(output).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(tree_map(torch.Tensor.detach, output)), loss(output))
+    with torch.no_grad():
+        deterministic = model.head(output.h), model.head(output.h_prime)
+    assert_close(loss.terms(output)["deterministic"], InfoNCELoss(0.2)(*deterministic))
+
+
+def test_one_direction_has_the_stochastic_term_alone():
+    output = toy_model.row_model()(*torch.rand(2, 6, 3, 5, 5, dtype=torch.float64))
+    algorithm_1 = StochConLoss(0.5, deterministic=0, codes=0)
+    assert_close(algorithm_1(output), InfoNCELoss(0.5)(*output[:2]))
+    with pytest.raises(ValueError, match="set symmetric=True in the model"):
+        StochConLoss()(output)
+    with pytest.raises(ValueError, match="got 0 for all of them"):
+        StochConLoss(stochastic=0, deterministic=0, codes=0)
+    with pytest.raises(ValueError, match="prefixes must be below the 4 dimensions"):
+        StochConLoss(prefixes=[4])(*both_directions())

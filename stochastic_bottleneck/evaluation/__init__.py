@@ -1,12 +1,13 @@
 """Evaluation of representations and of their uncertainty.
 
 `encode` converts images, in a tensor or a loader, to arrays; `fine_tune` trains on loaders; `StochConTransformer` makes
-a model a step of a scikit-learn pipeline. Everything else takes arrays or tensors: a frozen linear probe, nearest
-neighbours, a random forest against the number of bits, search by codes and its quality, statistics of bits, and
-rejection, detection and calibration for uncertainty. Lists and data frames of numbers are accepted too, except for
-bits. Labels are integers; none may be missing. scikit-learn is imported where it is used.
+a model a step of a scikit-learn pipeline, `BottleneckTransformer` a latent on features. Everything else takes arrays or
+tensors: a frozen linear probe, nearest neighbours, a random forest against the number of bits, search by codes and its
+quality, statistics of bits, and rejection, detection and calibration for uncertainty. Lists and data frames of numbers
+are accepted too, except for bits. Labels are integers; none may be missing. scikit-learn is imported where it is used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stochastic_bottleneck.evaluation.bits import BitStatistics, bit_statistics
@@ -30,10 +31,11 @@ from stochastic_bottleneck.evaluation.uncertainty import (
 )
 
 if TYPE_CHECKING:
-    from stochastic_bottleneck.evaluation.transformer import StochConTransformer
+    from stochastic_bottleneck.evaluation.transformer import BottleneckTransformer, StochConTransformer
 
 __all__ = [
     "BitStatistics",
+    "BottleneckTransformer",
     "Encoded",
     "FineTuned",
     "ForestCurve",
@@ -59,9 +61,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the transformer, whose base classes are scikit-learn's, when it is first accessed."""
-    if name == "StochConTransformer":
-        from stochastic_bottleneck.evaluation.transformer import StochConTransformer
-
-        return StochConTransformer
+    """Import a transformer, whose base classes are scikit-learn's, when it is first accessed."""
+    if name in ("BottleneckTransformer", "StochConTransformer"):
+        return getattr(import_module(f"{__name__}.transformer"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

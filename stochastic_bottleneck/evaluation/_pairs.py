@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from stochastic_bottleneck._arrays import array
-from stochastic_bottleneck._checks import integer
+from stochastic_bottleneck._checks import device_of, integer
 from stochastic_bottleneck.codes import _check_codes, unpack_bits
-from stochastic_bottleneck.evaluation._inputs import check_finite_rows, device_of
+from stochastic_bottleneck.evaluation._inputs import check_finite_rows
 
 MAX_PAIRS = 2**22
 """Query-item pairs per block; their temporaries take about 100 MB."""

@@ -1,9 +1,9 @@
-"""A pretrained model as a step of a scikit-learn pipeline. Importing this file imports scikit-learn."""
+"""A pretrained model or a fitted bottleneck in a scikit-learn pipeline. Importing this file imports scikit-learn."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stochastic_bottleneck._arrays import array
-from stochastic_bottleneck._checks import integer
+from stochastic_bottleneck._checks import choice, integer
 from stochastic_bottleneck._saved import as_trained
-from stochastic_bottleneck.codes import unpack_bits
+from stochastic_bottleneck.codes import pack_bits, unpack_bits
 from stochastic_bottleneck.evaluation._inputs import sklearn
 from stochastic_bottleneck.evaluation.encoding import encode
+from stochastic_bottleneck.fitting import fit_bottleneck
+from stochastic_bottleneck.losses import StochConLoss
 from stochastic_bottleneck.wrapper import Representation, StochConWrapper
 
-__all__ = ["StochConTransformer"]
+__all__ = ["BottleneckTransformer", "StochConTransformer"]
 
 _base = sklearn("base")
 
@@ -147,3 +149,123 @@ def _images(x: object) -> NDArray[Any]:
             f"X must be floating point, scaled and normalised as the training images were, got {images.dtype}"
         )
     return images
+
+
+class BottleneckTransformer(
+    _base.ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc, name-defined]
+    _base.TransformerMixin,  # type: ignore[misc, name-defined]
+    _base.BaseEstimator,  # type: ignore[misc, name-defined]
+):
+    """Features of a frozen encoder to codes: `fit_bottleneck` as a scikit-learn estimator, for a `Pipeline`.
+
+    `fit` takes features of several views of each item and no labels; `transform` takes features of one view, or
+    several, of which it takes the first. `bottleneck_` is the fitted bottleneck.
+
+    Args:
+        kind: "bern" for bits, "gauss" for Gaussians.
+        dim: latent dimensions D.
+        output: "bits" for columns of 0 and 1, "packed" for bytes of eight bits, "floats" for logits or means, of a
+            "gauss" the only one.
+        loss: as in `fit_bottleneck`, like all that follow.
+        epochs: passes over the items.
+        batch_size: items in a step.
+        seed: of weights, order, views and noise.
+        device: to train on.
+
+    Raises:
+        ModuleNotFoundError: without scikit-learn.
+
+    Example:
+        >>> import numpy as np
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.pipeline import make_pipeline
+        >>> views, labels = np.random.default_rng(0).normal(size=(2, 64, 8)), np.arange(64) % 2
+        >>> coder = BottleneckTransformer(dim=16, epochs=1, batch_size=32)
+        >>> pipeline = make_pipeline(coder, LogisticRegression()).fit(views, labels)
+        >>> pipeline[:-1].transform(views[0]).shape, pipeline.predict(views[1]).shape
+        ((64, 16), (64,))
+    """
+
+    def __init__(
+        self,
+        kind: Literal["bern", "gauss"] = "bern",
+        dim: int = 64,
+        *,
+        output: Literal["bits", "packed", "floats"] = "bits",
+        loss: StochConLoss | None = None,
+        epochs: int = 20,
+        batch_size: int = 512,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.dim = dim
+        self.output = output
+        self.loss = loss
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = device
+
+    def fit(self, X: NDArray[Any] | Tensor, y: object = None) -> BottleneckTransformer:  # noqa: N803
+        """Fit the bottleneck.
+
+        Args:
+            X: views, as in `fit_bottleneck`. Shape: (V, N, F)
+            y: ignored.
+
+        Returns:
+            The transformer itself.
+
+        Raises:
+            ValueError: for what `fit_bottleneck` refuses, or bits of a Gaussian.
+            TypeError: likewise.
+        """
+        self._check_output()
+        options = {k: v for k, v in self.get_params(deep=False).items() if k != "output"}
+        self.bottleneck_ = fit_bottleneck(X, **options)
+        self.n_features_in_ = self.bottleneck_.in_features
+        return self
+
+    def transform(self, X: NDArray[Any] | Tensor) -> NDArray[Any]:  # noqa: N803
+        """Encode features.
+
+        Args:
+            X: features of one view, or of several, the first of which is encoded. Shape: (N, F), or (V, N, F)
+
+        Returns:
+            uint8 for "bits", Shape: (N, D), and "packed", Shape: (N, ceil(D / 8)); float32 for "floats", Shape: (N, D)
+
+        Raises:
+            ValueError: for features of another shape.
+            TypeError: for features that are not numbers.
+            sklearn.exceptions.NotFittedError: before `fit`.
+        """
+        sklearn("utils.validation").check_is_fitted(self)
+        self._check_output()
+        x = array(X, "X")
+        x = x[0] if x.ndim == 3 and len(x) else x
+        if x.ndim != 2 or x.shape[1] != self.n_features_in_ or not len(x):
+            raise ValueError(f"X must be features of shape (N, {self.n_features_in_}), got {x.shape}")
+        found = []
+        with torch.inference_mode():
+            for first in range(0, len(x), 4096):
+                rows = torch.from_numpy(np.array(x[first : first + 4096], np.float32))
+                posterior = self.bottleneck_.posterior(rows.to(self.bottleneck_.temperature.device))
+                z = posterior[0] if self.output == "floats" else posterior.mode().to(torch.uint8)
+                found.append((pack_bits(z) if self.output == "packed" else z).cpu().numpy())
+        return np.concatenate(found)
+
+    def _check_output(self) -> None:
+        choice("output", self.output, ("bits", "packed", "floats"))
+        if self.kind == "gauss" and self.output != "floats":
+            raise ValueError(f'output must be "floats" for kind="gauss", got "{self.output}"')
+
+    @property
+    def _n_features_out(self) -> int:
+        return -(-self.dim // 8) if self.output == "packed" else self.dim
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        return tags

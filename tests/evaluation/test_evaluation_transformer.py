@@ -18,8 +18,16 @@ from test_evaluation import without_scikit_learn
 from test_evaluation_encoding import small_model
 from torch import nn
 
-from stochastic_bottleneck import Encoder, StochasticBottleneck, StochConWrapper, evaluation
-from stochastic_bottleneck.evaluation import StochConTransformer
+from stochastic_bottleneck import (
+    Encoder,
+    StochasticBottleneck,
+    StochConLoss,
+    StochConWrapper,
+    evaluation,
+    fit_bottleneck,
+)
+from stochastic_bottleneck.codes import pack_bits
+from stochastic_bottleneck.evaluation import BottleneckTransformer, StochConTransformer
 
 LABELS = np.arange(40) % 2
 IMAGES = np.random.default_rng(0).random((40, 3, 8, 8), dtype=np.float32)
@@ -193,3 +201,35 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
     message = r'needs sklearn; install it with pip install "stochastic-bottleneck\[evaluation\]"'
     with pytest.raises(ModuleNotFoundError, match=message):
         evaluation.StochConTransformer  # noqa: B018
+
+
+# ---- BottleneckTransformer -------------------------------------------------------------------------------------
+
+VIEWS = np.random.default_rng(0).normal(size=(3, 40, 6)).astype(np.float32)
+FIT = {"dim": 12, "epochs": 1, "batch_size": 20}
+
+
+def test_a_fitted_bottleneck_gives_bits_bytes_and_floats():
+    bottleneck = fit_bottleneck(VIEWS, **FIT)
+    x = torch.from_numpy(VIEWS[1])
+    expected = {"bits": bottleneck(x).z, "packed": pack_bits(bottleneck(x).z), "floats": bottleneck.posterior(x).logits}
+    for output, features in expected.items():
+        coder = BottleneckTransformer(output=output, **FIT).fit(VIEWS)
+        found = coder.transform(VIEWS[1])
+        assert np.array_equal(found, features.detach().numpy())
+        assert found.dtype == (np.float32 if output == "floats" else np.uint8)
+        assert np.array_equal(coder.transform(VIEWS[[1, 0]]), found)
+        assert len(coder.get_feature_names_out()) == found.shape[1]
+    means = BottleneckTransformer("gauss", output="floats", **FIT).fit_transform(VIEWS)
+    mean = fit_bottleneck(VIEWS, "gauss", **FIT)(torch.from_numpy(VIEWS[0])).z
+    assert np.array_equal(means, mean.detach().numpy())
+
+
+def test_a_bottleneck_stands_in_a_pipeline_and_can_be_cloned():
+    pipeline = make_pipeline(BottleneckTransformer(loss=StochConLoss(codes=0), **FIT), LogisticRegression())
+    labels = np.arange(40) % 2
+    assert np.array_equal(
+        clone(pipeline).fit(VIEWS, labels).predict(VIEWS[2]), pipeline.fit(VIEWS, labels).predict(VIEWS[2])
+    )
+    with pytest.raises(NotFittedError):
+        clone(pipeline[0]).transform(VIEWS[0])

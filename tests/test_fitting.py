@@ -1,0 +1,133 @@
+"""`fit_bottleneck`: a latent on the features of a frozen encoder."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from stochastic_bottleneck import StochasticBottleneck, StochConLoss, StochConWrapper, fit_bottleneck
+from stochastic_bottleneck.codes import pack_bits
+from stochastic_bottleneck.evaluation import knn_accuracy
+
+ITEMS, F, CLASSES = 240, 12, 6
+LABELS = np.arange(ITEMS) % CLASSES
+SMALL = {"dim": 8, "epochs": 2, "batch_size": 40, "hidden_dim": 16}
+
+
+def features(count=4, seed=0):
+    """Views of items around a few centers, with larger noise in some features. Shape: (count, ITEMS, F)."""
+    random = torch.Generator().manual_seed(seed)
+    centers = torch.randn(CLASSES, F, generator=torch.Generator().manual_seed(0))[LABELS]
+    noise = torch.randn(count, ITEMS, F, generator=random) * torch.linspace(0.5, 4, F)
+    return (20 * (centers + noise) + 100).half().float()
+
+
+def equal(a, b):
+    mine, other = a.state_dict(), b.state_dict()
+    return mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine)
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("bern", "hamming"), ("gauss", "cosine")])
+def test_the_latent_brings_items_of_a_class_together_without_labels(kind, metric):
+    views, (database, queries) = features(), features(2, seed=1)
+    bottleneck = fit_bottleneck(views, kind, dim=16, epochs=30, batch_size=40, hidden_dim=32)
+    assert isinstance(bottleneck, StochasticBottleneck)
+    assert not bottleneck.training
+    raw = knn_accuracy(database, LABELS, queries, LABELS, k=5)
+    z, z_queries = (bottleneck(x).z.detach() for x in (database, queries))
+    assert knn_accuracy(z, LABELS, z_queries, LABELS, k=5, metric=metric) > raw + 0.1
+
+
+def test_arrays_tensors_memory_maps_and_pairs_of_arrays_give_the_same(tmp_path):
+    views = features(2)
+    expected = fit_bottleneck(views, **SMALL)
+    stored = np.lib.format.open_memmap(tmp_path / "views.npy", "w+", np.float16, tuple(views.shape))
+    stored[:] = views.numpy()
+    read_only = np.load(tmp_path / "views.npy", mmap_mode="r")
+    for same in (
+        read_only,
+        views.half(),
+        views.numpy(),
+        views.double(),
+        tuple(views),
+        [views[0].numpy(), views[1].numpy()],
+    ):
+        assert equal(fit_bottleneck(same, **SMALL), expected)
+
+
+class Loader:
+    """Batches of pairs, without a length; fails at the start of an epoch."""
+
+    def __init__(self, views, fails_at=None):
+        self.pairs, self.epoch, self.fails_at = list(zip(*(x.split(40) for x in views), strict=True)), 0, fails_at
+
+    def __iter__(self):
+        self.epoch += 1
+        if self.epoch == self.fails_at:
+            raise KeyboardInterrupt
+        return iter(self.pairs)
+
+
+def test_pairs_may_come_from_a_loader():
+    views = features(2)
+    shuffled = DataLoader(TensorDataset(*views), 40, shuffle=True)
+    assert equal(fit_bottleneck(shuffled, **SMALL), fit_bottleneck(shuffled, **SMALL))
+    assert fit_bottleneck(Loader(views), **SMALL)(views[0]).z.shape == (ITEMS, 8)  # without a length
+
+
+def test_seeds_give_everything_and_the_global_generator_is_left_alone():
+    state = torch.random.get_rng_state()
+    first, again, other = (fit_bottleneck(features(), seed=seed, **SMALL) for seed in (3, 3, 4))
+    assert equal(first, again)
+    assert not equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_the_standardization_is_folded_in(kind):
+    views, scale, shift = features(), torch.rand(F) + 0.5, torch.randn(F)
+    options = SMALL | {"epochs": 1, "batch_size": ITEMS}  # one step: more of them would amplify rounding
+    a, b = (fit_bottleneck(x, kind, **options)(x[0]) for x in (views, views * scale + shift))
+    torch.testing.assert_close(a.posterior[0], b.posterior[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(a.features * scale + shift, b.features, atol=1e-3, rtol=1e-4)
+
+
+def test_a_stopped_training_continues_to_the_same_bottleneck(tmp_path):
+    views, options, path = features(2), SMALL | {"epochs": 4}, tmp_path / "fit.pt"
+    expected = fit_bottleneck(Loader(views), **options)
+    with pytest.raises(KeyboardInterrupt):  # the first pass is for the statistics
+        fit_bottleneck(Loader(views, fails_at=4), checkpoint=path, **options)
+    assert equal(fit_bottleneck(Loader(views), checkpoint=path, **options), expected)
+    assert equal(fit_bottleneck(Loader(views), checkpoint=str(path), **options), expected)  # nothing is left to do
+    for changed in ({"lr": 0.1}, {"loss": StochConLoss(codes=0)}, {"dim": 9}, {"seed": 1}):
+        with pytest.raises(ValueError, match=rf"of another training \({next(iter(changed))}="):
+            fit_bottleneck(Loader(views), checkpoint=path, **options | changed)
+    with pytest.raises(ValueError, match="other features"):
+        fit_bottleneck(Loader(views + 1), checkpoint=path, **options)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="checkpoint must be a file that fit_bottleneck saved"):
+        fit_bottleneck(Loader(views), checkpoint=path, **options)
+
+
+def test_what_is_not_finite_is_named():
+    views = features()
+    views[:, 7, 3] = float("nan")
+    with pytest.raises(ValueError, match="views must be finite, got nan or inf in the features of items 7"):
+        fit_bottleneck(views, **SMALL)
+    with pytest.raises(ValueError, match=r"lr must be small enough .* in epoch 1 with lr=1e\+30"):
+        fit_bottleneck(features(), lr=1e30, **SMALL)
+
+
+def test_a_constant_feature_does_no_harm():
+    views = features()
+    views[..., 2] = 7.0
+    assert fit_bottleneck(views, **SMALL)(views[0]).features.isfinite().all()
+
+
+def test_the_bottleneck_stands_behind_its_encoder():
+    images = torch.rand(8, 3, 2, 2)
+    bottleneck = fit_bottleneck(features(), **SMALL)
+    model = StochConWrapper(nn.Flatten(), bottleneck=bottleneck, feature_dim=F).freeze_encoder()
+    codes = pack_bits(bottleneck(images.flatten(1)).z)
+    assert torch.equal(model.encode(images, "bits"), codes)

@@ -55,9 +55,10 @@ class Pairs:
             self.centre = _floats(self.x[: self.block], self.device).mean(dim=0)
         self._whole: Tensor | None = None
 
-    def queries(self) -> Iterator[tuple[int, Tensor]]:
-        """Blocks of queries, each with the number of its first row."""
-        size = max(1, MAX_PAIRS // max(self.width, min(len(self.x), self.block)))
+    def queries(self, depth: int) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of queries, each with the number of its first row; about `depth` results are computed for each."""
+        # Results take four numbers of eight bytes where pairs take two of four.
+        size = max(1, MAX_PAIRS // max(min(len(self.x), self.block), 4 * max(self.width, depth)))
         return ((i, self.query_rows(self.q[i : i + size])) for i in range(0, len(self.q), size))
 
     def database(self) -> Iterator[tuple[int, Tensor]]:

@@ -77,7 +77,7 @@ def hamming_topk(
     pairs = Pairs(queries, database, "hamming", device)
     k, count = _at_most(k, pairs.x), len(pairs.x)
     found = []
-    for _, rows in pairs.queries():
+    for _, rows in pairs.queries(k):
         best = torch.empty(len(rows), 0, dtype=torch.int64, device=pairs.device)
         for first, block in pairs.database():
             # Distance and row as one number are without ties. Both fit: MAX_VALUES bounds distance times row.
@@ -128,7 +128,7 @@ def asymmetric_topk(
     pairs = Pairs(queries, database, "asymmetric", device, dim)
     k = _at_most(k, pairs.x)
     found = []
-    for _, rows in pairs.queries():
+    for _, rows in pairs.queries(k):
         best = torch.empty(len(rows), 0, device=pairs.device)
         row = best.long()
         for first, block in pairs.database():
@@ -280,7 +280,7 @@ def retrieval_scores(
     labels = torch.from_numpy(class_labels(database_labels, len(pairs.x), "database_labels"))
     r, k = min(integer("r", r), len(pairs.x)), _at_most(k, pairs.x)
     group, totals = groups_by_distance if metric == "hamming" else groups_by_score, np.zeros(3)
-    for first, rows in pairs.queries():
+    for first, rows in pairs.queries(max(r, k)):
         wanted = q_labels[first : first + len(rows)].to(pairs.device)[:, None]
         blocks = ((x, labels[i : i + len(x)].to(pairs.device) == wanted) for i, x in pairs.database())
         sizes, relevant, total = (x.cpu() for x in group(pairs, rows, blocks, max(r, k)))

@@ -99,7 +99,7 @@ def test_elasticsearch_takes_the_documented_bytes_and_scores():
     bits = ["1000000100000000000000010010101001111111", "0111111110000001000000000000000100101010"]
     codes = pack_bits(np.array([list(map(int, row)) for row in bits]))
     found = run("Elasticsearch", codes=codes, queries=codes[1:], np=np, k=1)
-    assert found["mapping"]["code"]["dims"] == 40
+    assert found["field"]["dims"] == 40
     assert found["documents"][0] == {"code": "8100012a7f"}
     assert found["searches"][0]["knn"]["query_vector"] == [127, -127, 0, 1, 42]
     assert 1 - differing(codes[:1], codes[1:]).item() / 40 == 0.55

@@ -12,35 +12,34 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import kornia.augmentation as K
 import lightning as L
+import numpy as np
 import timm
 import torch
 import tyro
 from checkpointing import resumable_loader, seed_for
-from image_files import ImageError, read_pixels, unpack
-from runs import MAIN_PROCESS, Run, encoder_spec, exit_code, warmup_cosine
+from image_files import ImageError, Images, read_splits
+from other_codes import other_codes
+from runs import DEVICE, MAIN_PROCESS, Run, encoder_spec, exit_code, scores, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.datasets import CIFAR10
 
-from stochastic_bottleneck import InfoNCELoss, StochConWrapper
+from stochastic_bottleneck import InfoNCELoss, StochConWrapper, evaluation, fit_bottleneck
 from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio
 from stochastic_bottleneck.encoders import small_image_stem
-from stochastic_bottleneck.evaluation import bit_statistics, encode, fine_tune, forest_curve, knn_accuracy, linear_probe
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 PREPROCESSING = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": MEAN, "std": STD}
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ModelName = Literal["simclr", "bern", "gauss", "supervised"]
 
 
@@ -75,6 +74,7 @@ class Settings:
     finetune_epochs: int = 100  # Epochs of fine-tuning; 0 for none
     finetune_lr: float = 0.025  # 0.05 x batch / 256 (SimCLR, appendix B.5)
     supervised_epochs: int = 200  # Rate 0.1, decay 5e-4 (wide ResNets, arXiv 1605.07146)
+    probe: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # Inverse penalties that linear probes choose from
     ema: float | None = None  # Decay of a moving average of the weights
     precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
     compile: bool = False  # torch.compile the model
@@ -88,11 +88,12 @@ class Settings:
 
 
 QUICK = Settings(
-    preset="quick", encoder="small", epochs=8, batch_size=128, optimizer="momentum", lr=0.2, weight_decay=5e-4,
-    warmup_epochs=1, loss_temperature=0.2, min_crop=0.2, symmetric=True, location_std=4.0, finetune_epochs=5,
-    finetune_lr=0.1, supervised_epochs=8,
+    preset="quick", encoder="small", epochs=6, batch_size=128, optimizer="momentum", lr=0.2, weight_decay=5e-4,
+    warmup_epochs=1, loss_temperature=0.2, min_crop=0.2, symmetric=True, location_std=4.0, finetune_epochs=3,
+    finetune_lr=0.1, supervised_epochs=5, probe=(1e-3, 1e-2),
 )  # fmt: skip
-CPU = {"epochs": 40, "batch_size": 256, "lr": 0.4, "supervised_epochs": 15}
+CPU = {"epochs": 40, "batch_size": 256, "lr": 0.4, "finetune_epochs": 5, "supervised_epochs": 15}
+CPU |= {"probe": Settings.probe}
 PRESETS = {
     "quick": ("5,000 images, a small encoder, minutes on 2 CPU cores", QUICK),
     "cpu": ("40 epochs of a small encoder, three hours on 2 CPU cores", replace(QUICK, preset="cpu", **CPU)),
@@ -104,14 +105,6 @@ PRESETS = {
 
 
 # ---- data and views -------------------------------------------------------------------------------------------------
-class Images(NamedTuple):
-    """Images in memory; `labels` are indices into `classes`, or None. Shape: (N, 3, 32, 32) uint8, (N,)."""
-
-    pixels: Tensor
-    labels: Tensor | None
-    classes: list[str]
-
-
 def load_images(s: Settings) -> tuple[Images, Images | None]:
     """Training and test images; no test images where there are no labels."""
     download = s.data is None and s.preset != "quick"
@@ -120,14 +113,9 @@ def load_images(s: Settings) -> tuple[Images, Images | None]:
         pixels = [torch.from_numpy(x.data).permute(0, 3, 1, 2) for x in sets]
         train, test = (Images(p, torch.tensor(x.targets), x.classes) for p, x in zip(pixels, sets, strict=True))
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            root = s.data or SAMPLE
-            root = unpack(root, Path(folder)) if root.is_file() else root
-            splits = {p.name: p for p in sorted(root.rglob("*"), reverse=True) if p.name in ("train", "test", "val")}
-            train = test = Images(*read_pixels(splits.get("train", root), 32))
-            if train.labels is None:
-                return train, None
-            test = Images(*read_pixels(splits.get("test", splits.get("val", root / "test")), 32))
+        train, test = read_splits(s.data or SAMPLE, 32)
+        if test is None:
+            return train, None
     if train.classes != test.classes:
         raise ImageError(f"training and test images must be of the same classes, got {train.classes}, {test.classes}")
     if s.held_out:
@@ -219,7 +207,7 @@ def pretrain(name: ModelName, s: Settings, train: Images, run: Run) -> nn.Module
     callbacks: list[L.Callback] = [] if name == "simclr" else [LatentMonitor()]
     if train.labels is not None:
         labelled = DataLoader(TensorDataset(normalize(train.pixels), train.labels), 512)
-        callbacks.append(OnlineKNN(labelled, every_n_epochs=max(s.epochs // 20, 5)))
+        callbacks.append(OnlineKNN(labelled, every_n_epochs=max(s.epochs // 20, 10)))
     trainer = run.trainer(name, s.epochs, *callbacks)
     loader = resumable_loader(TensorDataset(train.pixels), s.batch_size, s.seed, trainer)
     module = Pretraining(name, s, len(loader))
@@ -229,23 +217,38 @@ def pretrain(name: ModelName, s: Settings, train: Images, run: Run) -> nn.Module
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
-def evaluate(model: nn.Module, train: Images, test: Images, probe: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Frozen: linear probe and nearest neighbours on h and z; of z, a random forest and the use of its bits."""
-    stochastic, results = isinstance(model, StochConWrapper), {}
-    source, names = (model, ("h", "z")) if stochastic else (getattr(model, "encoder", model), ("h",))
-    source.to(DEVICE)
-    x, x_test = (encode(source, normalize(images.pixels), names).features for images in (train, test))
-    for name in names:
-        bits = name == "z" and model.bottleneck.kind == "bern"
-        split = (x[name], train.labels, x_test[name], test.labels)
-        accuracy = linear_probe(*split, device=DEVICE, **(probe or {})).accuracy
-        results[name] = r = {"dim": x[name].shape[1], "probe": accuracy}
-        r["knn"] = knn_accuracy(*split, k=20, metric="hamming" if bits else "cosine", device=DEVICE)
-        if name == "z":
-            r["forest"] = forest_curve(*split, trees=100)._asdict()
-        if bits:
-            r["bits"] = bit_statistics(x_test[name], test.labels)._asdict()
-            r["compression"] = compression_ratio((32, 32, 3), r["dim"])
+def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Images) -> dict[str, Any]:
+    """Frozen: scores of h and z, a random forest on z, the use of its bits; for SimCLR, codes of its h."""
+    source = getattr(model, "encoder", model) if name == "simclr" else model
+    parts = ("h", "z") if isinstance(model, StochConWrapper) else ("h",)
+    sets = [evaluation.encode(source.to(DEVICE), normalize(images.pixels), parts).features for images in (train, test)]
+    labels, metrics = (train.labels, test.labels), {"h": "cosine", "z": "hamming" if name == "bern" else "cosine"}
+    results = {part: scores([x[part] for x in sets], labels, metrics[part], s.probe) for part in parts}
+    if "z" in parts:
+        (x, x_test), (y, y_test) = (x["z"] for x in sets), labels
+        results["z"]["forest"] = evaluation.forest_curve(x, y, x_test, y_test, trees=50)._asdict()
+    if name == "bern":
+        results["z"]["bits"] = evaluation.bit_statistics(x_test, y_test)._asdict()
+        results["z"]["compression"] = compression_ratio((32, 32, 3), s.dim)
+    if name == "simclr":
+        results["codes"] = codes_of(source, [x["h"] for x in sets], labels, s, train)
+    return results
+
+
+def codes_of(encoder: nn.Module, h: list[Any], labels: Any, s: Settings, train: Images) -> dict[str, Any]:
+    """A latent fitted behind the frozen encoder, on views without labels, and other codes of as many bits of its h."""
+    torch.manual_seed(seed_for(s.seed, 0, 0))  # of the views
+    batches = [pixels.to(DEVICE).float() / 255 for pixels in train.pixels.split(500)]
+    with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
+        pairs = np.stack([evaluation.encode(encoder, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
+    options = {"epochs": 10, "batch_size": min(512, len(train.pixels)), "seed": s.seed, "device": DEVICE}
+    latent = fit_bottleneck(pairs, "bern", s.dim, **options)
+    logits = [latent.posterior(torch.from_numpy(x).to(DEVICE)).logits.detach().cpu().numpy() for x in h]
+    ratio = {"compression": compression_ratio((32, 32, 3), s.dim)}
+    results = {"fitted": {"z": scores([1.0 * (x > 0) for x in logits], labels, "hamming", s.probe) | ratio}}
+    results["fitted"]["logits"] = scores(logits, labels, "cosine", s.probe)
+    for name, codes, metric in other_codes(*h, s.dim, s.seed):
+        results[name] = {"codes": scores(codes, labels, metric, s.probe) | ratio}
     return results
 
 
@@ -261,7 +264,7 @@ def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, opti
     batches = {"batch_size": 128, "shuffle": True, "drop_last": len(train.pixels) >= 128}
     loaders = DataLoader(sets[0], collate_fn=collate, **batches), DataLoader(sets[1], 512)
     options |= {"precision": s.precision, "seed": s.seed, "device": DEVICE, "progress": True}
-    result = fine_tune(encoder, *loaders, len(train.classes), **options)
+    result = evaluation.fine_tune(encoder, *loaders, len(train.classes), **options)
     return {"finetuned": {"accuracy": result.accuracy, "f1": result.f1}}
 
 
@@ -278,11 +281,11 @@ def main() -> None:
         print(f"{s.data} has no labels: the models are trained and saved, evaluation is left out")
     if test is None or s.dry_run or not MAIN_PROCESS:
         return
-    fast = {"regularisations": (1e-3,)}  # the grid takes half a minute on 3,072 pixels
-    run.stage("baselines", "pixels", "h", evaluate, nn.Flatten(), train, test, fast)
-    run.stage("baselines", "untrained", "h", evaluate, build_encoder(s).eval(), train, test)
+    pixels = replace(s, probe=(1e-3,))  # the search takes half a minute on 3,072 pixels
+    run.stage("baselines", "pixels", "h", evaluate, "pixels", nn.Flatten(), pixels, train, test)
+    run.stage("baselines", "untrained", "h", evaluate, "untrained", build_encoder(s), s, train, test)
     for name, model in models.items():
-        run.stage("models", name, "h", evaluate, model, train, test)
+        run.stage("models", name, "h", evaluate, name, model, s, train, test)
         if s.finetune_epochs:
             tuning = {"epochs": s.finetune_epochs, "lr": s.finetune_lr}
             run.stage("models", name, "finetuned", supervise, model.encoder, s, train, test, tuning)

@@ -109,11 +109,30 @@ def read_image(file: str | Path | BinaryIO, name: str = "", min_side: int = MAX_
             raise ImageError(f"{printable(name or file)}: {reason}; convert, replace or remove it") from error
 
 
-def read_pixels(folder: str | Path, side: int) -> tuple[torch.Tensor, torch.Tensor | None, list[str]]:
-    """All images of a folder, cropped to squares: (N, 3, side, side) uint8, labels (N,) or None, and class names."""
+class Images(NamedTuple):
+    """Images in memory; `labels` are indices into `classes`, or None. Shape: (N, 3, side, side) uint8, (N,)."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor | None
+    classes: list[str]
+
+
+def read_pixels(folder: str | Path, side: int) -> Images:
+    """All images of a folder, cropped to squares."""
     paths, labels, classes = find_images(folder)
     images = [ImageOps.fit(read_image(path), (side, side)) for path in tqdm(paths, "reading", disable=None)]
-    return torch.stack([pil_to_tensor(image) for image in images]), labels and torch.tensor(labels), classes
+    return Images(torch.stack([pil_to_tensor(x) for x in images]), labels and torch.tensor(labels), classes)
+
+
+def read_splits(root: Path, side: int) -> tuple[Images, Images | None]:
+    """Images in `train` and in `test` or `val` of a folder or tar; None for the second if the first has no labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = unpack(root, folder) if root.is_file() else root
+        splits = {p.name: p for p in sorted(root.rglob("*"), reverse=True) if p.name in ("train", "test", "val")}
+        train = read_pixels(splits.get("train", root), side)
+        if train.labels is None:
+            return train, None
+        return train, read_pixels(splits.get("test", splits.get("val", root / "test")), side)
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:

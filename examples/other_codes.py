@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import faiss
@@ -112,3 +112,15 @@ def rabitq(train: Floats, bits: int, seed: int = 0) -> Codec:
 
 
 METHODS = {"random_sign": random_sign, "pca_sign": pca_sign, "itq": itq, "pq": pq, "opq": opq, "rabitq": rabitq}
+
+
+def other_codes(train: Floats, test: Floats, bits: int, seed: int = 0) -> Iterator[tuple[str, list[Floats], str]]:
+    """Fit those of quick methods that can be, and give the codes of both sets, as 0/1 bits or centroids."""
+    for name in ("random_sign", "pca_sign", "itq", "pq"):
+        try:
+            codec = METHODS[name](train, bits, seed)
+        except ValueError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        floats = [codec.decode(codec.encode(x)) for x in (train, test)]
+        yield (name, floats, "cosine") if name == "pq" else (name, [(x + 1) / 2 for x in floats], "hamming")

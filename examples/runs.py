@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -33,19 +33,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from stochastic_bottleneck import StochConWrapper
-from stochastic_bottleneck.evaluation import ForestCurve
+from stochastic_bottleneck.codes import pack_bits
+from stochastic_bottleneck.evaluation import ForestCurve, knn_accuracy, linear_probe, retrieval_scores
 from stochastic_bottleneck.hub import HubModel
 from stochastic_bottleneck.plots import f1_against_bits
 
 MAY_CHANGE = {"data", "models", "out", "resume", "dry_run", "logger", "compile"}  # between a run and its continuation
 NAMES = {
     "pixels": "raw pixels", "untrained": "untrained encoder", "simclr": "SimCLR", "bern": "StochCon Bern",
-    "gauss": "StochCon Gauss", "supervised": "Supervised",
+    "gauss": "StochCon Gauss", "supervised": "Supervised", "fitted": "SimCLR frozen + Bern", "itq": "SimCLR h, ITQ",
+    "random_sign": "SimCLR h, random signs", "pca_sign": "SimCLR h, PCA signs", "pq": "SimCLR h, PQ",
 }  # fmt: skip
 LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
 WORLD, LOCAL_WORLD = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
 LOG_EVERY = 20  # steps
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Run:
@@ -149,19 +152,20 @@ class Run:
         """Print the table of results and keep it as `table.md`."""
         data, seed = self.results["data"], self.settings.seed
         title = f"{data['name']}: {title} on {data['train']:,} images, seed {seed}, tested on {data['test']:,}."
-        columns = "model|features|width|probe %|kNN %|fine-tuned %|forest F1 %|ones %|compression"
+        columns = "model|features|width|probe %|kNN %|mAP %|fine-tuned %|forest F1 %|ones %|compression"
         table, curves = Table(*columns.split("|"), box=MARKDOWN), {}
         for name, found in (self.results["baselines"] | self.results["models"]).items():
-            tuned = found.get("finetuned", {})
-            for part in [part for part in ("h", "z") if part in found] or ["h"]:
-                r = found.get(part, {})
-                numbers = r.get("probe"), r.get("knn"), tuned.get("accuracy") if part == "h" else None
+            tuned = found.get("finetuned", {}).get("accuracy")
+            rows = [(name, part, found[part]) for part in ("h", "z") if part in found] or [(name, "h", {})]
+            rows += [(code, part, r) for code, parts in found.get("codes", {}).items() for part, r in parts.items()]
+            for row, part, r in rows:
+                numbers = r.get("probe"), r.get("knn"), r.get("map"), tuned if (row, part) == (name, "h") else None
                 numbers += r.get("forest", {}).get("f1", [None])[-1], r.get("bits", {}).get("share_of_ones")
                 cells = ["-" if x is None else f"{100 * x:.1f}" for x in numbers]
                 ratio = f"{r['compression']:.0f}x" if "compression" in r else "-"
-                table.add_row(NAMES[name], part, str(r.get("dim", "-")), *cells, ratio)
+                table.add_row(NAMES[row], part, str(r.get("dim", "-")), *cells, ratio)
                 if "forest" in r:
-                    curves[NAMES[name]] = ForestCurve(**r["forest"])
+                    curves[NAMES[row]] = ForestCurve(**r["forest"])
         console = Console(file=io.StringIO(), width=200)
         console.print(table)
         lines = [line.strip() for line in console.file.getvalue().splitlines()]
@@ -186,6 +190,26 @@ def load_encoder(encoder: nn.Module, folder: Path) -> nn.Module:
     names = {key.removeprefix("encoder.").removeprefix("backbone."): key for key in state if key.startswith("encoder.")}
     encoder.load_state_dict({name: state[key] for name, key in names.items()})
     return encoder.eval()
+
+
+def scores(features: Sequence[Any], labels: Sequence[Any], metric: str, probe: Sequence[float]) -> dict[str, Any]:
+    """Linear probe, nearest neighbours and mAP@1000 of frozen features; the training images are searched.
+
+    Args:
+        features: of training and test images; 0/1 bits for the metric "hamming".
+        labels: of both.
+        metric: "cosine" or "hamming".
+        probe: inverse penalties that the probe chooses from.
+    """
+    (x, x_test), (y, y_test) = features, labels
+    found = {
+        "dim": x.shape[1],
+        "probe": linear_probe(x, y, x_test, y_test, regularisations=probe, device=DEVICE).accuracy,
+    }
+    found["knn"] = knn_accuracy(x, y, x_test, y_test, k=20, metric=metric, device=DEVICE)
+    if metric == "hamming":
+        x, x_test = pack_bits(x), pack_bits(x_test)
+    return found | {"map": retrieval_scores(x_test, y_test, x, y, r=1000, k=1, metric=metric, device=DEVICE).map}
 
 
 @contextmanager

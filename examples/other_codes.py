@@ -73,6 +73,8 @@ def pq(train: Floats, bits: int, seed: int = 0, *, rotation: faiss.LinearTransfo
     width, groups = rotation.d_out if rotation else train.shape[1], bits // 8
     if bits % 8 or width % groups:
         raise ValueError(f"bits must be 8 for each of some groups of equal size of {width} features, got {bits}")
+    if len(train) < 256:
+        raise ValueError(f"train must have at least 256 rows for 256 centroids, got {len(train)}")
     quantizer = faiss.ProductQuantizer(width, groups, 8)
     quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1  # no warning for small training sets
     if rotation:

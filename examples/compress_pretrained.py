@@ -11,67 +11,80 @@ labels, where there are any, only judge them. The same command continues a run t
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from hashlib import sha256
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import faiss
 import image_codes
-import kornia.augmentation as K
 import numpy as np
-import timm
 import torch
-import torchvision
-from checkpointing import seed_for
-from filelock import FileLock, Timeout
-from image_codes import DEVICE, Lite0
-from image_files import ImageError, ImageFiles, check_images, find_images, read_image, unpack
-from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
+from filelock import FileLock
+from image_codes import DEVICE, load_model
+from image_files import ImageFiles
+from image_search import write_index
+from matplotlib.figure import Figure
+from other_codes import METHODS, Codec
+from pretrained_features import Encoding, cache_features, find_splits, load_encoder, refuse_changes, write
+from sklearn.preprocessing import normalize
+from torch import nn
 
-from stochastic_bottleneck.encoders import as_encoder
+from stochastic_bottleneck import StochConWrapper, fit_bottleneck
+from stochastic_bottleneck.codes import pack_bits, unpack_bits
+from stochastic_bottleneck.evaluation import asymmetric_topk, linear_probe, neighbour_recall, retrieval_scores
+from stochastic_bottleneck.hub import HubModel
 
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
-BLOCK, BATCH = 512, 128  # images between two saves of the cache, and in the encoder
+NEIGHBOURS, RANKED = 20, 1000  # that vote for a class, and that mAP looks at
+ITQ_STARTS = 3  # rotations to start from, of which the best is taken
+STYLES = {  # name, and in the figure colour, marker and width
+    "bern": ("StochCon Bern (ours)", "#D55E00", "o", 3), "bern_asymmetric": ("ours, float query",),
+    "bern_logits": ("ours, float logits",), "opq": ("OPQ", "#0072B2", "s", 1.5), "pq": ("PQ", "#56B4E9", "^", 1.5),
+    "itq": ("ITQ", "#009E73", "D", 1.5), "rabitq": ("RaBitQ", "#CC79A7", "v", 1.5),
+    "pca_sign": ("PCA, signs", "#888888", "P", 1.5), "random_sign": ("random projection, signs", "#BBBBBB", "X", 1.5),
+    "float": ("float features",),
+}  # fmt: skip
+PERCENT = {
+    "map_1000": "mAP @1000", "knn": "kNN", "probe": "probe", "precision_10": "precision @10",
+    "recall_10": "float neighbours @10",
+}  # fmt: skip
+Method = Literal[
+    "bern", "bern_asymmetric", "bern_logits", "opq", "pq", "itq", "rabitq", "pca_sign", "random_sign", "float"
+]
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
 @dataclass(kw_only=True)
-class Compress:
+class Compress(Encoding):
     """Fit codes to features of a frozen encoder, and compare them with other codes of the same bytes."""
 
-    data: Path  # Folder or tar: train/CLASS/* and test/CLASS/*, or images, a tenth of which become queries
-    encoder: str = "lite0"  # lite0, timm:NAME or torchvision:NAME, pretrained
-    weights: Path | None = None  # Weights of the encoder, a .safetensors file; the library's own if not given
-    size: int | None = None  # Pixels of the encoder's input; its own, 112 of lite0, if not given
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"  # Of the encoder; a CPU without bfloat16 takes 32-true
-    views: int = 4  # Random views of each training image
-    out: Path = Path("runs/compress")  # Folder of the run
-    workers: int = 0  # Processes that read images
+    name: str | None = None  # Of the data, in titles and file names; that of --data if not given
+    bits: tuple[int, ...] = (16, 32, 64, 128, 256)  # Of the codes
+    epochs: int = 20  # Of our fit
+    seeds: tuple[int, ...] = (0, 1, 2)  # Of all fits
+    methods: tuple[Method, ...] = tuple(STYLES)  # Codes to compare
     encode_only: bool = False  # Stop when the features are cached
     quick: bool = False  # Small settings, for the images that ship with the examples
 
     def run(self) -> None:
-        """Encode."""
+        """Encode, fit, measure; all that an earlier run of the folder has done is kept."""
         self.out.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(self.out / ".lock").acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"another process is running in {self.out}; wait, or give another --out") from None
-        with lock:
+        self.name = self.name or self.data.name.partition(".")[0]
+        with FileLock(self.out / ".lock", timeout=0):
             train, queries = find_splits(self)
+            if {"pq", "opq"} & {*self.methods} and len(train.paths) < 300:
+                few = f"needs 300 training images for its 256 centroids, got {len(train.paths)}; give --methods"
+                raise ValueError(f"PQ {few} without pq and opq")
             encoder, config = load_encoder(self)
             cache_features(self, train, queries, encoder, config)
+            if not self.encode_only:
+                compare(self, train, queries, encoder, config)
 
 
 @dataclass(kw_only=True)
@@ -79,144 +92,226 @@ class Quick(Compress):
     """The same for 6,000 images that ship with the examples."""
 
     data: Path = SAMPLE
+    name: str = "cifar10_sample"
     size: int | None = 80
     views: int = 2
+    bits: tuple[int, ...] = (32, 64)
+    seeds: tuple[int, ...] = (0,)
+    methods: tuple[Method, ...] = ("bern", "bern_asymmetric", "pq", "itq", "pca_sign", "random_sign", "float")
     out: Path = Path("runs/compress-quick")
 
 
-# ---- data -----------------------------------------------------------------------------------------------------------
-def find_splits(s: Compress) -> tuple[ImageFiles, ImageFiles]:
-    """Images to train on, which are also searched, and queries; labels only where there are classes."""
-    if not s.data.exists():
-        raise ValueError(f"--data must be a folder or a tar of images, got {s.data}, which does not exist")
-    root = unpack(s.data, s.out / "images") if s.data.is_file() else s.data
-    folders = {name: path for name in ("val", "test", "train") for path in sorted(root.rglob(name)) if path.is_dir()}
-    train, test = folders.get("train", root), folders.get("test", folders.get("val"))
-    if "train" in folders and test:
-        splits = find_images(train), find_images(test)
-        if splits[0].classes != splits[1].classes:
-            raise ImageError(
-                f"{train} and {test} must have the same classes, got {splits[0].classes}, {splits[1].classes}"
-            )
-        return splits
-    files = find_images(train)
-    order = np.random.default_rng(0).permutation(len(files.paths))
-    parts = np.sort(order[len(order) // 10 :]), np.sort(order[: len(order) // 10])
-    return tuple(
-        ImageFiles([files.paths[i] for i in part], files.labels and [files.labels[i] for i in part], files.classes)
-        for part in parts
-    )
+# ---- codes ----------------------------------------------------------------------------------------------------------
+class Data(NamedTuple):
+    """Features to search, which are also trained on, and queries; `near` are rows of the nearest by cosine."""
+
+    x: np.ndarray
+    y: np.ndarray | None
+    x_query: np.ndarray
+    y_query: np.ndarray | None
+    near: np.ndarray
 
 
-def read_block(side: int, paths: Sequence[str]) -> Tensor:
-    """Images, their middle square resized to a side. Shape: (N, 3, side, side) uint8."""
-    images = (ImageOps.fit(read_image(x, min_side=2 * side), (side, side), Image.Resampling.BICUBIC) for x in paths)
-    return torch.stack([pil_to_tensor(image) for image in images])
+def make_data(x: np.ndarray, y: np.ndarray | None, x_query: np.ndarray, y_query: np.ndarray | None) -> Data:
+    """Add the nearest neighbours by the features themselves."""
+    return Data(x, y, x_query, y_query, search(FLOAT, x, x_query, 10)[1])
 
 
-# ---- encoder --------------------------------------------------------------------------------------------------------
-def load_encoder(s: Compress) -> tuple[nn.Module, dict[str, Any]]:
-    """A frozen encoder and its preprocessing by timm's keys."""
-    library, _, name = s.encoder.partition(":")
-    statistics = {}
-    try:
-        if s.encoder == "lite0":
-            model, size = Lite0(), 112
-            statistics = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # of Google's EfficientNet-Lite
-        elif library == "timm" and timm.is_model(name):
-            model = timm.create_model(name, pretrained=not s.weights, num_classes=0)
-            statistics = timm.data.resolve_model_data_config(model)
-            size = statistics["input_size"][-1]
-        elif library == "torchvision" and name in torchvision.models.list_models(module=torchvision.models):
-            best = torchvision.models.get_model_weights(name).DEFAULT
-            model, transform = (
-                torchvision.models.get_model(name, weights=None if s.weights else best),
-                best.transforms(),
-            )
-            statistics, size = {"mean": tuple(transform.mean), "std": tuple(transform.std)}, transform.crop_size[0]
-        else:
-            raise ValueError(
-                f"--encoder must be lite0, timm:NAME or torchvision:NAME of a classifier, got {s.encoder!r}"
-            )
-        if s.weights and (missing := model.load_state_dict(load_file(s.weights), strict=False).missing_keys):
-            raise ValueError(f"--weights {s.weights} lacks {len(missing)} tensors of {s.encoder}: {missing[:3]}")
-        encoder = as_encoder(model).to(DEVICE, memory_format=torch.channels_last).eval()
-        size = s.size or size
-        with torch.inference_mode():
-            encoder.feature_dim = encoder(torch.zeros(1, 3, size, size, device=DEVICE)).shape[1]
-    except ValueError:
-        raise
-    except Exception as error:  # of networks, files and constructors, of every kind
-        fix = "give --weights FILE.safetensors, another --size, or --encoder lite0, which is a package"
-        raise ValueError(f"the encoder {s.encoder} cannot be loaded: {error}; {fix}") from error
-    statistics = {"mean": statistics["mean"], "std": statistics["std"]}
-    return encoder, {"input_size": (3, size, size), "crop_pct": 1.0, "interpolation": "bicubic"} | statistics
+FLOAT = Codec(np.asarray, np.asarray, np.asarray, "cosine")
 
 
-# ---- views and cache ------------------------------------------------------------------------------------------------
-def cache_features(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Module, config: dict) -> Path:
-    """Encode plain images and random views into float16 files, or continue at the block where that was stopped."""
-    folder, size, statistics = s.out / "features", config["input_size"][-1], (config["mean"], config["std"])
-    folder.mkdir(exist_ok=True)
-    sides = [min(read_image(path).size) for path in train.paths[:: len(train.paths) // 100 + 1]]
-    state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in encoder.state_dict().items()}
-    about = {
-        "encoder": s.encoder, "encoder weights": sha256(save(state)).hexdigest(),
-        "precision": s.precision, "views": s.views, "preprocessing": config, "block": BLOCK,
-        "side": min(max(sides), round(1.15 * size)),
-        "training images": check_images(train, workers=s.workers), "queries": check_images(queries, workers=s.workers),
-    }  # fmt: skip
-    about, progress = json.loads(json.dumps(about)), folder / "progress.json"
-    done = json.loads(progress.read_text()) if progress.exists() else {"about": about, "queries": 0, "database": 0}
-    if other := [key for key in about if about[key] != done["about"].get(key)]:
-        raise ValueError(f"{folder} holds features of another {', '.join(other)}; give another --out, or delete it")
-    plain = v2.Compose([v2.Resize((size, size), v2.InterpolationMode.BICUBIC), v2.ToDtype(torch.float32, scale=True)])
-    plain = v2.Compose([plain, v2.Normalize(*statistics)])
-    random_view = nn.Sequential(  # SimCLR's; colours before the crop, which for small images enlarges
-        K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-        K.RandomGrayscale(p=0.2),
-        K.RandomHorizontalFlip(),
-        K.RandomResizedCrop((size, size), scale=(0.2, 1.0), align_corners=False),  # crops as torchvision does
-        K.Normalize(*(torch.tensor(x) for x in statistics)),
-    )
+def fit_ours(s: Compress, bits: int, seed: int, encoder: nn.Module, config: dict[str, Any]) -> None:
+    """Fit a bottleneck to the cached views, and save it with its encoder as a folder that `HubModel` loads."""
+    views = np.load(s.out / "features" / "views.npy", mmap_mode="r")
+    options = {"epochs": s.epochs, "batch_size": min(512, views.shape[1]), "seed": seed, "progress": True}
+    model = StochConWrapper(encoder, bottleneck=fit_bottleneck(views, "bern", bits, **options)).eval()
+    named = {} if s.encoder == "lite0" else {"encoder_name": s.encoder}
+    if s.encoder.startswith("timm:"):
+        named["encoder_options"] = {"num_classes": 0}
+    HubModel.from_wrapper(model, pretrained_cfg=config, **named).save_pretrained(s.out / f"bern-{bits}-seed{seed}")
+
+
+def our_codec(method: str, bottleneck: nn.Module) -> Codec:
+    """Bits searched by bits, bits searched by logits, which know how sure each bit is, or logits by logits."""
 
     @torch.inference_mode()
-    def encode(images: Tensor) -> np.ndarray:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=s.precision == "bf16-mixed"):
-            parts = [encoder(x.contiguous(memory_format=torch.channels_last)) for x in images.split(BATCH)]
-        return torch.cat(parts).cpu().to(torch.float16).numpy()
+    def logits(x: np.ndarray) -> np.ndarray:
+        parts = [bottleneck.posterior(part.to(DEVICE)).logits.cpu() for part in torch.from_numpy(x).split(4096)]
+        return torch.cat(parts).numpy()
 
-    count, width = len(train.paths), encoder.feature_dim
-    shapes = {"queries": (len(queries.paths), width), "database": (count, width), "views": (s.views, count, width)}
-    mode = "r+" if progress.exists() else "w+"
-    files = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, np.float16, x) for name, x in shapes.items()}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        for name, paths, views in (("queries", queries.paths, 0), ("database", train.paths, s.views)):
-            first, start, at_start = done[name], time.monotonic(), done[name]
-            task = bar.add_task(f"encoding {name}", total=len(paths), completed=first, speed="")
-            blocks = [paths[i : i + BLOCK] for i in range(first, len(paths), BLOCK)]
-            reader = partial(read_block, about["side"])
-            for pixels in DataLoader(blocks, None, collate_fn=reader, num_workers=s.workers):
-                rows, pixels = slice(first, first + len(pixels)), pixels.to(DEVICE)
-                files[name][rows] = encode(plain(pixels))
-                for view in range(views):
-                    torch.manual_seed(seed_for(view, first))  # a block's views do not depend on where a run began
-                    files["views"][view, rows] = encode(random_view(pixels.float() / 255))
-                first += len(pixels)
-                for file in files.values():
-                    file.flush()
-                write(progress, json.dumps(done := done | {"about": about, name: first}, indent=1))
-                speed = (first - at_start) * (1 + views) / (time.monotonic() - start)
-                bar.update(task, completed=first, speed=f"{speed:,.0f} images/s")
-    return folder
+    def encode(x: np.ndarray) -> np.ndarray:
+        return pack_bits(logits(x) > 0)
+
+    def decode(codes: np.ndarray) -> np.ndarray:
+        return unpack_bits(codes, bottleneck.dim).astype(np.float32)
+
+    if method == "bern_logits":
+        return Codec(logits, np.asarray, logits, "cosine")
+    return Codec(encode, decode, *((encode, "hamming") if method == "bern" else (logits, "asymmetric")))
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial_file = path.with_name(f"{path.name}.partial")
-    partial_file.write_text(text)
-    partial_file.replace(path)
+def fit_other(method: str, bits: int, seed: int, data: Data) -> tuple[Codec, dict[str, float]]:
+    """Another code at its best: of features as they are or of length one, and for ITQ of several starts.
+
+    Which one is best at finding the class (or float neighbours) of left-out training images decides.
+    """
+    n, m = len(data.x) // 10, 11_000
+    y = (None, None) if data.y is None else (data.y[n:m], data.y[:n])
+    held_out = make_data(data.x[n:m], y[0], data.x[:n], y[1])
+    starts = [seed * ITQ_STARTS + i for i in range(ITQ_STARTS)] if method == "itq" else [seed]
+
+    def fitted(x: np.ndarray, prepare: Any, start: int) -> Codec:
+        codec = METHODS[method](prepare(x), bits, start)
+        return codec._replace(encode=lambda x: codec.encode(prepare(x)), query=lambda x: codec.query(prepare(x)))
+
+    def score(variant: tuple) -> float:
+        found = evaluate(fitted(held_out.x, *variant), held_out, probe=False)
+        return found.get("map_1000", found["recall_10"])
+
+    best = max(product((np.asarray, normalize), starts), key=score)
+    start = time.perf_counter()
+    return fitted(data.x, *best), {"fit_seconds": time.perf_counter() - start, "unit_length": best[0] is normalize}
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+def search(codec: Codec, codes: np.ndarray, queries: np.ndarray, k: int) -> tuple[float, np.ndarray]:
+    """Seconds of an exact search on one device, and the rows that are nearest. Shape: (Q, k)."""
+    if codec.metric == "hamming":
+        index = faiss.IndexBinaryFlat(8 * codes.shape[1])
+        index.add(codes)
+    elif codec.metric == "euclidean":  # PQ and OPQ look up distances in tables
+        groups = codes.shape[1]
+        centroids = codec.decode(np.repeat(np.arange(256, dtype=np.uint8)[:, None], groups, axis=1))
+        index = faiss.IndexPQ(centroids.shape[1], groups, 8)
+        faiss.copy_array_to_vector(centroids.reshape(256, groups, -1).swapaxes(0, 1).ravel(), index.pq.centroids)
+        index.is_trained = True
+        index.add_sa_codes(codes)
+    elif codec.metric != "asymmetric":
+        prepare = normalize if codec.metric == "cosine" else np.asarray
+        database, queries = prepare(codec.decode(codes)), prepare(queries)
+        index = faiss.IndexFlatIP(database.shape[1])
+        index.add(database)
+    start = time.perf_counter()
+    rows = (asymmetric_topk(queries, codes, k) if codec.metric == "asymmetric" else index.search(queries, k))[1]
+    return time.perf_counter() - start, rows
+
+
+def evaluate(codec: Codec, data: Data, *, probe: bool = True) -> dict[str, float]:
+    """Everything measured of a code, all as shares of one."""
+    start = time.perf_counter()
+    codes, queries = codec.encode(data.x), codec.query(data.x_query)
+    found = {"bytes": codes[0].nbytes, "encode_seconds": time.perf_counter() - start}
+    seconds, rows = search(codec, codes, queries, min(NEIGHBOURS, len(codes)))
+    found["recall_10"] = neighbour_recall(rows[:, :10], data.near)
+    if data.y is not None:
+        target = codes if codec.metric in ("hamming", "asymmetric") else codec.decode(codes)
+        most = {"r": min(RANKED, len(codes)), "k": 10}
+        scores = retrieval_scores(queries, data.y_query, target, data.y, metric=codec.metric, device=DEVICE, **most)
+        votes = np.eye(1 + data.y.max())[data.y[rows]].sum(axis=1)
+        found |= {"map_1000": scores.map, "precision_10": scores.precision}
+        found["knn"] = (votes.argmax(axis=1) == data.y_query).mean()
+        if probe and codec.metric != "asymmetric":
+            x, x_query = codec.decode(codes), codec.decode(codec.encode(data.x_query))
+            found["probe"] = linear_probe(x, data.y, x_query, data.y_query, device=DEVICE).accuracy
+    return found | {"search_seconds": seconds}  # last: what has it is complete
+
+
+def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Module, config: dict[str, Any]) -> None:
+    """Fit and measure what the folder does not have yet, then write table, figure and an index to search."""
+    asked, settings, path = {"epochs": s.epochs}, s.out / "settings.json", s.out / f"{s.name}.csv"
+    refuse_changes(s.out, json.loads(settings.read_text()) if settings.exists() else asked, asked)
+    write(settings, json.dumps(asked))
+    order = np.random.default_rng(0).permutation(len(train.paths))  # ties are then not in the order of classes
+    x, x_query = (np.load(s.out / "features" / f"{name}.npy").astype(np.float32) for name in ("database", "queries"))
+    labels = (None, None) if train.labels is None else (np.array(train.labels)[order], np.array(queries.labels))
+    data = make_data(x[order], labels[0], x_query, labels[1])
+    lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
+    whole = {line.rpartition(",search_seconds,")[0] for line in lines if line.endswith("\n")}
+    lines = [line for line in lines if ",".join(line.split(",")[:3]) in whole]  # not those of a stopped measurement
+    write(path, "".join(["method,bits,seed,metric,value\n", *lines]))
+    for bits, seed, method in product(s.bits, s.seeds, s.methods):
+        if method in ("float", "pca_sign") and seed != s.seeds[0]:  # without a seed
+            continue
+        bits = 32 * data.x.shape[1] if method == "float" else bits
+        key, model = f"{method},{bits},{seed}", s.out / f"bern-{bits}-seed{seed}"
+        if key in whole:
+            continue
+        start, found = time.perf_counter(), {}
+        if method in METHODS:
+            try:
+                codec, found = fit_other(method, bits, seed, data)
+            except ValueError as error:
+                print(f"{method} at {bits} bits is left out: {error}")
+                continue
+        elif method == "float":
+            codec = FLOAT
+        else:
+            if method == "bern" or not (model / "config.json").exists():
+                fit_ours(s, bits, seed, encoder, config)
+                found["fit_seconds"] = time.perf_counter() - start
+            codec = our_codec(method, load_model(model, DEVICE).bottleneck)
+        found |= evaluate(codec, data)
+        with path.open("a") as file:
+            file.write("".join(f"{key},{metric},{value:.6g}\n" for metric, value in found.items()))
+        whole.add(key)
+    report(s, path, len(train.paths), len(queries.paths))
+    if "bern" in s.methods:
+        model = s.out / f"bern-{s.bits[len(s.bits) // 2]}-seed{s.seeds[0]}"
+        index, root = s.out / f"index-{model.name}", Path(os.path.commonpath(train.paths))
+        if not (index / "index.json").exists():
+            codes = our_codec("bern", load_model(model, DEVICE).bottleneck).encode(x)
+            write_index(index, model, root, [os.path.relpath(path, root) for path in train.paths], codes, normalize(x))
+        script = Path(sys.argv[0]).with_name("image_search.py")
+        print(f"to search by these codes: python {script} query --index {index} {queries.paths[0]}")
+
+
+# ---- table and figure -----------------------------------------------------------------------------------------------
+def report(s: Compress, path: Path, images: int, queries: int) -> None:
+    """Print and write the table, with what made it, and draw the figure."""
+    values = defaultdict(list)
+    for line in path.read_text().splitlines()[1:]:
+        method, bits, _, metric, value = line.split(",")
+        values[method, int(bits), metric].append(float(value) * (100 if metric in PERCENT else 1))
+    codes = sorted({key[:2] for key in values}, key=lambda code: (code[1], [*STYLES].index(code[0])))
+    measured = [metric for metric in PERCENT if any(key[2] == metric for key in values)]
+
+    def cell(*key: Any) -> str:
+        found = values.get(key, [])
+        return (f"{np.mean(found):.1f}" if found else "-") + (f" ± {np.std(found):.1f}" if len(found) > 1 else "")
+
+    table = [
+        {"codes": STYLES[code[0]][0], "bytes": values[(*code, "bytes")][0]}
+        | {f"{PERCENT[metric]} %": cell(*code, metric) for metric in measured}
+        | {f"{part} s": cell(*code, f"{part}_seconds") for part in ("fit", "encode", "search")}
+        for code in codes
+    ]
+    title = f"{s.name}: {queries:,} queries, {images:,} images to search, {s.encoder} frozen"
+    settings = json.loads(json.dumps(asdict(s), default=str))
+    image_codes.write_results(s.out, {"data": title, "settings": settings}, table)
+    shown = [metric for metric in measured if metric in ("map_1000", "knn")] or ["recall_10"]
+    figure = Figure(figsize=(4.6 * len(shown) + 0.4, 4.6), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for method, (name, *style) in STYLES.items():
+            of = [(m, b) for m, b in codes if m == method]
+            points = [(values[(*code, "bytes")][0], np.mean(values[(*code, metric)])) for code in of]
+            if style and points:
+                colour, marker, width = style
+                options = {"marker": marker, "markersize": 3.5 + width, "linewidth": width, "zorder": 2 + width}
+                axes.plot(*zip(*points, strict=True), color=colour, label=name, **options)
+            elif method == "float" and points:
+                line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
+                axes.axhline(points[0][1], label=f"{name}, {points[0][0]:,.0f} bytes", **line)
+        ticks = [bits / 8 for bits in s.bits]
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xlabel("bytes an image")
+        axes.set_title(f"{PERCENT[metric]}, %", loc="left", fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#EEEEEE")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    figure.savefig(s.out / f"{s.name}.png", dpi=150)
+    print(s.out / f"{s.name}.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -52,24 +52,33 @@ class Build:
             raise ValueError(f"{self.index} has an index already; delete it, or give another --index")
         model, paths = load_model(self.model, self.device), find_images(self.images, labelled=False).paths
         rows, codes, h = encode_images(model, paths, self.workers)
-        bits = 8 * codes.shape[1]  # with the padding of the last byte, zeros in all codes
-        hnsw = faiss.IndexBinaryHNSW(bits, LINKS)
-        hnsw.hnsw.efConstruction = EF_CONSTRUCTION
-        indexes = {"float": faiss.IndexFlatIP(h.shape[1]), "flat": faiss.IndexBinaryFlat(bits), "hnsw": hnsw}
-        self.index.mkdir(parents=True, exist_ok=True)
-        for kind, index in indexes.items():
-            index.add(h if kind == "float" else codes)
-            write = faiss.write_index if kind == "float" else faiss.write_index_binary
-            write(index, str(self.index / f"{kind}.faiss"))
-        files = self.model / "model.safetensors", *self.index.glob("*.faiss")
-        about = provenance() | {
-            "model": str(self.model.resolve()),
-            "images": str(self.images.resolve()),
-            "sha256": {file.name: digest(file) for file in files},
-            "names": [os.path.relpath(paths[row], self.images) for row in rows],
-        }
-        (self.index / "index.json").write_text(json.dumps(about, indent=1))
-        print(f"{len(rows):,} images, {codes.shape[1]} bytes of bits each: {self.index}")
+        write_index(
+            self.index, self.model, self.images, [os.path.relpath(paths[i], self.images) for i in rows], codes, h
+        )
+
+
+def write_index(
+    folder: Path, model: Path, images: Path, names: Sequence[str], codes: np.ndarray, h: np.ndarray
+) -> None:
+    """Index packed bits (N, B) and features of length one (N, F) of images, by their names relative to a folder."""
+    bits = 8 * codes.shape[1]  # with the padding of the last byte, zeros in all codes
+    hnsw = faiss.IndexBinaryHNSW(bits, LINKS)
+    hnsw.hnsw.efConstruction = EF_CONSTRUCTION
+    indexes = {"float": faiss.IndexFlatIP(h.shape[1]), "flat": faiss.IndexBinaryFlat(bits), "hnsw": hnsw}
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, index in indexes.items():
+        index.add(h if kind == "float" else codes)
+        write = faiss.write_index if kind == "float" else faiss.write_index_binary
+        write(index, str(folder / f"{kind}.faiss"))
+    files = model / "model.safetensors", *folder.glob("*.faiss")
+    about = provenance() | {
+        "model": str(model.resolve()),
+        "images": str(images.resolve()),
+        "sha256": {file.name: digest(file) for file in files},
+        "names": names,
+    }
+    (folder / "index.json").write_text(json.dumps(about, indent=1))
+    print(f"{len(names):,} images, {codes.shape[1]} bytes of bits each: {folder}")
 
 
 @dataclass(kw_only=True)

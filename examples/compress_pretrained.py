@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -78,6 +79,8 @@ class Compress(Encoding):
         self.name = self.name or self.data.name.partition(".")[0]
         with FileLock(self.out / ".lock", timeout=0):
             train, queries = find_splits(self)
+            if self.views < 2:
+                raise ValueError(f"--views must be at least 2, since codes learn what views share, got {self.views}")
             if {"pq", "opq"} & {*self.methods} and len(train.paths) < 300:
                 few = f"needs 300 training images for its 256 centroids, got {len(train.paths)}; give --methods"
                 raise ValueError(f"PQ {few} without pq and opq")
@@ -155,9 +158,10 @@ def fit_other(method: str, bits: int, seed: int, data: Data) -> tuple[Codec, dic
 
     Which one is best at finding the class (or float neighbours) of left-out training images decides.
     """
-    n, m = len(data.x) // 10, 11_000
-    y = (None, None) if data.y is None else (data.y[n:m], data.y[:n])
-    held_out = make_data(data.x[n:m], y[0], data.x[:n], y[1])
+    n = min(1000, len(data.x) // 10)
+    out, rest = slice(0, n), slice(n, n + 10_000)
+    labels = (None, None) if data.y is None else (data.y[rest], data.y[out])
+    held_out = make_data(data.x[rest], labels[0], data.x[out], labels[1])
     starts = [seed * ITQ_STARTS + i for i in range(ITQ_STARTS)] if method == "itq" else [seed]
 
     def fitted(x: np.ndarray, prepare: Any, start: int) -> Codec:
@@ -261,8 +265,9 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
         if not (index / "index.json").exists():
             codes = our_codec("bern", load_model(model, DEVICE).bottleneck).encode(x)
             write_index(index, model, root, [os.path.relpath(path, root) for path in train.paths], codes, normalize(x))
-        script = Path(sys.argv[0]).with_name("image_search.py")
-        print(f"to search by these codes: python {script} query --index {index} {queries.paths[0]}")
+        script = Path(__file__).with_name("image_search.py")
+        command = shlex.join(["python", str(script), "query", "--index", str(index), queries.paths[0]])
+        print(f"to search by these codes: {command}")
 
 
 # ---- table and figure -----------------------------------------------------------------------------------------------
@@ -301,7 +306,7 @@ def report(s: Compress, path: Path, images: int, queries: int) -> None:
             elif method == "float" and points:
                 line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
                 axes.axhline(points[0][1], label=f"{name}, {points[0][0]:,.0f} bytes", **line)
-        ticks = [bits / 8 for bits in s.bits]
+        ticks = [-(-bits // 8) for bits in s.bits]
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xlabel("bytes an image")

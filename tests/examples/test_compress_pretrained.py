@@ -25,6 +25,7 @@ from stochastic_bottleneck.codes import unpack_bits
 from stochastic_bottleneck.evaluation import retrieval_scores
 from stochastic_bottleneck.hub import HubModel, preprocessing
 
+BITS = ["16", "20", "72"]
 METHODS = ["bern", "bern_asymmetric", "itq", "pq", "rabitq", "float"]
 
 
@@ -41,7 +42,7 @@ def run(images, out, *more):
     """Exit code and output of a tiny run."""
     given = ["--data", images, "--out", out, "--encoder", "timm:test_resnet", "--size", 32, "--precision", "32-true"]
     given += ["--weights", images.parent / "encoder.safetensors", "--views", 2, "--epochs", 2, "--seeds", 0]
-    given += ["--bits", 16, 20, 72, "--methods", *METHODS, *more]
+    given += ["--bits", *BITS, "--methods", *METHODS, *more]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = compress_pretrained.main([str(argument) for argument in given])
@@ -73,19 +74,14 @@ def test_measurements_are_those_of_saved_codes_and_cached_features(whole):
     scores = retrieval_scores(queries, y_query, database, y, r=330, k=10)
     assert found["bern", "16", "0", "map_1000"] == pytest.approx(scores.map, rel=1e-4)
     assert found["bern", "16", "0", "precision_10"] == pytest.approx(scores.precision, rel=1e-4)
-    cosine = (x_query / np.linalg.norm(x_query, axis=1, keepdims=True)) @ (
-        x / np.linalg.norm(x, axis=1, keepdims=True)
-    ).T
+    cosine = x_query @ (x / np.linalg.norm(x, axis=1, keepdims=True)).T
     votes = np.eye(3)[y[np.argsort(-cosine, axis=1)[:, :20]]].sum(axis=1)
     width = str(32 * x.shape[1])
     assert found["float", width, "0", "knn"] == pytest.approx((votes.argmax(axis=1) == y_query).mean(), abs=0.04)
     assert found["float", width, "0", "recall_10"] == 1
     sizes = {key[:2]: value for key, value in found.items() if key[3] == "bytes"}
-    assert sizes == {
-        ("bern", "16"): 2, ("bern", "20"): 3, ("bern", "72"): 9, ("itq", "16"): 2, ("itq", "20"): 3, ("itq", "72"): 9,
-        ("bern_asymmetric", "16"): 2, ("bern_asymmetric", "20"): 3, ("bern_asymmetric", "72"): 9, ("pq", "16"): 2,
-        ("rabitq", "72"): 9, ("float", width): 4 * x.shape[1],
-    }  # fmt: skip
+    ours = {(method, bits): -(-int(bits) // 8) for method in ("bern", "bern_asymmetric", "itq") for bits in BITS}
+    assert sizes == ours | {("pq", "16"): 2, ("rabitq", "72"): 9, ("float", width): 4 * x.shape[1]}
     assert all(0 <= value <= 1 for key, value in found.items() if key[3] in compress_pretrained.PERCENT)
     assert "pq at 20 bits is left out: bits must be" in whole[1]
     assert (whole[0] / "images.png").stat().st_size > 10_000
@@ -173,6 +169,7 @@ def test_images_without_labels_are_compared_by_their_neighbours(images, tmp_path
         (["--encoder", "timm:resnet5"], "--encoder must be lite0, timm:NAME or torchvision:NAME"),
         (["--encoder", "timm:test_efficientnet"], "lacks"),
         (["--size", "-1"], "give --weights FILE.safetensors, another --size, or --encoder lite0"),
+        (["--views", "1"], "--views must be at least 2"),
         (["--views", "3"], "features is of another views; give another --out"),
         (["--epochs", "3"], "is of another epochs"),
     ],

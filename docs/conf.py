@@ -21,6 +21,8 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "pictures",
     "results",
@@ -68,6 +70,9 @@ doctest_global_setup = "import torch, stochastic_bottleneck\nfrom torch import n
     for module in ("", ".codes", ".encoders", ".evaluation", ".functional", ".plots")
 )
 doctest_global_setup += "torch.manual_seed(0)\n"
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "  # copies the lines with prompts, without them and without the output
+copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"stochastic_bottleneck {release}"

@@ -13,6 +13,7 @@ from sphinx.util.typing import ExtensionMetadata
 RESULTS = Path(__file__).parents[2] / "examples" / "results"
 CLAIMS = ("table", "compression", "bits", "capacity", "collapse", "dims", "counting", "uncertainty")
 OURS = ("probed", "settings", "kl_weight")
+OTHERS = ("objective",)  # tables of other pages, without a claim
 
 
 def read(claim: str) -> dict[str, Any]:
@@ -50,6 +51,8 @@ def write(app: Any) -> None:
     """Write the tables that pages include."""
     folder = Path(app.srcdir) / "_generated"
     folder.mkdir(exist_ok=True)
+    for name in OTHERS:
+        (folder / f"{name}.rst").write_text(directive(rows(read(name)["table"])))
     for name, claims in {"paper": CLAIMS, "ours": OURS}.items():
         summary = [["claim", "in our runs", "what we measured"]]
         for results in map(read, claims):

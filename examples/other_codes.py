@@ -88,7 +88,9 @@ def pq(train: Floats, bits: int, seed: int = 0, *, rotation: faiss.LinearTransfo
 def opq(train: Floats, bits: int, seed: int = 0) -> Codec:
     """Product quantization after a learned rotation."""
     groups, width = max(bits // 8, 1), min(train.shape[1], OPQ_WIDTH)
-    return pq(train, bits, seed, rotation=faiss.OPQMatrix(train.shape[1], groups, width // groups * groups))
+    rotation = faiss.OPQMatrix(train.shape[1], groups, width // groups * groups)
+    rotation.max_train_points = 2**14  # of the rotation; the quantizer has all
+    return pq(train, bits, seed, rotation=rotation)
 
 
 def rabitq(train: Floats, bits: int, seed: int = 0) -> Codec:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 SAMPLE = 8192
 """Rows from which the mean and the standard deviation of the features are estimated."""
+CANDIDATES, COMPONENTS = 2**16, 256
+"""Items among which neighbours are searched, and principal components in which they are."""
 
 
 class FeaturePairs:
@@ -23,6 +25,9 @@ class FeaturePairs:
         seed: of the order.
         epochs: number of passes.
     """
+
+    near: NDArray[np.int64] | None = None  # rows of each item's neighbours
+    device = torch.device("cpu")  # of the views, from their statistics on
 
     def __init__(self, views: Any, batch_size: int, seed: int, epochs: int) -> None:
         self.batch_size, self.seed, self.epochs = batch_size, seed, epochs
@@ -73,7 +78,12 @@ class FeaturePairs:
                 rows = order[step * size : (step + 1) * size]
                 first = random.integers(count, size=size)
                 second = (first + random.integers(1, count, size=size)) % count
-                yield (epoch + step / steps) / self.epochs, self.gather(first, rows), self.gather(second, rows)
+                partners = rows.copy()
+                if self.near is not None:
+                    chosen = random.random(size) < 0.5
+                    column = random.integers(self.near.shape[1], size=chosen.sum())
+                    partners[chosen] = self.near[rows[chosen], column]
+                yield (epoch + step / steps) / self.epochs, self.gather(first, rows), self.gather(second, partners)
             return
         steps, step = len(self.batches) if hasattr(self.batches, "__len__") else 0, -1
         for step, pair in enumerate(self.batches):
@@ -103,6 +113,38 @@ class FeaturePairs:
             raise ValueError(f"views must be finite, got nan or inf in the features of items {str(bad[:5])[1:-1]}")
         return batch
 
+    def find_neighbours(self, count: int, mean: Tensor, device: torch.device) -> None:
+        """Search each item's nearest neighbours, by the cosine of the means of its views in principal components.
+
+        Half of the second views are then those of a neighbour. Among very many items, some are candidates.
+        """
+        items = len(self.arrays[0])
+        candidates = np.arange(items)
+        if items > CANDIDATES:
+            candidates = np.sort(np.random.default_rng(self.seed).choice(items, CANDIDATES, replace=False))
+        if not 0 < count < len(candidates):
+            return
+
+        def centered(rows: NDArray[np.int64]) -> Tensor:
+            views = [
+                self.gather(np.full(len(rows), i), rows).to(device, torch.float32) for i in range(len(self.arrays))
+            ]
+            return sum(views[1:], views[0]) / len(views) - mean
+
+        sample = np.unique(np.linspace(0, items - 1, min(items, SAMPLE)).astype(np.int64))
+        _, _, basis = torch.pca_lowrank(centered(sample), min(COMPONENTS, len(mean), len(sample)), center=False)
+
+        def projected(rows: NDArray[np.int64]) -> Tensor:
+            return torch.nn.functional.normalize(centered(rows) @ basis)
+
+        database = torch.cat([projected(rows) for rows in np.array_split(candidates, -(-len(candidates) // 1024))])
+        places, found = torch.from_numpy(candidates).to(device), []
+        for rows in np.array_split(np.arange(items), -(-items // 1024)):
+            similarity = projected(rows) @ database.T
+            similarity[torch.from_numpy(rows).to(device)[:, None] == places] = -2  # an item is not its own neighbour
+            found.append(places[similarity.topk(count).indices].cpu())
+        self.near = torch.cat(found).numpy()
+
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each feature over some of the items; a constant one is not scaled. (F,)."""
         found: list[Tensor] = []
@@ -116,6 +158,7 @@ class FeaturePairs:
                 if sum(map(len, found)) >= SAMPLE:
                     break
         x = torch.cat(found).double()
+        self.device = x.device
         std = x.std(dim=0, correction=0)
         return x.mean(dim=0).float().cpu(), torch.where(std > 1e-6 * std.max(), std, 1).float().cpu()
 

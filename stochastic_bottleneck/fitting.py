@@ -16,6 +16,7 @@ from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._feature_pairs import FeaturePairs
 from stochastic_bottleneck._layers import mlp
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
+from stochastic_bottleneck.kernels.nt_xent_dispatch import has_fast_bfloat16
 from stochastic_bottleneck.losses import StochConLoss
 
 __all__ = ["fit_bottleneck"]
@@ -31,8 +32,11 @@ def fit_bottleneck(
     batch_size: int = 512,
     lr: float = 2e-3,
     weight_decay: float = 1e-4,
-    hidden_dim: int = 512,
+    projector: Literal["linear", "mlp"] = "mlp",
+    hidden_dim: int = 256,
     location_std: float = 4.0,
+    neighbours: int = 5,
+    precision: Literal["32-true", "bf16-mixed"] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -57,10 +61,16 @@ def fit_bottleneck(
         batch_size: items in a step, from arrays; the last ones of an epoch that fill no batch are left out.
         lr: peak learning rate.
         weight_decay: of AdamW.
+        projector: pi, as for `StochasticBottleneck`: "mlp", or "linear" for a code that is one matrix product.
         hidden_dim: width of the head's hidden layer.
         location_std: as for `StochasticBottleneck`.
+        neighbours: half of the second views are those of one of so many nearest neighbours of the item, by the cosine
+            of the means of its views, so that codes bring together items of one kind rather than the views of one
+            item alone; from arrays only. 0 for a search for the item itself, such as a duplicate or a caption.
+        precision: "bf16-mixed" trains under autocast to bfloat16; None does where the hardware is faster at it.
         seed: of weights, order, views and noise. The same seed gives the same bottleneck on the same machine.
-        device: to train on, and of the bottleneck that is returned; None for a GPU if there is one, else the CPU.
+        device: to train on; None for a GPU if there is one, else the CPU. The bottleneck is returned on the device
+            of the views.
         progress: show a progress bar over the epochs (needs rich).
         checkpoint: file to save to after each epoch. If it exists, training continues from it, under the same
             arguments.
@@ -92,7 +102,10 @@ def fit_bottleneck(
     loss = StochConLoss() if loss is None else loss
     epochs, batch_size = _checks.integer("epochs", epochs), _checks.integer("batch_size", batch_size, least=2)
     lr, weight_decay = _checks.real("lr", lr, above=0), _checks.real("weight_decay", weight_decay, least=0)
-    hidden_dim = _checks.integer("hidden_dim", hidden_dim)
+    hidden_dim, neighbours = _checks.integer("hidden_dim", hidden_dim), _checks.integer("neighbours", neighbours, 0)
+    _checks.choice("projector", projector, ("linear", "mlp"))
+    if precision is not None:
+        _checks.choice("precision", precision, ("32-true", "bf16-mixed"))
     location_std = _checks.real("location_std", location_std, above=0)
     seed = _checks.integer("seed", seed, least=0, most=2**32 - 1)
     target = _checks.device_of(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -107,30 +120,38 @@ def fit_bottleneck(
                 f"checkpoint must be in a folder that is there, got {checkpoint}; make {path.parent} first"
             )
     StochasticBottleneck(kind, dim, projector="identity")  # checks both before features are read
-    with torch.random.fork_rng([target] if target.type == "cuda" else []):
+    with torch.enable_grad(), torch.random.fork_rng([target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
         pairs = FeaturePairs(views, batch_size, seed, epochs)
         mean, std = pairs.statistics()
         torch.manual_seed(seed)
-        bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), location_std=location_std)
+        options: dict[str, Any] = {"location_std": location_std, "projector": projector}
+        bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), **options)
         model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)}).to(target)
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
         settings: dict[str, Any] = {"kind": kind, "dim": dim, "epochs": epochs, "batch_size": batch_size, "lr": lr}
         settings |= {"weight_decay": weight_decay, "hidden_dim": hidden_dim, "location_std": location_std}
-        settings |= {"seed": seed, "loss": repr(loss), "views": pairs.description}
+        settings |= {"seed": seed, "loss": repr(loss), "projector": projector, "neighbours": neighbours}
+        settings |= {"precision": precision, "views": pairs.description}
         identity = {"settings": settings, "mean": mean, "std": std}
         done = _resume(path, identity, model, optimizer) if path and path.exists() else 0
         passes: Iterable[int] = range(done, epochs)
         if progress:
             passes = require("rich.progress", "fit_bottleneck(progress=True)", "evaluation").track(passes, "fitting")
         mean, std = mean.to(target), std.to(target)
+        if neighbours and pairs.arrays and done < epochs:
+            pairs.find_neighbours(neighbours, mean, target)
+        if precision is None:
+            precision = "bf16-mixed" if has_fast_bfloat16(target) else "32-true"
         for epoch in passes:
             torch.manual_seed(pairs.seed_of(epoch))  # of noise, and of a loader that shuffles
             total = torch.zeros((), device=target)
             for progressed, x, x_prime in pairs.epoch(epoch):
                 for group in optimizer.param_groups:
                     group["lr"] = lr * _rate(progressed)
-                value = _step(model, (torch.cat([x, x_prime]).to(target, torch.float32) - mean) / std, loss)
+                h = (torch.cat([x, x_prime]).to(target, torch.float32) - mean) / std
+                with torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+                    value = _step(model, h, loss)
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -146,7 +167,7 @@ def fit_bottleneck(
                 torch.save(identity | state, partial)
                 partial.replace(path)
     _fold(bottleneck, mean, std)
-    return bottleneck.eval()
+    return bottleneck.eval().to(pairs.device)
 
 
 def _step(model: nn.ModuleDict, h: Tensor, loss: StochConLoss) -> Tensor:
@@ -172,8 +193,12 @@ def _fold(bottleneck: StochasticBottleneck, mean: Tensor, std: Tensor) -> None:
     """Make a bottleneck on standardized features one on the features themselves, in and out."""
     projector: Any = bottleneck.projector
     upsampler: Any = bottleneck.upsampler
-    projector.weight /= std
-    projector.bias -= projector.weight @ mean
+    first: Any = projector[0] if isinstance(projector, nn.Sequential) else projector
+    first.weight /= std
+    if first is projector:
+        projector.bias -= first.weight @ mean
+    else:  # a linear map without bias before batch normalization, which subtracts its mean
+        projector[1].running_mean += first.weight @ mean
     upsampler.weight *= std[:, None]
     upsampler.bias.mul_(std).add_(mean)
 

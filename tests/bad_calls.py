@@ -398,7 +398,7 @@ KINDS: dict[str, Kind] = by_name(
         "chunk_size total_steps epochs bins count max_iter trees opset_version bits_per_channel",
     ),
     (kinds.count(0), "codes.compression_ratio.bits every_n_epochs callbacks.OnlineKNN.k"),
-    (kinds.count(-1), "samples"),
+    (kinds.count(-1), "samples neighbours"),
     (kinds.count(0, 99), "k codes.unpack_bits.dim evaluation.asymmetric_topk.dim"),
     (kinds.count(0), "r"),
     (kinds.count(1), "classes"),

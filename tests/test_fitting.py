@@ -84,10 +84,17 @@ def test_seeds_give_everything_and_the_global_generator_is_left_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("kind", ["bern", "gauss"])
-def test_the_standardization_is_folded_in(kind):
+@pytest.mark.parametrize(("kind", "projector"), [("bern", "mlp"), ("bern", "linear"), ("gauss", "mlp")])
+def test_the_standardization_is_folded_in(kind, projector):
     views, scale, shift = features(), torch.rand(F) + 0.5, torch.randn(F)
-    options = SMALL | {"epochs": 1, "batch_size": ITEMS}  # one step: more of them would amplify rounding
+    options = SMALL | {
+        "epochs": 1,
+        "batch_size": ITEMS,
+        "neighbours": 0,
+        "precision": "32-true",
+        "projector": projector,
+    }
+    # One step: more of them would amplify rounding.
     a, b = (fit_bottleneck(x, kind, **options)(x[0]) for x in (views, views * scale + shift))
     torch.testing.assert_close(a.posterior[0], b.posterior[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(a.features * scale + shift, b.features, atol=1e-3, rtol=1e-4)

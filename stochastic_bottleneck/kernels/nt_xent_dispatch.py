@@ -63,7 +63,7 @@ def choose_precision(dtype: torch.dtype, n_columns: int, temperature: float, dev
         return Precision(torch.float64, torch.float64, torch.float64)
     sums = sums_dtype(dtype, temperature)
     suits_bfloat16 = temperature >= MIN_TEMPERATURE_BFLOAT16 and n_columns >= MIN_ROWS_BFLOAT16
-    if dtype == torch.bfloat16 and suits_bfloat16 and _has_fast_bfloat16(device):
+    if dtype == torch.bfloat16 and suits_bfloat16 and has_fast_bfloat16(device):
         return Precision(torch.bfloat16, torch.bfloat16, sums)
     return Precision(torch.float32, sums, sums)
 
@@ -90,7 +90,7 @@ def _is_triton_installed() -> bool:
     return is_cuda and importlib.util.find_spec("triton") is not None
 
 
-def _has_fast_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 faster than float32; False if torch cannot tell."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -149,7 +149,7 @@ def test_extreme_rows_stay_finite(name, dtype, bfloat16_products):
 @pytest.fixture
 def bfloat16_products(monkeypatch):
     """Multiply in bfloat16, as on hardware that is faster at it; every processor can."""
-    monkeypatch.setattr(nt_xent_dispatch, "_has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(nt_xent_dispatch, "has_fast_bfloat16", lambda device: True)
 
 
 @pytest.mark.parametrize("dtype", [F32, torch.bfloat16])

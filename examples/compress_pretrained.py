@@ -68,7 +68,7 @@ class Compress(Encoding):
 
     name: str | None = None  # Of the data, in titles and file names; that of --data if not given
     bits: tuple[int, ...] = (16, 32, 64, 128, 256)  # Of the codes
-    epochs: int = 20  # Of our fit
+    epochs: int = 10  # Of our fit
     seeds: tuple[int, ...] = (0, 1, 2)  # Of all fits
     methods: tuple[Method, ...] = tuple(STYLES)  # Codes to compare
     encode_only: bool = False  # Stop when the features are cached
@@ -229,13 +229,15 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
     x, x_query = (np.load(s.out / "features" / f"{name}.npy").astype(np.float32) for name in ("database", "queries"))
     labels = (None, None) if train.labels is None else (np.array(train.labels)[order], np.array(queries.labels))
     data = make_data(x[order], labels[0], x_query, labels[1])
+    if train.labels is not None:
+        np.save(s.out / "features" / "labels.npy", np.array(train.labels))
     lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
     whole = {line.rpartition(",search_seconds,")[0] for line in lines if line.endswith("\n")}
     lines = [line for line in lines if ",".join(line.split(",")[:3]) in whole]  # not those of a stopped measurement
     write(path, "".join(["method,bits,seed,metric,value\n", *lines]))
     variants: dict[str, tuple[Any, int]] = {}
-    for bits, seed, method in product(s.bits, s.seeds, s.methods):
-        if method in ("float", "pca_sign") and seed != s.seeds[0]:  # without a seed
+    for seed, bits, method in product(s.seeds, s.bits, s.methods):
+        if method in ("float", "pca_sign", "bern_logits", "bern_asymmetric") and seed != s.seeds[0]:
             continue
         bits = 32 * data.x.shape[1] if method == "float" else bits
         key, model = f"{method},{bits},{seed}", s.out / f"bern-{bits}-seed{seed}"

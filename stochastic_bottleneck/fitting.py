@@ -28,7 +28,7 @@ def fit_bottleneck(
     dim: int = 64,
     *,
     loss: StochConLoss | None = None,
-    epochs: int = 20,
+    epochs: int = 10,
     batch_size: int = 512,
     lr: float = 2e-3,
     weight_decay: float = 1e-4,
@@ -36,6 +36,7 @@ def fit_bottleneck(
     hidden_dim: int = 256,
     location_std: float = 4.0,
     neighbours: int = 5,
+    samples: int = 1,
     precision: Literal["32-true", "bf16-mixed"] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -67,6 +68,7 @@ def fit_bottleneck(
         neighbours: half of the second views are those of one of so many nearest neighbours of the item, by the cosine
             of the means of its views, so that codes bring together items of one kind rather than the views of one
             item alone; from arrays only. 0 for a search for the item itself, such as a duplicate or a caption.
+        samples: latents drawn for each view; 0 trains without noise, as in `StochConWrapper`.
         precision: "bf16-mixed" trains under autocast to bfloat16; None does where the hardware is faster at it.
         seed: of weights, order, views and noise. The same seed gives the same bottleneck on the same machine.
         device: to train on; None for a GPU if there is one, else the CPU. The bottleneck is returned on the device
@@ -103,6 +105,7 @@ def fit_bottleneck(
     epochs, batch_size = _checks.integer("epochs", epochs), _checks.integer("batch_size", batch_size, least=2)
     lr, weight_decay = _checks.real("lr", lr, above=0), _checks.real("weight_decay", weight_decay, least=0)
     hidden_dim, neighbours = _checks.integer("hidden_dim", hidden_dim), _checks.integer("neighbours", neighbours, 0)
+    samples = _checks.integer("samples", samples, least=0)
     _checks.choice("projector", projector, ("linear", "mlp"))
     if precision is not None:
         _checks.choice("precision", precision, ("32-true", "bf16-mixed"))
@@ -132,7 +135,7 @@ def fit_bottleneck(
         settings: dict[str, Any] = {"kind": kind, "dim": dim, "epochs": epochs, "batch_size": batch_size, "lr": lr}
         settings |= {"weight_decay": weight_decay, "hidden_dim": hidden_dim, "location_std": location_std}
         settings |= {"seed": seed, "loss": repr(loss), "projector": projector, "neighbours": neighbours}
-        settings |= {"precision": precision, "views": pairs.description}
+        settings |= {"samples": samples, "precision": precision, "views": pairs.description}
         identity = {"settings": settings, "mean": mean, "std": std}
         done = _resume(path, identity, model, optimizer) if path and path.exists() else 0
         passes: Iterable[int] = range(done, epochs)
@@ -151,7 +154,7 @@ def fit_bottleneck(
                     group["lr"] = lr * _rate(progressed)
                 h = (torch.cat([x, x_prime]).to(target, torch.float32) - mean) / std
                 with torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                    value = _step(model, h, loss)
+                    value = _step(model, h, loss, samples)
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -170,14 +173,17 @@ def fit_bottleneck(
     return bottleneck.eval().to(pairs.device)
 
 
-def _step(model: nn.ModuleDict, h: Tensor, loss: StochConLoss) -> Tensor:
+def _step(model: nn.ModuleDict, h: Tensor, loss: StochConLoss, samples: int) -> Tensor:
     """Loss of both directions of Algorithm 1 on features of the first and then the second views. Shape: (2N, F)."""
     bottleneck, head = model["bottleneck"], model["head"]
     both = (2, len(h) // 2)
     other = h.roll(both[1], 0) if bottleneck.kind == "gauss" else None  # the variance is the other view's
-    features, _, posterior = bottleneck(h, other)
-    v, v_prime = head(h).unflatten(0, both), head(features).unflatten(0, both).flip(0)
-    stochastic = (p.unflatten(0, both).flip(0) if p.ndim else p for p in posterior)  # the second views' first
+    features, _, posterior = bottleneck(h, other, samples=samples)
+    # The second views' come first; one sample at a time, since batch normalization takes the statistics of one.
+    drawn = [head(x).unflatten(0, both).flip(0) for x in (features if features.ndim == 3 else features[None])]
+    v_prime = torch.stack(drawn, dim=1).flatten(0, 1)
+    v = head(h).unflatten(0, both).repeat_interleave(len(drawn), dim=0)
+    stochastic = (p.unflatten(0, both).flip(0) if p.ndim else p for p in posterior)
     return loss(v, v_prime, type(posterior)(*stochastic))  # type: ignore[no-any-return]
 
 

@@ -126,6 +126,14 @@ def test_what_is_not_finite_is_named():
         fit_bottleneck(features(), lr=1e30, **SMALL)
 
 
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_several_samples_or_none_train_too(kind):
+    views = features()
+    fitted = [fit_bottleneck(views, kind, samples=samples, **SMALL) for samples in (0, 1, 3)]
+    assert not equal(fitted[0], fitted[1])
+    assert not equal(fitted[1], fitted[2])
+
+
 def test_a_constant_feature_does_no_harm():
     views = features()
     views[..., 2] = 7.0

@@ -193,7 +193,7 @@ class BottleneckTransformer(
         *,
         output: Literal["bits", "packed", "floats"] = "bits",
         loss: StochConLoss | None = None,
-        epochs: int = 20,
+        epochs: int = 10,
         batch_size: int = 512,
         seed: int = 0,
         device: torch.device | str | None = None,

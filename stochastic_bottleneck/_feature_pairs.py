@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stochastic_bottleneck._checks import check_floating
+
 SAMPLE = 8192
 """Rows from which the mean and the standard deviation of the features are estimated."""
 CANDIDATES, COMPONENTS = 2**16, 256
@@ -88,7 +90,7 @@ class FeaturePairs:
         steps, step = len(self.batches) if hasattr(self.batches, "__len__") else 0, -1
         for step, pair in enumerate(self.batches):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise TypeError(f"views must give pairs of two batches, got {type(pair).__name__}")
+                raise TypeError(f"views must give pairs of two batches, got {pair!r:.200}")
             x, x_prime = (_as_tensor(x, "views") for x in pair)
             if x.ndim != 2 or x.shape != x_prime.shape or 0 in x.shape:
                 raise ValueError(
@@ -164,8 +166,11 @@ class FeaturePairs:
 
 
 def _check_features(x: Any, name: str) -> None:
-    floating = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
-    if not floating:
+    if isinstance(x, Tensor):
+        check_floating(x, name)
+        if x.is_meta:
+            raise ValueError(f"{name} must hold features with values, got a meta tensor; compute them first")
+    elif x.dtype.kind != "f":
         raise TypeError(
             f"{name} must be floating point features, got {x.dtype}; convert them, as in {name}.astype('f4')"
         )

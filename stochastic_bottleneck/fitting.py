@@ -90,10 +90,11 @@ def fit_bottleneck(
 
     Example:
         >>> import torch
+        >>> from stochastic_bottleneck.codes import pack_bits
         >>> items = torch.randn(256, 8)
         >>> views = items + 0.1 * torch.randn(4, 256, 8)
         >>> bottleneck = fit_bottleneck(views, dim=16, epochs=2, batch_size=64)
-        >>> codes.pack_bits(bottleneck(items).z).shape
+        >>> pack_bits(bottleneck(items).z).shape
         torch.Size([256, 2])
 
     Source:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stochastic_bottleneck import _checks, distributed, functional
+from stochastic_bottleneck._arrays import sequence
 
 __all__ = ["InfoNCELoss", "StochConLoss"]
 
@@ -139,8 +140,8 @@ class StochConLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> from torch import nn
-        >>> model = StochConWrapper(nn.Flatten(), dim=16, feature_dim=48, symmetric=True)
+        >>> from stochastic_bottleneck import StochConWrapper
+        >>> model = StochConWrapper(torch.nn.Flatten(), dim=16, feature_dim=48, symmetric=True)
         >>> output = model(torch.randn(8, 3, 4, 4), torch.randn(8, 3, 4, 4))
         >>> loss = StochConLoss()
         >>> list(loss.terms(output)), loss(output).shape
@@ -174,7 +175,10 @@ class StochConLoss(nn.Module):
             raise ValueError(
                 "stochastic, deterministic, codes, covariance or kl must be above 0, got 0 for all of them"
             )
-        self.prefixes = tuple(_checks.integer("prefixes", d) for d in prefixes)
+        self.prefixes = sequence(
+            prefixes, "prefixes", "some positive ints, such as (32, 64)", _checks.integer, empty=True
+        )
+        _checks.real("code_temperature", code_temperature, least=_checks.MIN_TEMPERATURE, hint="0.1 to 0.5 is usual")
         self.views = InfoNCELoss(temperature, gather_distributed=gather_distributed, group=group)
         self.code_views = InfoNCELoss(code_temperature, gather_distributed=gather_distributed, group=group)
 

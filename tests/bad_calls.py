@@ -143,7 +143,7 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
         lambda: BernoulliPosterior(floats(2, N, D), torch.tensor(1.0)),
         "losses.StochConLoss.forward.posterior losses.StochConLoss.terms.posterior",
     ),
-    (lambda: floats(2, N, F), "views"),
+    (lambda: floats(2, N, F).numpy(), "views"),
     (lambda: floats(2, N, F).numpy(), "evaluation.BottleneckTransformer.fit.X"),
     (lambda: floats(N, F).numpy(), "evaluation.BottleneckTransformer.transform.X"),
     (lambda: floats(N, F), "features bottleneck.StochasticBottleneck.forward.opposing"),
@@ -364,11 +364,12 @@ of_two_views = kinds.tensor("0-d", "empty", "fewer rows", "fewer dimensions", *E
 two_directions = kinds.tensor("0-d", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE)
 some_views = kinds.also(
     kinds.array("0-d", "empty", "fewer dimensions", "nan", "inf", wrong=("uint8", "int64", "complex64")),
-    *kinds.values(3, "features", {}, [3], iter([(floats(N, F), floats(N, F))]))(None),
+    *kinds.values(3, "features", {}, iter([(floats(N, F), floats(N, F))]))(None),
     Bad("one view", floats(1, N, F), (f"(1, {N}, {F})",)),
     Bad("two shapes", (floats(N, F), floats(N, F + 1)), (str((N, F + 1)),)),
     Bad("nan in a batch", [(floats(N, F), floats(N, F) * NAN)], ("nan",)),
     Bad("no batches", [], ("[]", "no", "empty")),
+    Bad("[3]", [3], ("3",)),
 )
 image_batch = kinds.tensor("0-d", "empty", "fewer dimensions", *ELSEWHERE)
 pictures = kinds.array("0-d", "empty", "fewer dimensions", "nan", "2", "-1")
@@ -384,7 +385,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.number(-1), "weight_decay stochastic deterministic covariance kl"),
     (kinds.number(-1), "losses.StochConLoss.codes"),
     (kinds.number(0, -1, 1e-46), "code_temperature"),
-    (kinds.numbers(2, 0, 2.5), "prefixes"),
+    (kinds.values(2, None, "16", (0,), (2.5,)), "prefixes"),
     (kinds.count(0), "hidden_dim"),
     (kinds.count(0, 1, 99), "fitting.fit_bottleneck.batch_size evaluation.BottleneckTransformer.batch_size"),
     (kinds.number(-1, 99), "warmup_epochs"),

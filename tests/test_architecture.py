@@ -30,7 +30,7 @@ ALLOWED = {
     "schedules": "bottleneck encoders _checks",
     "bottleneck": "posteriors _checks _layers",
     "posteriors": "functional _checks",
-    "losses": "functional distributed _checks",
+    "losses": "functional distributed _arrays _checks",
     "gradient_cache": "_checks _replay",
     "encoders": "_simclr _strip _checks",
     "codes": "_arrays _checks _hamming",
@@ -38,9 +38,8 @@ ALLOWED = {
     "_noise": "kernels _checks",
     "distributed": "kernels _checks",
     "_simclr": "_strip",
-    **dict.fromkeys(
-        ("_checks", "_arrays", "_feature_pairs", "_hamming", "_extras", "_layers", "_replay", "_strip"), ""
-    ),
+    "_feature_pairs": "_checks",
+    **dict.fromkeys(("_checks", "_arrays", "_hamming", "_extras", "_layers", "_replay", "_strip"), ""),
     **dict.fromkeys(("kernels", "_version"), ""),
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -223,7 +224,10 @@ class BottleneckTransformer(
         """
         self._check_output()
         options = {k: v for k, v in self.get_params(deep=False).items() if k != "output"}
-        self.bottleneck_ = fit_bottleneck(X, **options)
+        try:
+            self.bottleneck_ = fit_bottleneck(X, **options)
+        except (TypeError, ValueError) as error:  # scikit-learn's name of the views
+            raise type(error)(re.sub(r"\bviews\b", "X", str(error))) from error
         self.n_features_in_ = self.bottleneck_.in_features
         return self
 

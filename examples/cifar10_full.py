@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.datasets import CIFAR10
 
-from stochastic_bottleneck import InfoNCELoss, StochConWrapper, evaluation, fit_bottleneck
+from stochastic_bottleneck import StochConLoss, StochConWrapper, evaluation, fit_bottleneck
 from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio
 from stochastic_bottleneck.encoders import small_image_stem
@@ -69,7 +69,9 @@ class Settings:
     variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
     symmetric: bool = False  # Use each view once as the stochastic one
     samples: int = 1  # Latents drawn per image; 0 for no noise
-    kl_weight: float = 0.0  # Weight of the KL divergence; StochCon's objective has none
+    deterministic: float = 0.0  # Weight of InfoNCE between both views without the latent; StochCon has none
+    covariance: float = 0.0  # Weight of the latent's covariance penalty; StochCon has none
+    kl_weight: float = 0.0  # Weight of the KL divergence; StochCon has none
     learnable_scale: bool = False  # Learn the scale of the logits
     finetune_epochs: int = 100  # Epochs of fine-tuning; 0 for none
     finetune_lr: float = 0.025  # 0.05 x batch / 256 (SimCLR, appendix B.5)
@@ -89,11 +91,11 @@ class Settings:
 
 QUICK = Settings(
     preset="quick", encoder="small", epochs=6, batch_size=128, optimizer="momentum", lr=0.2, weight_decay=5e-4,
-    warmup_epochs=1, loss_temperature=0.2, min_crop=0.2, symmetric=True, location_std=4.0, finetune_epochs=3,
-    finetune_lr=0.1, supervised_epochs=5, probe=(1e-3, 1e-2),
+    warmup_epochs=1, loss_temperature=0.2, min_crop=0.2, symmetric=True, location_std=4.0, deterministic=1.0,
+    covariance=0.2, finetune_epochs=3, finetune_lr=0.1, supervised_epochs=4, probe=(1e-3, 1e-2),
 )  # fmt: skip
 CPU = {"epochs": 40, "batch_size": 256, "lr": 0.4, "finetune_epochs": 5, "supervised_epochs": 15}
-CPU |= {"probe": Settings.probe}
+CPU |= {"probe": Settings.probe, "deterministic": 0.0, "covariance": 0.0}
 PRESETS = {
     "quick": ("5,000 images, a small encoder, minutes on 2 CPU cores", QUICK),
     "cpu": ("40 epochs of a small encoder, three hours on 2 CPU cores", replace(QUICK, preset="cpu", **CPU)),
@@ -173,7 +175,8 @@ class Pretraining(L.LightningModule):
         super().__init__()
         self.s, self.views, self.steps_per_epoch = s, views(s), steps_per_epoch
         self.model = build_model(name, s).to(memory_format=torch.channels_last)
-        self.loss = InfoNCELoss(s.loss_temperature, gather_distributed=True)
+        extra = {"deterministic": s.deterministic, "covariance": s.covariance, "kl": s.kl_weight, "codes": 0.0}
+        self.loss = StochConLoss(s.loss_temperature, gather_distributed=True, **extra)
         if s.compile:
             self.model.compile()
 
@@ -186,12 +189,9 @@ class Pretraining(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""
         if isinstance(self.model, StochConWrapper):
-            output = self.model(*batch)
-            loss = self.loss(output.v, output.v_prime)
-            if self.s.kl_weight:
-                loss = loss + self.s.kl_weight * output.posterior.kl().mean()
+            loss = self.loss(self.model(*batch))
         else:
-            loss = self.loss(self.model(batch[0]), self.model(batch[1]))
+            loss = self.loss.info_nce(self.model(batch[0]), self.model(batch[1]))
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -241,9 +241,10 @@ def codes_of(encoder: nn.Module, h: list[Any], labels: Any, s: Settings, train: 
     batches = [pixels.to(DEVICE).float() / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
         pairs = np.stack([evaluation.encode(encoder, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
-    options = {"epochs": 10, "batch_size": min(512, len(train.pixels)), "seed": s.seed, "device": DEVICE}
+    options = {"epochs": max(10, 500_000 // len(train.pixels)), "batch_size": min(512, len(train.pixels))}
+    options |= {"seed": s.seed, "device": DEVICE}
     latent = fit_bottleneck(pairs, "bern", s.dim, **options)
-    logits = [latent.posterior(torch.from_numpy(x).to(DEVICE)).logits.detach().cpu().numpy() for x in h]
+    logits = [latent.posterior(torch.from_numpy(x)).logits.detach().numpy() for x in h]
     ratio = {"compression": compression_ratio((32, 32, 3), s.dim)}
     results = {"fitted": {"z": scores([1.0 * (x > 0) for x in logits], labels, "hamming", s.probe) | ratio}}
     results["fitted"]["logits"] = scores(logits, labels, "cosine", s.probe)

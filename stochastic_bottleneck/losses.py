@@ -179,8 +179,8 @@ class StochConLoss(nn.Module):
             prefixes, "prefixes", "some positive ints, such as (32, 64)", _checks.integer, empty=True
         )
         _checks.real("code_temperature", code_temperature, least=_checks.MIN_TEMPERATURE, hint="0.1 to 0.5 is usual")
-        self.views = InfoNCELoss(temperature, gather_distributed=gather_distributed, group=group)
-        self.code_views = InfoNCELoss(code_temperature, gather_distributed=gather_distributed, group=group)
+        self.info_nce = InfoNCELoss(temperature, gather_distributed=gather_distributed, group=group)
+        self.code_info_nce = InfoNCELoss(code_temperature, gather_distributed=gather_distributed, group=group)
 
     def forward(self, output: Any, v_prime: Tensor | None = None, posterior: Any = None) -> Tensor:
         """Weighted sum of the terms.
@@ -232,13 +232,13 @@ class StochConLoss(nn.Module):
                 f"{tuple(v.shape)} of v and {tuple(location.shape)} of the posterior; set symmetric=True in the model"
             )
         if weight["stochastic"]:
-            terms["stochastic"] = self.views(v, v_prime)
+            terms["stochastic"] = self.info_nce(v, v_prime)
         if weight["deterministic"]:
-            terms["deterministic"] = self.views(v[0], v[len(v) // 2])
+            terms["deterministic"] = self.info_nce(v[0], v[len(v) // 2])
         if weight["codes"]:
             codes = _signs(location) if hasattr(posterior, "logits") else location
             terms["codes"] = torch.stack(
-                [self.code_views(*codes[..., :d].contiguous()) for d in self._sizes(codes)]
+                [self.code_info_nce(*codes[..., :d].contiguous()) for d in self._sizes(codes)]
             ).mean()
         if weight["covariance"]:
             terms["covariance"] = _correlation(location.flatten(0, -2))

@@ -185,10 +185,7 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     (lambda: 5, "evaluation.linear_probe.max_iter"),
     (lambda: 8, "codes.compression_ratio.bits"),
     (lambda: 9, "dim"),
-    (
-        lambda: F,
-        "in_features bottleneck.StochasticBottleneck.in_features wrapper.StochConWrapper.feature_dim",
-    ),
+    (lambda: F, "in_features bottleneck.StochasticBottleneck.in_features wrapper.StochConWrapper.feature_dim"),
     (lambda: IMAGE, "image_shape"),
     (lambda: (2,), "evaluation.forest_curve.counts"),
     (lambda: (0, 1), "plots.bit_images.bits"),
@@ -319,10 +316,7 @@ def curves(x: dict[str, Any]) -> list[Bad]:
 
 def files(*names: str) -> Kind:
     """Of paths; these names are in the folder, but unusable, or not in it."""
-    return lambda x: [
-        *kinds.path(x),
-        *(Bad(name, str(FOLDER / name), (str(FOLDER / name),)) for name in names),
-    ]
+    return lambda x: [*kinds.path(x), *(Bad(name, str(FOLDER / name), (str(FOLDER / name),)) for name in names)]
 
 
 def some_images_or_batches(x: torch.Tensor) -> list[Bad]:
@@ -394,10 +388,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.values("3", None, NAN), "step"),
     (kinds.values("2", True, 2.5, 0), "jobs"),
     (kinds.count(0), "dim in_features out_features projection_dim feature_dim block_size batch_size"),
-    (
-        kinds.count(0),
-        "chunk_size total_steps epochs bins count max_iter trees opset_version bits_per_channel",
-    ),
+    (kinds.count(0), "chunk_size total_steps epochs bins count max_iter trees opset_version bits_per_channel"),
     (kinds.count(0), "codes.compression_ratio.bits every_n_epochs callbacks.OnlineKNN.k"),
     (kinds.count(-1), "samples neighbours"),
     (kinds.count(0, 99), "k codes.unpack_bits.dim evaluation.asymmetric_topk.dim"),

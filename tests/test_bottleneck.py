@@ -10,12 +10,7 @@ import torch
 from tolerances import assert_close
 from torch import nn
 
-from stochastic_bottleneck import (
-    BernoulliPosterior,
-    BottleneckOutput,
-    GaussianPosterior,
-    StochasticBottleneck,
-)
+from stochastic_bottleneck import BernoulliPosterior, BottleneckOutput, GaussianPosterior, StochasticBottleneck
 
 N, F, D = 8, 6, 4
 
@@ -548,16 +543,8 @@ def test_exports_in_evaluation_mode(options):
 T, V = TypeError, ValueError
 MAP = '"linear", "mlp", "identity" or a module'
 BUILT = [
-    (
-        {"temperature": torch.tensor(-1.0)},
-        V,
-        "temperature must be a finite number of at least 1e-06, got -1.0",
-    ),
-    (
-        {"learnable_scale": True, "location_std": None},
-        V,
-        "learnable_scale=True needs a scale .* location_std=2.0",
-    ),
+    ({"temperature": torch.tensor(-1.0)}, V, "temperature must be a finite number of at least 1e-06, got -1.0"),
+    ({"learnable_scale": True, "location_std": None}, V, "learnable_scale=True needs a scale .* location_std=2.0"),
     ({"kind": "gauss", "hard": True}, V, 'hard=True needs bits, got kind="gauss"; leave hard=False'),
     ({"projector": "conv"}, V, f"projector must be {MAP}, got 'conv'"),
     ({"upsampler": nn.Linear}, T, f"upsampler must be {MAP}"),
@@ -580,11 +567,7 @@ CALLED = [
     ((features().double(),), T, f"features {DTYPE}"),
     ((torch.ones(2, 5),), V, r"features must be 6 wide \(in_features\), got 5"),
     ((torch.ones(1, 6),), V, "a training batch of one image cannot be normalised; use a larger batch"),
-    (
-        (features(), features(4)),
-        V,
-        r"opposing must have the shape and dtype of features, \(8, 6\) .* \(4, 6\)",
-    ),
+    ((features(), features(4)), V, r"opposing must have the shape and dtype of features, \(8, 6\) .* \(4, 6\)"),
 ]
 
 

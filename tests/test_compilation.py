@@ -106,14 +106,7 @@ def test_annealing_takes_effect_without_recompilation(fresh_compiler):
 # ---- with Inductor -----------------------------------------------------------------------------------------
 
 
-WITH_INDUCTOR = (
-    "bern",
-    "gauss, isotropic",
-    "wrapped bern",
-    "wrapped gauss, symmetric",
-    "loss",
-    "loss in tiles",
-)
+WITH_INDUCTOR = ("bern", "gauss, isotropic", "wrapped bern", "wrapped gauss, symmetric", "loss", "loss in tiles")
 
 
 @pytest.mark.slow  # a C++ compiler's time

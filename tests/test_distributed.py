@@ -179,12 +179,7 @@ REFUSALS = {  # views on rank 0 and on rank 1, what differs, and values in the m
     "device": ((A, A), (A.to("meta"), A.to("meta")), "device", "cpu and cpu, rank 1: meta and meta"),
     "dtype": ((A, A), (A.double(), A.double()), "dtype", "float32 and float32, rank 1: float64 and float64"),
     "integers": ((A, A), (A.long(), A.long()), "dtype", "rank 1: not floating point and not floating point"),
-    "requires_grad": (
-        (TRACKED, A),
-        (A, A),
-        "requires_grad",
-        "rank 0: True, rank 1: False; run every process",
-    ),
+    "requires_grad": ((TRACKED, A), (A, A), "requires_grad", "rank 0: True, rank 1: False; run every process"),
     "temperature": ((A, A), (A, A), "temperature", "rank 0: 0.1, rank 1: 0.2; set it alike"),
     "bad options": ((A, A), (A, A), "usable input", "rank 0: True, rank 1: False"),
 }

@@ -95,10 +95,7 @@ def test_packing_is_that_of_codes(dim, tmp_path):
     m, x = model(dim=dim), images(20)
     z = m.encode(x, "z")
     export_onnx(m, tmp_path / "model.onnx", images())
-    for packed in (
-        export_program(m, images()).module()(x),
-        torch.from_numpy(run(tmp_path / "model.onnx", x)),
-    ):
+    for packed in (export_program(m, images()).module()(x), torch.from_numpy(run(tmp_path / "model.onnx", x))):
         assert torch.equal(packed, codes.pack_bits(z))
         assert np.array_equal(packed.numpy(), np.packbits(z.numpy() > 0, axis=1))
 
@@ -221,10 +218,7 @@ def test_a_compiled_model_is_exported_and_verified(tmp_path, fresh_compiler):
 
 
 def test_images_that_the_file_was_not_exported_for_are_refused(files, tmp_path):
-    path, taken = (
-        files["bern", "bits"],
-        r"images must be torch.float32 of shape \(batch, 3, 8, 8\), which .* got ",
-    )
+    path, taken = (files["bern", "bits"], r"images must be torch.float32 of shape \(batch, 3, 8, 8\), which .* got ")
     for given, message in (
         (images(size=9), r"torch.float32 of \(4, 3, 9, 9\); pass such images"),
         (images()[:, 0], r"torch.float32 of \(4, 8, 8\)"),

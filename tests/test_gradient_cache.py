@@ -348,10 +348,7 @@ def test_a_framework_runs_the_backward_pass_of_each_chunk(chunk_size):
 
 @pytest.mark.parametrize(
     ("backend", "kind"),
-    [
-        ("aot_eager", "bern"),
-        *(pytest.param("inductor", k, marks=pytest.mark.slow) for k in ("bern", "gauss")),
-    ],
+    [("aot_eager", "bern"), *(pytest.param("inductor", k, marks=pytest.mark.slow) for k in ("bern", "gauss"))],
 )
 def test_compiled_models(backend, kind, fresh_compiler):
     model = batch_model(kind).double()
@@ -391,10 +388,7 @@ def test_device_generators_are_restored_and_only_the_replay_check_synchronizes(c
     def set_state(state, device):
         calls.append(("set", device, state))
 
-    with (
-        fake_cuda.device(),
-        mock.patch.multiple(torch.cuda, get_rng_state=get_state, set_rng_state=set_state),
-    ):
+    with fake_cuda.device(), mock.patch.multiple(torch.cuda, get_rng_state=get_state, set_rng_state=set_state):
         model, images = batch_model(), torch.randn(2, 9, 3, 5, 5)
         item = mock.patch.object(torch.Tensor, "item", side_effect=SynchronizedError)
         raises = pytest.raises(SynchronizedError) if check_replay else nullcontext()
@@ -500,10 +494,7 @@ REFUSALS = [  # values of a wrong type or out of range: tests/bad_calls.py
     ({"model": nn.LazyLinear(3)}, "model has parameters of unknown shape; run it"),
     ({"inputs": (X, X[1:])}, r"the same number in all, got \[\(10, .*\(9, 3"),
     ({"inputs": (LINEAR.weight * 2,)}, "inputs must not be the result of a differentiable computation"),
-    (
-        {"loss": InfoNCELoss()},
-        r"loss must take one argument, .*InfoNCELoss.*lambda output: loss\(\*output\[:2\]",
-    ),
+    ({"loss": InfoNCELoss()}, r"loss must take one argument, .*InfoNCELoss.*lambda output: loss\(\*output\[:2\]"),
     ({"loss": lambda v: v.mean(1)}, r"shape \(\), got \(10,\); reduce it with .mean"),
     ({"loss": lambda v: v.detach().mean()}, "loss must depend on the model's output"),
     ({"loss": lambda _: LINEAR.weight.mean()}, NO_PATH),
@@ -513,10 +504,7 @@ REFUSALS = [  # values of a wrong type or out of range: tests/bad_calls.py
     ({"model": Applied(lambda f, x: (f(x), torch.tensor(3)))}, r"got \(\) of torch.int64"),
     ({"model": Applied(lambda f, x: f(x)[:, : len(x)])}, "same structure, dtypes and widths for each chunk"),
     (
-        {
-            "model": Applied(lambda f, x: (f(x),) * (2 - torch.is_grad_enabled())),
-            "loss": lambda o: o[0].mean(),
-        },
+        {"model": Applied(lambda f, x: (f(x),) * (2 - torch.is_grad_enabled())), "loss": lambda o: o[0].mean()},
         "for each chunk and in both passes",
     ),
 ]

@@ -175,12 +175,7 @@ CFG = {
     "std": (0.25, 0.24, 0.26),
 }
 FOUR_BLOCKS = {"layers": (1, 1, 1, 1), "num_classes": 0}
-SMALL = FOUR_BLOCKS | {
-    "channels": (32, 64, 128, 256),
-    "stem_type": "deep",
-    "stem_width": 16,
-    "avg_down": False,
-}
+SMALL = FOUR_BLOCKS | {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16, "avg_down": False}
 
 
 def small_resnet():
@@ -196,12 +191,7 @@ def small_resnet():
     [
         (small_resnet, "resnet10t", SMALL, True),
         *(
-            (
-                lambda name=name: small_image_stem(timm.create_model(name, **FOUR_BLOCKS)),
-                name,
-                FOUR_BLOCKS,
-                True,
-            )
+            (lambda name=name: small_image_stem(timm.create_model(name, **FOUR_BLOCKS)), name, FOUR_BLOCKS, True)
             for name in ("resnet18", "resnet50", "resnet200")
         ),
         (lambda: timm.create_model("resnet50", **FOUR_BLOCKS), "resnet50", FOUR_BLOCKS, False),
@@ -296,14 +286,7 @@ def test_the_card_says_what_the_model_is_and_its_code_runs(which, tmp_path, monk
     card = (tmp_path / "README.md").read_text()
     size = {"bern": "12 bytes per image, 85.3x less", "gauss": "384 bytes per image, 2.67x less"}[which]
     latent = {"bern": "96 stochastic bits", "gauss": "a Gaussian latent of 96 dimensions"}[which]
-    texts = [
-        "library_name: stochastic-bottleneck",
-        "2110.00552",
-        "timm:resnet10t",
-        "stem_type='deep'",
-        size,
-        latent,
-    ]
+    texts = ["library_name: stochastic-bottleneck", "2110.00552", "timm:resnet10t", "stem_type='deep'", size, latent]
     texts += ["1,232,944 parameters, 256 features", "center crop of 32 x 32", "mean (0.49, 0.48, 0.45)"]
     assert all(text in card for text in texts)
     assert "None" not in card
@@ -627,8 +610,7 @@ def test_weights_of_another_kind(change, message, folder):
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5)
 VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
 )
 
 

@@ -2,19 +2,7 @@
 
 import pytest
 import torch
-from saved_models import (
-    DIM,
-    KINDS,
-    WIDTH,
-    X_PRIME,
-    N,
-    X,
-    assert_equal,
-    generator,
-    model,
-    outputs,
-    used,
-)
+from saved_models import DIM, KINDS, WIDTH, X_PRIME, N, X, assert_equal, generator, model, outputs, used
 
 from stochastic_bottleneck import InfoNCELoss, TemperatureSchedule
 

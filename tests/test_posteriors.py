@@ -86,11 +86,7 @@ ERRORS = [
         r"temperature must broadcast with logits, \(2, 3\), got \(4,\)",
     ),
     (functional.relaxed_bernoulli_rsample, (X, 0.0), "temperature must be .* at least 1e-06, got 0.0"),
-    (
-        functional.gaussian_kl,
-        (X, X[:1]),
-        r"log_std must have the shape of mean, \(2, 3\), or \(2, 1\), got \(1,",
-    ),
+    (functional.gaussian_kl, (X, X[:1]), r"log_std must have the shape of mean, \(2, 3\), or \(2, 1\), got \(1,"),
     (functional.gaussian_kl, (X, X.to("meta")), "log_std must be on the device of mean, cpu, got meta"),
     (GaussianPosterior(X, X[0]).mode, (), "log_std must have the shape of mean"),
 ]

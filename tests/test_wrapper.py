@@ -28,11 +28,7 @@ N, WIDTH, DIM = 6, 5, 11
 
 def encoder(width=WIDTH, stride=1):
     return nn.Sequential(
-        nn.Conv2d(3, width, 3, stride),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
+        nn.Conv2d(3, width, 3, stride), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
 
 
@@ -277,10 +273,7 @@ def expected_representation(m, x, which):
         }[which]
 
 
-BY_KIND = [
-    *(("bern", which) for which in REPRESENTATIONS),
-    *(("gauss", which) for which in REPRESENTATIONS[:3]),
-]
+BY_KIND = [*(("bern", which) for which in REPRESENTATIONS), *(("gauss", which) for which in REPRESENTATIONS[:3])]
 
 
 @pytest.mark.parametrize(("kind", "which"), BY_KIND)
@@ -464,8 +457,7 @@ def test_options_of_the_bottleneck_are_passed_on():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("kind", "gauss"), ("dim", 3), ("temperature", 0.5), ("hard", True), ("location_std", None)],
+    ("option", "value"), [("kind", "gauss"), ("dim", 3), ("temperature", 0.5), ("hard", True), ("location_std", None)]
 )
 def test_options_that_contradict_a_bottleneck_are_refused_before_the_encoder_is_changed(option, value):
     resnet = torchvision.models.resnet18(num_classes=3)

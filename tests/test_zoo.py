@@ -195,12 +195,7 @@ GROUPED = {
     "average": lambda: vit(global_pool="avg"),
     "resnet": lambda: timm.create_model("resnet10t", num_classes=7),
     "swin": lambda: timm.create_model(
-        "swin_tiny_patch4_window7_224",
-        img_size=56,
-        depths=(1, 1),
-        num_heads=(2, 4),
-        embed_dim=16,
-        num_classes=7,
+        "swin_tiny_patch4_window7_224", img_size=56, depths=(1, 1), num_heads=(2, 4), embed_dim=16, num_classes=7
     ),
     "a function": lambda: timm.create_model("cait_xxs24_224", img_size=32, depth=3, num_classes=7),
 }

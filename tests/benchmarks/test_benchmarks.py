@@ -218,10 +218,7 @@ def test_floor_exponent_and_memory():
     rows = [fake("a", [n * n / 2.0], n, peak_bytes=3e6 * n, flop=40.0) for n in (2, 4, 8)]
     rows.append(fake("product", [0.5], 4, amount=10.0))
     results, cases = {"rows": rows}, ("n = 2", "n = 4", "n = 8")
-    for limit, state in (
-        (0.25, "reached"),
-        (0.3, "missed"),
-    ):  # 40 operations at 20 a second take 2 s of the 8
+    for limit, state in ((0.25, "reached"), (0.3, "missed")):  # 40 operations at 20 a second take 2 s of the 8
         floor = targets.FloorShare("", "a", limit, case="n = 4", floor="product")
         assert floor.outcome(results)[2:] == ("25%", state)
     assert targets.Exponent("", "a", 2.1, cases).measure(results) == pytest.approx(2)

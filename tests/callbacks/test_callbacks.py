@@ -368,18 +368,10 @@ def test_bottlenecks_that_are_not_found_are_refused():
     [
         (torch.zeros(2, 3), TypeError, "posterior must be a posterior, .* got Tensor; pass output.posterior"),
         ((torch.zeros(2, 3),) * 3, TypeError, "posterior must be a posterior, .* got tuple"),
-        (
-            BernoulliPosterior(torch.zeros(3)),
-            ValueError,
-            r"posterior.logits must have .* \(N, D\) .* got \(3,\)",
-        ),
+        (BernoulliPosterior(torch.zeros(3)), ValueError, r"posterior.logits must have .* \(N, D\) .* got \(3,\)"),
         (BernoulliPosterior(torch.zeros(0, 3)), ValueError, r"posterior.logits .* one image, got \(0, 3\)"),
         (GaussianPosterior([0.0], [0.0]), TypeError, "posterior.mean must be a tensor, got list"),
-        (
-            BernoulliPosterior(torch.ones(2, 3).int()),
-            TypeError,
-            "posterior.logits must be a floating point tensor",
-        ),
+        (BernoulliPosterior(torch.ones(2, 3).int()), TypeError, "posterior.logits must be a floating point tensor"),
     ],
 )
 def test_statistics_of_anything_else_are_refused(posterior, error, message):
@@ -486,16 +478,8 @@ def test_an_annealing_finds_its_bottleneck():
         assert module["a"].temperature == 0.5
         assert other is None or other.temperature == 1
     for module, name, message in (
-        (
-            modules(a=nn.Linear(2, 2)),
-            None,
-            "TemperatureAnnealing needs a StochasticBottleneck inside ModuleDict",
-        ),
-        (
-            modules(a=bits(), b=bits()),
-            None,
-            "must name the one of ModuleDict to anneal, 'a' or 'b', got None",
-        ),
+        (modules(a=nn.Linear(2, 2)), None, "TemperatureAnnealing needs a StochasticBottleneck inside ModuleDict"),
+        (modules(a=bits(), b=bits()), None, "must name the one of ModuleDict to anneal, 'a' or 'b', got None"),
         (modules(a=bits()), "b", "must name the one of ModuleDict to anneal, 'a', got 'b'"),
         (modules(a=gauss), None, 'must be of kind "bern", got "gauss", which has no temperature'),
     ):

@@ -9,13 +9,7 @@ import pytest
 import torch
 from sklearn import ensemble, linear_model, model_selection, neighbors, pipeline, preprocessing
 
-from stochastic_bottleneck.evaluation import (
-    ForestCurve,
-    ProbeResult,
-    forest_curve,
-    knn_accuracy,
-    linear_probe,
-)
+from stochastic_bottleneck.evaluation import ForestCurve, ProbeResult, forest_curve, knn_accuracy, linear_probe
 
 CLASSES = 3
 
@@ -369,11 +363,7 @@ def test_options_may_be_numbers_of_any_type(kind):
 @each_evaluation
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [
-        (lambda x: x + 0j, "complex"),
-        (lambda x: x.astype(object), "object"),
-        (lambda x: iter(x), "got .*iterator"),
-    ],
+    [(lambda x: x + 0j, "complex"), (lambda x: x.astype(object), "object"), (lambda x: iter(x), "got .*iterator")],
 )
 def test_features_that_are_not_numbers_are_refused(name, kind, message):
     x, y, x_test, y_test = bits()

@@ -70,10 +70,7 @@ def test_any_module_that_gives_features_is_encoded(around):
         (DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4), True),
         (DataLoader(TensorDataset(IMAGES), batch_size=4), False),
         (IMAGES.split(4), False),
-        (
-            [(IMAGES[:4], LABELS[:4], "names"), (IMAGES[:0], LABELS[:0], ""), (IMAGES[4:], LABELS[4:], "")],
-            True,
-        ),
+        ([(IMAGES[:4], LABELS[:4], "names"), (IMAGES[:0], LABELS[:0], ""), (IMAGES[4:], LABELS[4:], "")], True),
         (((x, y) for x, y in [(IMAGES, LABELS)]), True),
     ],
 )
@@ -150,13 +147,7 @@ def test_a_progress_bar_changes_no_number(capsys):
 V, T = ValueError, TypeError
 REFUSED = [
     ("resnet18", IMAGES, "h", T, "model must be a StochConWrapper or a module .* got str"),
-    (
-        nn.Flatten(),
-        IMAGES,
-        ("h", "bits"),
-        V,
-        r"must be \"h\" for a model without a latent, got \['h', 'bits'\]",
-    ),
+    (nn.Flatten(), IMAGES, ("h", "bits"), V, r"must be \"h\" for a model without a latent, got \['h', 'bits'\]"),
     (nn.Identity(), IMAGES, "h", V, r"to features of shape \(N, F\), got shape \(11, 3"),
     ("bern", IMAGES, [], V, "representation must be a name or several, got none"),
     ("bern", IMAGES, ["h", "y"], V, "representation must be .* got 'y'"),

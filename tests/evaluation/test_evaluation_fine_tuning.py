@@ -212,11 +212,7 @@ REFUSED = [
     ({"test": [(IMAGES.double(), LABELS)]}, V, "test must give features of the width and dtype of train's"),
     ({"test": [(IMAGES[:0], LABELS[:0])]}, V, "test is empty"),
     ({"optimizer": lambda p, lr: None}, T, "optimizer must give an optimizer, got NoneType"),
-    (
-        {"weight_decay": 0.1, "optimizer": torch.optim.AdamW},
-        V,
-        "weight_decay must be 0 for .*, got 0.1; set it",
-    ),
+    ({"weight_decay": 0.1, "optimizer": torch.optim.AdamW}, V, "weight_decay must be 0 for .*, got 0.1; set it"),
     ({"warmup_epochs": 2}, V, "warmup_epochs must be .* at least 0 and below 2, got 2"),
     ({"precision": "16"}, V, 'precision must be "32-true" or "bf16-mixed", got .16.'),
     ({"lr": 1e38}, V, r"loss to stay finite, got (nan|inf) in epoch \d with lr=1e\+38; lower it"),

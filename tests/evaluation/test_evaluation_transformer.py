@@ -174,8 +174,7 @@ def test_a_pipeline_survives_being_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "check",
-    ["check_get_params_invariance", "check_set_params", "check_no_attributes_set_in_init"],
+    "check", ["check_get_params_invariance", "check_set_params", "check_no_attributes_set_in_init"]
 )
 def test_scikit_learn_finds_an_estimator(check):
     getattr(estimator_checks, check)("StochConTransformer", StochConTransformer(small_model()))

@@ -115,8 +115,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(images, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("change", "quoted"),
-    [(["--lr", "0.3"], "lr: 0.2 before, 0.3 now"), (["--seed", "1"], "seed: 0 before, 1 now")],
+    ("change", "quoted"), [(["--lr", "0.3"], "lr: 0.2 before, 0.3 now"), (["--seed", "1"], "seed: 0 before, 1 now")]
 )
 def test_settings_that_changed_are_refused(whole, images, tmp_path, change, quoted):
     shutil.copytree(whole[0], tmp_path / "run")

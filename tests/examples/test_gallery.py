@@ -16,18 +16,7 @@ GALLERY = Path(__file__).parents[2] / "examples" / "gallery"
 SCRIPTS = sorted(GALLERY.glob("plot_*.py"))
 QUICK = {"plot_latents.py", "plot_map.py"}  # the others encode thousands of images
 # Okabe and Ito's colours, black and greys.
-SAFE = {
-    "#000000",
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#e69f00",
-    "#f0e442",
-    "#666666",
-    "#ffffff",
-}
+SAFE = {"#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f0e442", "#666666", "#ffffff"}
 
 
 @pytest.fixture

@@ -277,10 +277,7 @@ def test_any_file_name_is_read_and_printed(folder):
             photograph(3, 40, 30).save(file, "PNG")
     assert check_images(find_images(folder))
     script = "import sys; from image_files import *; print(*map(printable, find_images(sys.argv[1]).paths))"
-    environment = os.environ | {
-        "PYTHONIOENCODING": "ascii",
-        "PYTHONPATH": os.path.dirname(image_files.__file__),
-    }
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.path.dirname(image_files.__file__)}
     printed = subprocess.run(
         [sys.executable, "-c", script, folder], env=environment, capture_output=True, text=True, check=True
     )

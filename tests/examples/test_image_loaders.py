@@ -13,13 +13,7 @@ from small_images import WNIDS, encoded, photograph, write_photographs, write_sh
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-CONFIG = {
-    "input_size": (3, 8, 8),
-    "crop_pct": 1.0,
-    "interpolation": "bicubic",
-    "mean": (0, 0, 0),
-    "std": (1, 1, 1),
-}
+CONFIG = {"input_size": (3, 8, 8), "crop_pct": 1.0, "interpolation": "bicubic", "mean": (0, 0, 0), "std": (1, 1, 1)}
 CROP = v2.Compose([v2.RandomResizedCrop(8), v2.PILToTensor()])
 
 
@@ -113,9 +107,7 @@ def test_processes_get_the_same_number_of_batches_from_unequal_shards(shards):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "world"),
-    [(31, 1), (5, 2), (8, 4)],
-    ids=["too few images", "indivisible", "too few shards"],
+    ("batch_size", "world"), [(31, 1), (5, 2), (8, 4)], ids=["too few images", "indivisible", "too few shards"]
 )
 def test_batches_that_cannot_be_made_are_refused(shards, batch_size, world):
     with pytest.raises(ValueError, match=f"batch size .* 30, .* {world}, got {batch_size}; .* got 3"):

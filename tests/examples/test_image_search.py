@@ -164,22 +164,12 @@ def test_file_names_and_terminals_of_any_encoding(run, tmp_path):
         ):
             assert image_codes.main(s.Build | s.Query | s.Compare, "", arguments) == 0
     """
-    ascii_terminal = {
-        "LC_ALL": "C",
-        "PYTHONIOENCODING": "ascii:strict",
-        "PYTHONUTF8": "0",
-        "PYTHONCOERCECLOCALE": "0",
-    }
+    ascii_terminal = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", textwrap.dedent(commands), folder, run / "model", tmp_path / "index"]
     done = subprocess.run(command, env=os.environ | ascii_terminal, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.isascii()
-    for text in (
-        rb"bad\udcff.png: not an image",
-        rb"bits  a$_$b.png",
-        rb"bits  caf\udce9.png",
-        b"bits, exact",
-    ):
+    for text in (rb"bad\udcff.png: not an image", rb"bits  a$_$b.png", rb"bits  caf\udce9.png", b"bits, exact"):
         assert text in done.stdout
     assert (tmp_path / "index" / "query.png").exists()
 
@@ -197,10 +187,7 @@ def test_errors_name_the_argument_and_the_fix(run, call, tmp_path):
         (["build", "--images", colours, "--model", model, "--index", index], "has an index already"),
         (["build", "--images", tmp_path / "empty", "--model", model, *new], "no images in"),
         (["build", "--images", colours, "--model", run / "no", *new], "there is no folder"),
-        (
-            ["build", "--images", colours, "--model", colours, *new],
-            "no folder that HubModel.save_pretrained wrote",
-        ),
+        (["build", "--images", colours, "--model", colours, *new], "no folder that HubModel.save_pretrained wrote"),
         (["build", "--images", colours, "--model", gauss, *new], "--model must have bits"),
         (["build", "--images", colours, "--model", unknown, *new], "must have a pretrained_cfg"),
         (["query", "--index", index, tmp_path / "no.png"], "no such file"),

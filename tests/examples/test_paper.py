@@ -65,12 +65,7 @@ def runs(tmp_path_factory):
             scores = {"probe": 0.5 + 0.01 * seed, "knn": 0.4}
             found = {"h": scores, "z": scores, "finetuned": TUNED}
             models = {"simclr": found, "bern": found, "gauss": found, "supervised": {"finetuned": TUNED}}
-            results = {
-                "models": models,
-                "settings": asdict(settings),
-                "data": {"name": "toy"},
-                "commit": "12",
-            }
+            results = {"models": models, "settings": asdict(settings), "data": {"name": "toy"}, "commit": "12"}
             (folder / "results.json").write_text(json.dumps(results, default=str))
     return root
 

@@ -30,10 +30,7 @@ FUNCTIONS = {
     ),
     "kl": (functional.bernoulli_kl, lambda a, _: oracles.bernoulli_kl(a)),
     "entropy": (functional.bernoulli_entropy, lambda a, _: oracles.bernoulli_entropy(a)),
-    "log_prob": (
-        lambda a: functional.bernoulli_log_prob(a, BITS),
-        lambda a, _: oracles.bernoulli_log_prob(a, BITS),
-    ),
+    "log_prob": (lambda a: functional.bernoulli_log_prob(a, BITS), lambda a, _: oracles.bernoulli_log_prob(a, BITS)),
     "relaxed_log_prob": (
         lambda a: functional.relaxed_bernoulli_log_prob(a, 0.7, Z.float() if a.dtype != F64 else Z),
         lambda a, _: oracles.relaxed_bernoulli_log_prob(a, 0.7, Z),
@@ -178,11 +175,7 @@ ONE_PASS = functional.relaxed_bernoulli_rsample_kl
 AT_INFINITY = {  # for logits -inf and inf: function, values, derivatives
     "kl": (functional.bernoulli_kl, [math.log(2)] * 2, [0.0, 0.0]),
     "entropy": (functional.bernoulli_entropy, [0.0, 0.0], [0.0, 0.0]),
-    "log_prob": (
-        lambda a: functional.bernoulli_log_prob(a, torch.tensor([0.0, 1.0])),
-        [0.0, 0.0],
-        [0.0, 0.0],
-    ),
+    "log_prob": (lambda a: functional.bernoulli_log_prob(a, torch.tensor([0.0, 1.0])), [0.0, 0.0], [0.0, 0.0]),
     "log_prob of the other bit": (
         lambda a: functional.bernoulli_log_prob(a, torch.tensor([1.0, 0.0])),
         [-math.inf] * 2,

@@ -2,15 +2,7 @@
 
 import pytest
 import torch
-from fake_cuda import (
-    HostAccessError,
-    SyncDetector,
-    capture_graphs,
-    device,
-    needs_fake_device,
-    run_backward,
-    violations,
-)
+from fake_cuda import HostAccessError, SyncDetector, capture_graphs, device, needs_fake_device, run_backward, violations
 from tolerances import DTYPES, assert_close
 from torch import nn
 from torch._library.custom_ops import OPDEFS

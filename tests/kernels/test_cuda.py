@@ -12,13 +12,7 @@ from random_tensors import normal
 from tolerances import DTYPES, assert_close
 from training_steps import BOTTLENECKS, STEPS, WRAPPERS
 
-from stochastic_bottleneck import (
-    BernoulliPosterior,
-    GaussianPosterior,
-    InfoNCELoss,
-    codes,
-    functional,
-)
+from stochastic_bottleneck import BernoulliPosterior, GaussianPosterior, InfoNCELoss, codes, functional
 from stochastic_bottleneck.kernels.nt_xent import plain_nt_xent
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

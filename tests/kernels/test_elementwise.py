@@ -37,10 +37,7 @@ def one_pass(kind, temperature=0.7):
 def two_functions(kind):
     if kind.startswith("bern"):
         hard = kind == "bern hard"
-        return lambda a, e: (
-            functional.relaxed_bernoulli_rsample(a, 0.7, hard, e),
-            functional.bernoulli_kl(a),
-        )
+        return lambda a, e: (functional.relaxed_bernoulli_rsample(a, 0.7, hard, e), functional.bernoulli_kl(a))
     return lambda m, s, e: (functional.gaussian_rsample(m, s, e), functional.gaussian_kl(m, s))
 
 

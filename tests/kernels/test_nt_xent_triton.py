@@ -50,13 +50,7 @@ def test_a_cpu_uses_tiles():
 @needs_fake_device
 @pytest.mark.parametrize(
     ("width", "shared", "major", "expected"),
-    [
-        (128, 227, 9, True),
-        (128, 227, 10, True),
-        (129, 227, 9, False),
-        (128, 99, 12, False),
-        (128, 163, 8, False),
-    ],
+    [(128, 227, 9, True), (128, 227, 10, True), (129, 227, 9, False), (128, 99, 12, False), (128, 163, 8, False)],
 )
 def test_a_gpu_uses_triton_if_the_kernels_fit(width, shared, major, expected, monkeypatch):
     with device():

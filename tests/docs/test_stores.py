@@ -29,27 +29,14 @@ def run(section, **names):
 def names(request, tmp_path, monkeypatch):
     """Names that the introduction defines, for codes of several widths, one of them padded."""
     monkeypatch.chdir(tmp_path)
-    features = torch.randn(300, 32)
-    return run(
-        "Store codes",
-        dim=request.param,
-        bottleneck=StochasticBottleneck("bern", request.param, in_features=32).eval(),
-        features=features,
-        query_features=features[:5] + 0.5 * torch.randn(5, 32),
-    )
+    features, bottleneck = torch.randn(300, 32), StochasticBottleneck("bern", request.param, in_features=32).eval()
+    near = {"features": features, "query_features": features[:5] + 0.5 * torch.randn(5, 32)}
+    return run("Store codes", dim=request.param, bottleneck=bottleneck, **near)
 
 
 def differing(a, b):
     """Bits that differ between all rows of a and b, by the definition."""
     return (np.unpackbits(a, axis=1)[:, None] != np.unpackbits(b, axis=1)[None]).sum(axis=2)
-
-
-def test_the_neighbours_that_blocks_compare_with_are_those_of_a_slow_search(names):
-    all_distances = differing(names["queries"], names["codes"])
-    order = np.argsort(all_distances, axis=1, kind="stable")[:, :K]
-    assert (names["rows"] == order).all()
-    assert (names["distances"] == np.take_along_axis(all_distances, order, axis=1)).all()
-    assert names["distances"][:, -1].min() > 0
 
 
 ROWS = {
@@ -77,13 +64,6 @@ def test_every_code_within_a_distance_is_found(names):
 def test_sentence_transformers_packs_logits_alike(names):
     pytest.importorskip("sentence_transformers.util.quantization")
     run("sentence-transformers", **names)
-
-
-def test_signed_bytes_and_the_binary_of_sentence_transformers_differ_in_the_first_bit_of_each_byte(names):
-    codes = names["codes"]
-    binary = (codes ^ 128).view(np.int8)
-    assert (binary == codes.astype(int) - 128).all()
-    assert (differing(binary.view(np.uint8), codes).diagonal() == codes.shape[1]).all()
 
 
 def test_postgresql_literals_are_the_bits_first_bit_first(names):

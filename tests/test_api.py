@@ -139,21 +139,6 @@ def test_docstrings_have_a_summary_and_every_argument(documented):
     assert entries(section(docstring, "Args")) == arguments
 
 
-def test_arguments_are_found_in_a_google_docstring():
-    docstring = """Summary.
-
-    Args:
-        x: first, over
-            two lines: not an entry. Shape: (N, D)
-        **options: others.
-
-    Returns:
-        y: no argument.
-    """
-    assert entries(section(docstring, "Args")) == ["x", "options"]
-    assert section(docstring, "Raises") == ""
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(name):
     results = doctest.testmod(MODULES[name])

@@ -165,12 +165,9 @@ def test_locations_are_normalised_over_the_batch(kind, location_std):
     assert_close(location.std(0, correction=0), torch.full((D,), float(location_std)), factor=10)
 
 
-def test_without_normalisation_there_are_no_statistics():
+def test_without_normalisation_there_are_no_statistics_and_a_batch_may_be_one_image():
     module = bottleneck(location_std=None)
-    assert set(module.state_dict()) == {
-        "temperature",
-        *(f"{m}.{p}" for m in ("projector", "upsampler") for p in ("weight", "bias")),
-    }
+    assert [name for name, _ in module.named_buffers()] == ["temperature"]
     assert module(features(1)).z.shape == (1, D)
 
 
@@ -448,11 +445,6 @@ def test_the_temperature_can_change_before_the_backward_pass(hard):
     assert torch.equal(module.projector.weight.grad, twin.projector.weight.grad)
 
 
-def test_repr():
-    assert "kind='bern', dim=4, in_features=6, hard=False" in repr(bottleneck())
-    assert "kind='gauss', dim=4, in_features=6, variance='isotropic'" in repr(bottleneck("gauss", variance="isotropic"))
-
-
 # ---- precision, compilation, export ------------------------------------------------------------------------
 
 
@@ -541,13 +533,9 @@ def test_exports_in_evaluation_mode(options):
 # ---- errors ------------------------------------------------------------------------------------------------
 
 T, V = TypeError, ValueError
-MAP = '"linear", "mlp", "identity" or a module'
 BUILT = [
-    ({"temperature": torch.tensor(-1.0)}, V, "temperature must be a finite number of at least 1e-06, got -1.0"),
     ({"learnable_scale": True, "location_std": None}, V, "learnable_scale=True needs a scale .* location_std=2.0"),
     ({"kind": "gauss", "hard": True}, V, 'hard=True needs bits, got kind="gauss"; leave hard=False'),
-    ({"projector": "conv"}, V, f"projector must be {MAP}, got 'conv'"),
-    ({"upsampler": nn.Linear}, T, f"upsampler must be {MAP}"),
     ({"projector": "identity"}, V, 'projector="identity" needs in_features=4 .* got 6; use'),
     ({"upsampler": "identity"}, V, 'upsampler="identity" gives dim=4 features, but out_features is 6; set'),
 ]
@@ -559,24 +547,10 @@ def test_bad_options_are_refused(options, error, message):
         StochasticBottleneck(**{"dim": D, "in_features": F, **options})
 
 
-DTYPE = r"must have the dtype of the module's weights, torch.float32, got torch.float64; convert it with features.to"
-CALLED = [
-    ((torch.ones(2, 6, 3, 3),), V, r"features must have shape \(N, F\), got \(2, 6, 3, 3\); pool or flatten"),
-    ((features().to("meta"),), V, "features must be on the module's device, cpu, got meta"),
-    ((torch.ones(0, 6),), V, r"features is empty, shape \(0, 6\); skip empty batches"),
-    ((features().double(),), T, f"features {DTYPE}"),
-    ((torch.ones(2, 5),), V, r"features must be 6 wide \(in_features\), got 5"),
-    ((torch.ones(1, 6),), V, "a training batch of one image cannot be normalised; use a larger batch"),
-    ((features(), features(4)), V, r"opposing must have the shape and dtype of features, \(8, 6\) .* \(4, 6\)"),
-]
-
-
-@pytest.mark.parametrize(("args", "error", "message"), CALLED)
-def test_bad_features_are_refused(args, error, message):
-    module = bottleneck("gauss")
-    for call in (module, module.posterior):
-        with pytest.raises(error, match=message):
-            call(*args)
+def test_a_training_batch_of_one_image_is_refused():
+    for call in (bottleneck(), bottleneck().posterior):
+        with pytest.raises(V, match="a training batch of one image cannot be normalised; use a larger batch"):
+            call(torch.ones(1, F))
 
 
 @pytest.mark.parametrize("lazily", [False, True])
@@ -602,16 +576,10 @@ def test_identities_that_do_not_fit_the_first_batch_are_refused_each_time(option
             module(features())
 
 
-BAD_TEMPERATURES = [
-    *((x, V) for x in (0, -1.0, 1e-46, math.inf, torch.tensor(math.nan))),
-    *((x, T) for x in ("0.5", True, torch.ones(2), torch.tensor(True))),
-]
-
-
-@pytest.mark.parametrize(("temperature", "error"), BAD_TEMPERATURES)
-def test_bad_temperatures_are_refused(temperature, error):
+@pytest.mark.parametrize("temperature", [math.nan, -1.0, True, [0.5, 1.0]])
+def test_tensors_that_are_no_temperature_are_refused(temperature):
     module = bottleneck()
     for call in (module.set_temperature, lambda t: bottleneck(temperature=t)):
-        with pytest.raises(error, match="temperature must be a finite number of at least 1e-06, got"):
-            call(temperature)
+        with pytest.raises((T, V), match="temperature must be a finite number of at least 1e-06, got"):
+            call(torch.tensor(temperature))
     assert module.temperature == 1.0

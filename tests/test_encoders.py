@@ -319,40 +319,29 @@ def test_an_encoder_can_be_stripped_later():
     assert as_encoder(encoder, 16, strip=True) is encoder
 
 
-def process_group(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-
-
-def wrap(module, how, tmp_path):
-    if how == "compiled":
-        return torch.compile(module)
-    if how == "DataParallel":
-        return nn.DataParallel(module)
-    if how == "both":
-        return torch.compile(nn.DataParallel(module))
-    process_group(tmp_path)
-    return nn.parallel.DistributedDataParallel(module)
+WRAPPERS = {
+    "compiled": torch.compile,
+    "DataParallel": nn.DataParallel,
+    "both": lambda module: torch.compile(nn.DataParallel(module)),
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+}
 
 
 @pytest.fixture
-def close_process_group():
+def process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("how", ["compiled", "DataParallel", "both", "DistributedDataParallel"])
-def test_wrapping_modules_are_taken_off(how, tmp_path, close_process_group):
-    model = Classifier("fc", nn.Linear(16, 10))
-    assert as_encoder(wrap(model, how, tmp_path), strip=True).backbone is model
-    simclr = Parts(backbone=conv(), projector=mlp())
-    if how == "DistributedDataParallel":
-        torch.distributed.destroy_process_group()
-        (tmp_path / "store").unlink(missing_ok=True)  # some versions of torch remove it
-    encoder, head = simclr_parts(wrap(simclr, how, tmp_path))
-    assert encoder.backbone is simclr.backbone
-    assert head is simclr.projector
+@pytest.mark.parametrize("how", WRAPPERS)
+@pytest.mark.usefixtures("process_group")
+def test_wrapping_modules_are_taken_off(how):
+    model, simclr = Classifier("fc", nn.Linear(16, 10)), Parts(backbone=conv(), projector=mlp())
+    assert as_encoder(WRAPPERS[how](model), strip=True).backbone is model
+    encoder, head = simclr_parts(WRAPPERS[how](simclr))
+    assert (encoder.backbone, head) == (simclr.backbone, simclr.projector)
 
 
 # --------------------------------------------------------------------------------------------- simclr_parts

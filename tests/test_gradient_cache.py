@@ -166,13 +166,6 @@ def test_activation_checkpointing_inside_the_model():
         assert torch.equal(buffer, other), name
 
 
-def test_evaluation_mode():
-    model = batch_model().double().eval()
-    _, wanted = without_chunks(model, objective, X, X_PRIME)
-    cached_backward(model, objective, X, X_PRIME, chunk_size=3)
-    assert_equal_gradients(model, wanted)
-
-
 # ---- gradients and losses ----------------------------------------------------------------------------------
 
 

@@ -190,13 +190,10 @@ def small_resnet():
     ("make", "name", "options", "small_images"),
     [
         (small_resnet, "resnet10t", SMALL, True),
-        *(
-            (lambda name=name: small_image_stem(timm.create_model(name, **FOUR_BLOCKS)), name, FOUR_BLOCKS, True)
-            for name in ("resnet18", "resnet50", "resnet200")
-        ),
+        (lambda: small_image_stem(timm.create_model("resnet50", **FOUR_BLOCKS)), "resnet50", FOUR_BLOCKS, True),
         (lambda: timm.create_model("resnet50", **FOUR_BLOCKS), "resnet50", FOUR_BLOCKS, False),
     ],
-    ids=["small", "resnet18", "resnet50", "resnet200", "large images"],
+    ids=["small", "resnet50", "large images"],
 )
 def test_resnets_with_either_stem_are_built_again_by_name(make, name, options, small_images, tmp_path):
     wrapper = StochConWrapper(make(), dim=DIM, projection_dim=4)
@@ -554,26 +551,17 @@ def update(part, **values):
         (update("encoder", options={"drop_rate": 1e999}), r"damaged \(Infinity is no number"),
         (update("encoder", options={"zero_init_last": "no"}), r"\['zero_init_last'\] must be True or False"),
         (update("encoder", options={"depth": 3}), "cannot be built with encoder_options={'depth': 3}"),
-        (update("encoder", options="x"), "encoder_options must be a mapping"),
         (update("encoder", name="timm:hf-hub:a/b"), "got 'timm:hf-hub:a/b'"),
         (update("encoder", name="timm:resnet18.local-dir:/tmp"), "got 'timm:resnet18.local-dir:/tmp'"),
         (update("encoder", name="timm:resnet18.no_tag"), "cannot be built"),
         (update("encoder", name="torchvision:quantized_resnet18"), "classification model of torchvision"),
-        (update("encoder", name=["timm:resnet18"]), "encoder must be a name"),
         (update("encoder", name=None), "encoder must be passed"),
         (update("encoder", feature_dim=-1), "encoder.feature_dim must be a positive int"),
         (update("encoder", feature_dim=7), "but the encoder gives 7"),
         (update("bottleneck", dim=10**12), "bottleneck.dim must be a positive int and at most 16777216"),
         (update("bottleneck", dim=2**24, in_features=2**24), "bottleneck does not fit the weights"),
         (update("bottleneck", kind="gauss"), "bottleneck does not fit the weights"),
-        (update("bottleneck", kind=["bern"]), "kind must be"),
         (update("bottleneck", projector={"a": 1}), "projector must be"),
-        (update("head", width=True), "head.width must be"),
-        (update("", bottleneck=3), "bottleneck must be an object, got 3"),
-        (update("", encoder=None), "encoder must be an object, got None"),
-        (update("", symmetric="no"), "symmetric must be True or False"),
-        (update("", variance_from="both"), "variance_from must be"),
-        (update("encoder", small_images="no"), "encoder.small_images must be True or False"),
         (update("encoder", name="timm:vit_tiny_patch16_224", small_images=True), "must be a ResNet of torchvision or"),
         (update("", pretrained_cfg={"mean": 1}), "pretrained_cfg must hold exactly"),
         (update("", pretrained_cfg=CFG | {"crop_pct": 1e-6}), r"pretrained_cfg\['crop_pct'\] must be .* at least 0.1"),

@@ -133,25 +133,6 @@ def test_it_is_algorithm_1(kind):
         assert_close(a.grad, b.grad)
 
 
-def test_only_the_second_branch_is_stochastic():
-    m = model()
-    first, second = m(X, X_PRIME), m(X, X_PRIME)
-    for name in ("v", "h", "h_prime"):
-        assert torch.equal(getattr(first, name), getattr(second, name))
-    assert not torch.allclose(first.v_prime, second.v_prime)
-
-
-def test_both_branches_use_one_head():
-    inputs = []
-    m = model(head=nn.Linear(WIDTH, 4))
-    m.head.register_forward_hook(lambda module, args, out: inputs.append(args[0]))
-    output = m(X, X_PRIME, sample=False)
-    assert len(inputs) == 2
-    assert any(torch.equal(x, output.h) for x in inputs)
-    assert any(torch.equal(x, m.bottleneck.upsampler(output.z)) for x in inputs)
-    assert_close(output.v, m.head(output.h))
-
-
 # ---- symmetric --------------------------------------------------------------------------------------------
 
 
@@ -178,13 +159,6 @@ def test_symmetric_is_the_mean_of_both_directions(kind, training):
     directed.backward()
     for a, b in zip(m.parameters(), twin.parameters(), strict=True):
         assert_close(a.grad, b.grad)
-
-
-def test_the_symmetric_posterior_has_one_temperature():
-    posterior = model(symmetric=True)(X, X_PRIME).posterior
-    assert posterior.logits.shape == (2, N, DIM)
-    assert posterior.temperature.ndim == 0
-    assert posterior.rsample().shape == (2, N, DIM)
 
 
 # ---- several samples and no noise --------------------------------------------------------------------------
@@ -473,18 +447,10 @@ def test_options_that_contradict_a_bottleneck_are_refused_before_the_encoder_is_
     assert StochConWrapper(encoder(), bottleneck=own, **{option: value}).bottleneck is own
 
 
-def test_repr():
-    text = "variance_from='own', symmetric=True, samples=3"
-    assert text in repr(model(variance_from="own", symmetric=True, samples=3))
-
-
 T, V = TypeError, ValueError
 NARROW = StochasticBottleneck("bern", 4, in_features=WIDTH + 1)
 OTHER = StochasticBottleneck("bern", 4, in_features=WIDTH, out_features=7)
 BUILT = [
-    ({"bottleneck": nn.Linear(WIDTH, 4)}, T, "bottleneck must be a StochasticBottleneck, got Linear"),
-    ({"samples": -1}, V, "samples must be an int of at least 0, got -1"),
-    ({"samples": True}, T, "samples must be an int of at least 0, got True"),
     ({"bottleneck": NARROW}, V, r"bottleneck takes 6 features \(in_features\), but the encoder gives 5"),
     ({"bottleneck": OTHER}, V, r"bottleneck gives 7 features \(out_features\), but the head takes .* 5"),
 ]
@@ -517,9 +483,6 @@ def test_bad_calls_are_refused():
     m = model()
     with pytest.raises(V, match="x and x_prime must hold two views of the same images, got 6 and 4 images"):
         m(X, X_PRIME[:4])
-    for call in (m.encode, lambda _, r: m.feature_extractor(r)):
-        with pytest.raises(V, match=r'representation must be "h", "z", "upsampled" or "bits", got .y.'):
-            call(X, "y")
     with pytest.raises(V, match='representation "bits" needs a bottleneck of kind "bern", got "gauss"'):
         model("gauss").encode(X, "bits")
 
@@ -608,8 +571,6 @@ def test_unfreezing():
     train_steps(m)
     moved = {name for name, value in m.encoder.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == before.keys() - {"backbone.0.bias"}
-    with pytest.raises(TypeError, match="frozen must be True or False, got 'no'"):
-        m.freeze_encoder("no")
 
 
 def test_a_frozen_encoder_compiles():
@@ -768,15 +729,3 @@ def test_compiled_code_agrees(options, fresh_compiler):
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
     for (name, a), b in zip(m.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(b, a, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def test_a_few_steps_lower_the_loss():
-    m, loss = StochConWrapper(nn.Flatten(), dim=64, feature_dim=3 * 64, projection_dim=16), InfoNCELoss()
-    optimizer = torch.optim.Adam(m.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        losses.append(loss(*m(X, X)[:2]))
-        losses[-1].backward()
-        optimizer.step()
-    assert losses[-1] < 0.7 * losses[0]

@@ -78,18 +78,6 @@ def test_results_are_compared_with_the_oracle():
     assert undefined == {"relative_errors": {"value": None}, "tolerance": 1.0, "agrees": False}
 
 
-def test_a_process_that_hangs_is_killed(tmp_path):
-    process = runner._Process(BENCHMARK, "hangs", runner.Options(), str(tmp_path))
-    assert "threads" in process.ask("describe")
-    process.limit = 0.1
-    assert process.ask("prepare", BENCHMARK.cases[0], None) == {"error": "no answer after 0.1 s"}
-    assert not process.process.is_alive()
-
-
-def test_slow_contenders_get_fewer_rounds():
-    assert [runner.number_of_rounds(7, seconds) for seconds in (0.05, 5, 9, 100)] == [7, 6, 3, 1]
-
-
 def test_an_unknown_case_is_an_error():
     with pytest.raises(ValueError, match=r"stand_in_benchmark must be among .*'first'.*got \('ninth',\)"):
         runner.measure(BENCHMARK, runner.Options(cases=("ninth",)), "")

@@ -503,11 +503,6 @@ def test_the_state_of_an_annealing_is_its_start():
     message = "start must be given: the run resumes at step 3, got a checkpoint without"
     with pytest.raises(ValueError, match=message):
         TemperatureAnnealing(0.25, 2).on_train_start(SimpleNamespace(global_step=3), modules(a=bits()))
-    for bad, error in (
-        ({}, TypeError),
-        (None, TypeError),
-        ({"start": math.nan}, ValueError),
-        ({"start": "1"}, TypeError),
-    ):
-        with pytest.raises(error, match="state_dict"):
+    for bad in ({}, None, {"start": math.nan}, {"start": "1"}):
+        with pytest.raises((TypeError, ValueError), match="state_dict"):
             TemperatureAnnealing(0.25, 2).load_state_dict(bad)

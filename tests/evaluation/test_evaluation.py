@@ -115,12 +115,6 @@ def test_the_probe_does_not_use_the_test_set():
     assert np.mean(alone) == linear_probe(x, y, x_test[:10], y_test[:10]).accuracy
 
 
-def test_the_probe_does_not_depend_on_the_scale_of_a_feature():
-    x, y, x_test, y_test = dataset()
-    scale = np.float32(2.0) ** np.arange(x.shape[1])  # powers of two, exact
-    assert linear_probe(scale * x, y, scale * x_test, y_test) == linear_probe(x, y, x_test, y_test)
-
-
 def test_a_probe_stopped_early_does_not_warn():
     assert linear_probe(*dataset(), regularisations=(100.0,), max_iter=1).accuracy > 0
 
@@ -158,13 +152,6 @@ def test_hamming_neighbours_are_scikit_learns(k):
     model = neighbors.KNeighborsClassifier(k, metric="hamming", algorithm="brute").fit(x.astype(bool), y)
     predicted = model.predict(x_test[clear].astype(bool))
     assert_predicts((x, y, x_test[clear], y_test[clear]), predicted, k=k, metric="hamming")
-
-
-def test_near_neighbours_have_more_weight():
-    x = np.array([[1, 0], [0.8, 0.6], [0.8, -0.6]])  # similarities 1, 0.8 and 0.8 to the first
-    data = x, np.array([0, 1, 1]), x[:1], np.array([0])
-    assert knn_accuracy(*data, k=3, temperature=0.1) == 1.0  # e^10 against 2 e^8
-    assert knn_accuracy(*data, k=3, temperature=1.0) == 0.0  # e against 2 e^0.8
 
 
 def test_neighbours_of_more_images_than_one_chunk():
@@ -229,15 +216,6 @@ def test_the_ranking_does_not_use_the_test_set():
     assert evaluate("forest_curve", 1 - x, y[::-1], x_test, y_test).ranking != curve.ranking
 
 
-def test_bits_that_determine_the_class_come_first():
-    x, y, x_test, y_test = bits()
-    x[:, 17], x_test[:, 17] = y > 0, y_test > 0
-    x[:, 40], x_test[:, 40] = y > 1, y_test > 1
-    curve = evaluate("forest_curve", x, y, x_test, y_test, trees=50)
-    assert set(curve.ranking[:2]) == {17, 40}
-    assert curve.f1[0] == 1.0
-
-
 @pytest.mark.parametrize(("counts", "expected"), [((2, 1, 2), (1, 2, 8)), ((3, 8, 9, 1000), (3, 8)), ((), (8,))])
 def test_counts_are_sorted_unique_and_end_with_all(counts, expected):
     curve = evaluate("forest_curve", *bits(width=8), counts=counts)
@@ -290,14 +268,12 @@ def with_missing(labels, value, kind=np.array):
 
 V, T = ValueError, TypeError
 LABELS = [
-    (lambda y: with_missing(y, np.nan), V, "got 3 of 90 missing"),
     (lambda y: torch.tensor(with_missing(y, np.nan)), V, "got 3 of 90 missing"),
     (lambda y: with_missing(y, None), V, "got 3 of 90 missing"),
     (lambda y: with_missing(y, pandas.NA, pandas.Series), V, "got 3 of 90 missing"),
     (lambda y: pandas.Series(with_missing(y, None, list), dtype="Int64"), V, "3 of 90 missing"),
     (lambda y: np.ma.masked_equal(y, y[0]), V, "must have no masked values, got [0-9]+ of them"),
     (lambda y: y.astype(float), T, "must be integers, .* got [012].0 in ndarray of dtype float64"),
-    (lambda y: with_missing(y, "cat", list), T, "must be integers, .* in list of dtype <U"),
     (lambda y: with_missing(y, "cat", lambda x: np.array(x, object)), T, "got .cat. in .* of dtype object"),
     (lambda y: np.eye(CLASSES)[y], V, r"got \(90, 3\); for one-hot rows take argmax"),
 ]
@@ -315,13 +291,9 @@ def test_labels_that_are_missing_or_not_integers_are_refused(name, kind, error, 
 
 X, Y = np.ones((4, 3), np.float32), np.array([0, 1, 0, 1])
 DATA = [
-    ((X[0], Y, X, Y), r"train_features must have shape \(N, F\) with N and F at least 1, got \(3,\)"),
     ((X, Y[:3], X, Y), r"train_labels must have shape \(4,\), one per image, got \(3,\)"),
-    ((X, Y, X, Y[:, None]), r"test_labels must have shape \(4,\), one per image, got \(4, 1\); flatten them"),
     ((X, Y, X * np.float32(np.nan), Y), r"test_features must be .* nan or inf in 4 of 4 rows \(0, 1, 2, 3\)"),
     ((np.float64(1e300) * X, Y, X, Y), "train_features must be finite"),
-    ((X, Y, X[:, :2], Y), "train_features and test_features must be equally wide, got 3 and 2"),
-    ((X, Y * 0, X, Y), "train_labels must hold at least two classes, got only 0"),
 ]
 
 
@@ -333,14 +305,10 @@ def test_data_that_does_not_fit_is_refused(name, data, message, kind):
         evaluate(name, *map(kind, data))
 
 
-OPTIONS = [
-    ("knn_accuracy", {"k": 5}, V, "k must be a positive int and at most 4, got 5"),
+OPTIONS = [  # more of them: tests/bad_calls.py
     ("knn_accuracy", {"k": 1, "metric": "hamming"}, V, 'metric="hamming" needs features that are 0 or 1'),
     ("knn_accuracy", {"k": 1, "device": "cuda:99"}, V, "device must be available, .* got 'cuda:99'"),
-    ("linear_probe", {"regularisations": (1.0, 0.0)}, V, r"numbers above 0, got \(1\.0, 0\.0\)"),
     ("linear_probe", {"regularisations": (0.1, 1.0)}, V, "the 2 classes, .*got 4 images, 2 in the smallest"),
-    ("forest_curve", {"counts": (2, 0)}, V, r"counts must be positive ints, got \(2, 0\)"),
-    ("forest_curve", {"jobs": 0}, V, "jobs must be a positive int, or -1 for all cores, got 0"),
 ]
 
 

@@ -109,15 +109,10 @@ def test_bins_include_their_upper_edge():
 
 V, T = ValueError, TypeError
 calibration = expected_calibration_error
-REFUSED = [
+REFUSED = [  # more of them: tests/bad_calls.py
     (lambda: rejection_curve([[0.1], [1, 2]], [0, 1]), V, "uncertainty must be .* got list: setting"),
-    (lambda: rejection_curve(np.ones((3, 1)), np.ones(3)), V, r"uncertainty must have shape \(N,\).*\(3, 1\)"),
-    (lambda: rejection_curve(np.ones(3), np.ones(2)), V, r"correct must have shape \(3,\).*got \(2,\)"),
-    (lambda: rejection_curve(np.ones(3), [0, 1, 2]), V, "correct must be booleans, or 0 and 1, got 2"),
     (lambda: auroc(np.ones(3), np.ones(3)), V, "positive must hold both 0 and 1, got 3 times 1"),
-    (lambda: calibration(np.eye(2), [0, np.nan]), V, "labels .* 1 of 2 missing"),
     (lambda: calibration(np.eye(2), [0, 2]), V, "integers from 0 to 1.*from 0 to 2"),
-    (lambda: calibration(np.ones(3), np.ones(3)), V, r"probabilities must have shape \(N, C\)"),
     (lambda: calibration(np.ones((3, 2)), np.ones(3)), V, "sum to 1, got 3 of 3 that do not, .* row 0; .*softmax"),
     (lambda: calibration([[2.0, -1.0]], [0]), V, "rows of at least 0 that sum to 1, got 1 of 1"),
 ]

@@ -139,11 +139,3 @@ def test_errors_name_the_argument(arguments, message, call):
 def test_more_pairs_than_memory_holds_are_refused(call, monkeypatch):
     monkeypatch.setattr(find_duplicates, "MAX_PAIRS", 5)
     assert "--radius 19 gives more than 5 pairs; give a smaller one" in call("--radius", "19")[1]
-
-
-def test_ctrl_c_ends_without_a_traceback(call, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(image_codes, "encode", stop)
-    assert call() == (130, "stopped")

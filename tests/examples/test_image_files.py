@@ -255,11 +255,6 @@ def test_files_that_are_no_usable_images_are_left_out_and_named(folder):
     assert files.classes == ["cat", "dog"]
 
 
-def test_a_class_with_one_image_is_a_class(folder):
-    (folder / "dog" / "c.png").unlink()
-    assert find_images(folder).labels == [0, 0, 1]
-
-
 def test_a_missing_file_and_a_pipe_are_refused_by_name(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for name in ("pipe.png", "missing.png"):

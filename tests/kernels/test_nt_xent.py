@@ -257,16 +257,6 @@ def test_closed_forms(temperature):
         assert_close(info_nce(eye, sign * eye, temperature), expected)
 
 
-def test_one_image_has_no_negatives():
-    for d in (1, 7, 513):
-        v, v_prime = views(1, d, dtype=torch.float32)
-        loss = info_nce(v, v_prime, 0.01)
-        loss.backward()
-        assert loss.item() == 0.0
-        assert v.grad.eq(0).all()
-        assert v_prime.grad.eq(0).all()
-
-
 EXTREMES = {
     "zero": lambda v, info: v * 0,
     "1e-30": lambda v, info: v * 1e-30,
@@ -321,12 +311,8 @@ def test_the_gradient_of_a_tiny_half_precision_row_saturates():
 
 A = torch.ones(2, 3)
 ERRORS = [
-    ((A[0], A[0]), ValueError, r"v must have shape \(N, D\) or \(K, N, D\), got \(3,\)"),
     ((A[None, None], A[None, None]), ValueError, "flatten features to one row"),
-    ((A, A[:1]), ValueError, r"v and v_prime must have one shape, got \(2, 3\) and \(1, 3\)"),
     ((A[:0], A[:0]), ValueError, r"v is empty, shape \(0, 3\); skip empty batches"),
-    ((A, A.double()), TypeError, "v and v_prime must have one dtype, got torch.float32 and torch.float64"),
-    ((A, A.to("meta")), ValueError, "v and v_prime must be on one device, got cpu and meta; move one"),
     ((A, A, 0.009), ValueError, "temperature must be a finite number of at least 0.01, got 0.009"),
 ]
 

@@ -100,11 +100,6 @@ def test_bit_images_of_a_rare_bit_have_empty_cells():
     assert [shown(axes, 5) for axes in figure.axes] == [2, None, None, 3, 4, 1]
 
 
-def test_bit_images_accept_bits_as_probabilities():
-    figure = plots.bit_images(grey_images(4), np.array([[1], [0], [1], [0]]), bits=[0], count=2)
-    assert [shown(axes, 4) for axes in figure.axes] == [0, 2, 1, 3]
-
-
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda x: pandas.Series(x, index=[7, 3])])
 def test_bits_may_be_any_sequence_of_integers(kind):
     n = 4
@@ -145,24 +140,11 @@ CURVE = ForestCurve((1, 2), (0.1, 0.2), (1, 0))
 
 T, V = TypeError, ValueError
 HALVES = np.arange(200) % 2
-REFUSED = [
-    (lambda: plots.bit_images(IMAGES, BITS[:4], bits=2), T, "bits must be .* got 2; give a list"),
+REFUSED = [  # more of them: tests/bad_calls.py
     (lambda: plots.bit_images(IMAGES, BITS[:4], bits=BITS[0]), T, "bits must be .* indices .* array"),
-    (lambda: plots.bit_images(IMAGES, BITS[:4], bits=(12,)), V, r"indices from 0 to 11, got \(12,\)"),
-    (lambda: plots.bit_images(IMAGES, BITS), V, r"probs must have shape \(4, D\).*got \(200, 12\)"),
-    (lambda: plots.bit_images(IMAGES, 2.0 * BITS[:4]), V, "between 0 and 1, got .* 0 to 2; take posterior.probs"),
-    (lambda: plots.bit_images(3 * IMAGES, BITS[:4]), V, "images must be uint8 or lie between 0 and 1, got values"),
-    (lambda: plots.bit_images(IMAGES[0], BITS[:4]), V, r"images must have shape \(N, C, .*got \(3, 6, 6\)"),
-    (lambda: plots.certain_images(IMAGES, np.ones(4), captions="abcd"), T, "captions must be 4 lines"),
-    (lambda: plots.certain_images(IMAGES, np.ones(4), captions=["a"]), V, "captions must be 4 lines.*got 1"),
-    (lambda: plots.f1_against_bits({}), V, "at least one curve, by name, from evaluation.forest_curve, got none"),
     (lambda: plots.f1_against_bits(CURVE), T, "got ForestCurve; pass a dict"),
     (lambda: plots.f1_against_bits({"a": CURVE._replace(f1=(0.1, np.nan))}), V, "counts as f1, all finite.*'a'"),
-    (lambda: plots.rejection_curves({"a": CURVE}), T, "evaluation.rejection_curve, got ForestCurve for 'a'"),
-    (lambda: plots.code_map(BITS, HALVES, axes=np.empty(2)), T, "axes must be .* ndarray; choose one"),
-    (lambda: plots.code_map(BITS, np.full(200, np.nan)), V, "labels must be .* 200 of 200 missing"),
     (lambda: plots.code_map(BITS, np.arange(200)), V, "labels must hold at most 64 classes, one style each, got 200"),
-    (lambda: plots.code_map(BITS, HALVES, names=["cat"]), V, "names must be 2 lines, one for each class.* got 1"),
     (lambda: plots.code_map(BITS[:, :1], HALVES), V, r"codes must have .* D at least 2.*\(200, 1\)"),
     (lambda: plots.code_map(BITS[:2], np.arange(2)), V, "codes must hold at least 3 images, got 2"),
     (lambda: plots.code_map(np.ones((4, 2)), np.arange(4)), V, "codes must differ between images"),
@@ -208,11 +190,6 @@ def test_the_map_gives_the_share_of_variance():
 
 
 # ---- styles ---------------------------------------------------------------------------------------------------
-
-
-def test_lines_differ_in_more_than_colour():
-    styles = [(style["linestyle"], style["marker"]) for style in _style.line_styles(8)]
-    assert len(set(styles)) == 8
 
 
 def test_classes_differ_in_colour_or_marker():

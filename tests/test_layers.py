@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from stochastic_bottleneck._layers import LazyLinear, linear, mlp
+from stochastic_bottleneck._layers import linear, mlp
 
 
 @pytest.mark.parametrize(
@@ -23,43 +23,10 @@ def test_unknown_widths_come_from_the_batch(widths, shape, bias):
     assert (layer.bias is not None) == bias
 
 
-def test_initialisation_equals_nn_linears():
-    torch.manual_seed(1)
-    late = LazyLinear(None, 5)
-    late(torch.randn(2, 3, generator=torch.Generator()))
-    torch.manual_seed(1)
-    early = nn.Linear(3, 5)
-    assert torch.equal(late.weight, early.weight)
-    assert torch.equal(late.bias, early.bias)
-
-
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_lazy_mlp_is_copied(copier):
-    original = mlp(None, None, 5)
-    clone = copier(original)
-    assert clone(torch.randn(4, 7)).shape == (4, 5)
-    assert original(torch.randn(4, 3)).shape == (4, 5)
-    assert [type(m) for m in clone] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
-    assert clone[1].running_mean.shape == (7,)
-    assert original[1].running_mean.shape == (3,)
-
-
 def test_a_copied_lazy_mlp_keeps_its_dtype():
     clone = copy.deepcopy(mlp(None, None, 5).double())
     assert clone(torch.randn(4, 7).double()).dtype == torch.float64
     assert clone[1].running_mean.dtype == torch.float64
-
-
-@pytest.mark.parametrize("build", [lambda: LazyLinear(None, 5), lambda: mlp(None, None, 5)])
-def test_a_first_batch_in_inference_mode_is_followed_by_training(build):
-    layer = build()
-    held = list(layer.parameters())
-    with torch.inference_mode():
-        layer.eval()(torch.randn(4, 3))
-    layer.train()(torch.randn(4, 3)).square().sum().backward()
-    assert all(a is b for a, b in zip(held, layer.parameters(), strict=True))
-    assert all(p.grad is not None and not p.is_inference() for p in held)
-    assert not any(b.is_inference() for b in layer.buffers())
 
 
 @pytest.mark.parametrize("copier", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -26,11 +26,6 @@ def test_equals_the_function(options):
         assert torch.equal(loss, functional.info_nce(v, v_prime, **options))
 
 
-def test_the_default_temperature_is_that_of_simclr():
-    v, v_prime = views(4, 5)
-    assert_close(InfoNCELoss()(v, v_prime), oracles.nt_xent(v, v_prime, 0.5).mean())
-
-
 def test_can_be_copied_and_pickled_and_has_no_state():
     loss = InfoNCELoss(0.1, gather_distributed=True, reduction="none", block_size=3)
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):

@@ -155,15 +155,6 @@ def test_shortened_runs_do_not_replace_committed_results(option, capsys):
     assert "name benchmarks (info_nce, " in capsys.readouterr().err
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "results.json"
-    environment.write_json(path, {"value": 1 / 3})
-    with pytest.raises(ValueError, match="Out of range float"):
-        environment.write_json(path, {"value": math.inf})
-    assert json.loads(path.read_text()) == {"value": 0.333333}
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-
-
 def made_up(name, sizes):
     """Invented results of a benchmark at some sizes: contender i takes 1e-7 i n^2 seconds."""
     benchmark, rows = tables.benchmark_of(name), []

@@ -180,18 +180,10 @@ def test_scikit_learn_finds_an_estimator(check):
     getattr(estimator_checks, check)("StochConTransformer", StochConTransformer(small_model()))
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (IMAGES.reshape(40, -1), r"X must be .* \(N, C, H, W\) .* got \(40, 192\); reshape flattened ones"),
-        ((255 * IMAGES).astype(np.uint8), "X must be floating point, .* got uint8"),
-        (np.full_like(IMAGES, np.nan), "features of images must be finite"),
-    ],
-)
-def test_unfit_images_are_refused(images, message):
+def test_images_whose_features_are_not_finite_are_refused():
     for method in ("fit", "transform"):
-        with pytest.raises(ValueError, match=message):
-            getattr(StochConTransformer(small_model()), method)(images)
+        with pytest.raises(ValueError, match="features of images must be finite"):
+            getattr(StochConTransformer(small_model()), method)(np.full_like(IMAGES, np.nan))
 
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):

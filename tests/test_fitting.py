@@ -45,14 +45,7 @@ def test_arrays_tensors_memory_maps_and_pairs_of_arrays_give_the_same(tmp_path):
     stored = np.lib.format.open_memmap(tmp_path / "views.npy", "w+", np.float16, tuple(views.shape))
     stored[:] = views.numpy()
     read_only = np.load(tmp_path / "views.npy", mmap_mode="r")
-    for same in (
-        read_only,
-        views.half(),
-        views.numpy(),
-        views.double(),
-        tuple(views),
-        [views[0].numpy(), views[1].numpy()],
-    ):
+    for same in (read_only, views.half(), views.numpy(), views.double(), tuple(views), [*views.numpy()]):
         assert equal(fit_bottleneck(same, **SMALL), expected)
 
 
@@ -87,13 +80,7 @@ def test_seeds_give_everything_and_the_global_generator_is_left_alone():
 @pytest.mark.parametrize(("kind", "projector"), [("bern", "mlp"), ("bern", "linear"), ("gauss", "mlp")])
 def test_the_standardization_is_folded_in(kind, projector):
     views, scale, shift = features(), torch.rand(F) + 0.5, torch.randn(F)
-    options = SMALL | {
-        "epochs": 1,
-        "batch_size": ITEMS,
-        "neighbours": 0,
-        "precision": "32-true",
-        "projector": projector,
-    }
+    options = dict(SMALL, epochs=1, batch_size=ITEMS, neighbours=0, precision="32-true", projector=projector)
     # One step: more of them would amplify rounding.
     a, b = (fit_bottleneck(x, kind, **options)(x[0]) for x in (views, views * scale + shift))
     torch.testing.assert_close(a.posterior[0], b.posterior[0], atol=1e-4, rtol=1e-4)

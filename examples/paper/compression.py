@@ -13,7 +13,6 @@ from other_codes import other_codes
 from stochastic_bottleneck.codes import compression_ratio
 from stochastic_bottleneck.evaluation import linear_probe
 
-
 METHODS = {"itq": "ITQ", "pca_sign": "PCA signs", "pq": "product quantization", "random_sign": "random signs"}
 FIGURE = [Panel("linear probe on the code (%)", "bits", ("StochCon Bern", *METHODS.values(), "SimCLR h"), log="x")]
 

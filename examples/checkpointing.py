@@ -22,15 +22,12 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from provenance import Stopped
 from torch.utils.data import DataLoader, Sampler
 
 
-class TrainingError(Exception):
+class TrainingError(ValueError):
     """Training that cannot continue; the message says what to change."""
-
-
-class Stopped(BaseException):
-    """A signal ended the training after a checkpoint. Not an `Exception`, so that no library handles it."""
 
 
 def seed_for(*parts: int) -> int:

@@ -18,9 +18,10 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import faiss
 import image_codes
@@ -32,7 +33,8 @@ from image_files import ImageFiles
 from image_search import write_index
 from matplotlib.figure import Figure
 from other_codes import METHODS, Codec
-from pretrained_features import Encoding, cache_features, find_splits, load_encoder, refuse_changes, write
+from pretrained_features import Encoding, cache_features, find_splits, load_encoder, refuse_changes
+from provenance import write
 from sklearn.preprocessing import normalize
 from torch import nn
 
@@ -44,6 +46,7 @@ from stochastic_bottleneck.hub import HubModel
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 NEIGHBOURS, RANKED = 20, 1000  # that vote for a class, and that mAP looks at
 ITQ_STARTS = 3  # rotations to start from, of which the best is taken
+UNSEEDED = ("float", "pca_sign", "bern_logits", "bern_asymmetric")  # measured for the first seed only
 PROBE = {"regularisations": (1e-3, 1e-2), "max_iter": 50, "device": DEVICE}
 STYLES = {  # name, and in the figure colour, marker and width
     "bern": ("StochCon Bern (ours)", "#D55E00", "o", 3), "bern_asymmetric": ("ours, float query",),
@@ -56,9 +59,7 @@ PERCENT = {
     "map_1000": "mAP @1000", "knn": "kNN", "probe": "probe", "precision_10": "precision @10",
     "recall_10": "float neighbours @10",
 }  # fmt: skip
-Method = Literal[
-    "bern", "bern_asymmetric", "bern_logits", "opq", "pq", "itq", "rabitq", "pca_sign", "random_sign", "float"
-]
+Method = Literal[tuple(STYLES)]
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -106,19 +107,19 @@ class Quick(Compress):
 
 
 # ---- codes ----------------------------------------------------------------------------------------------------------
-class Data(NamedTuple):
-    """Features to search, which are also trained on, and queries; `near` are rows of the nearest by cosine."""
+@dataclass(eq=False)
+class Data:
+    """Features to search, which are also trained on, and queries; both with labels or None."""
 
     x: np.ndarray
     y: np.ndarray | None
     x_query: np.ndarray
     y_query: np.ndarray | None
-    near: np.ndarray
 
-
-def make_data(x: np.ndarray, y: np.ndarray | None, x_query: np.ndarray, y_query: np.ndarray | None) -> Data:
-    """Add the nearest neighbours by the features themselves."""
-    return Data(x, y, x_query, y_query, search(FLOAT, x, x_query, 10)[1])
+    @cached_property
+    def near(self) -> np.ndarray:
+        """Rows of the nearest by cosine. Shape: (Q, 10)."""
+        return search(FLOAT, self.x, self.x_query, 10)[1]
 
 
 FLOAT = Codec(np.asarray, np.asarray, np.asarray, "cosine")
@@ -146,14 +147,13 @@ def our_codec(method: str, bottleneck: nn.Module) -> Codec:
     def encode(x: np.ndarray) -> np.ndarray:
         return pack_bits(logits(x) > 0)
 
-    def decode(codes: np.ndarray) -> np.ndarray:
-        return unpack_bits(codes, bottleneck.dim).astype(np.float32)
-
     if method == "bern_logits":
         return Codec(logits, np.asarray, logits, "cosine")
-    return Codec(encode, decode, *((encode, "hamming") if method == "bern" else (logits, "asymmetric")))
+    query, metric = (encode, "hamming") if method == "bern" else (logits, "asymmetric")
+    return Codec(encode, lambda codes: unpack_bits(codes, bottleneck.dim).astype(np.float32), query, metric)
 
 
+@cache
 def best_variant(method: str, data: Data) -> tuple[Any, int]:
     """Features as they are or of length one, and for ITQ one of several starts: what is best at 128 bits, or less.
 
@@ -161,8 +161,8 @@ def best_variant(method: str, data: Data) -> tuple[Any, int]:
     """
     n, bits = min(1000, len(data.x) // 10), min(128, data.x.shape[1])
     out, rest = slice(0, n), slice(n, n + 10_000)
-    labels = (None, None) if data.y is None else (data.y[rest], data.y[out])
-    held_out = make_data(data.x[rest], labels[0], data.x[out], labels[1])
+    y, y_query = (None, None) if data.y is None else (data.y[rest], data.y[out])
+    held_out = Data(data.x[rest], y, data.x[out], y_query)
 
     def score(variant: tuple[Any, int]) -> float:
         found = evaluate(fitted(method, held_out.x, bits, *variant), held_out, probe=False)
@@ -184,11 +184,7 @@ def search(codec: Codec, codes: np.ndarray, queries: np.ndarray, k: int) -> tupl
         index = faiss.IndexBinaryFlat(8 * codes.shape[1])
         index.add(codes)
     elif codec.metric == "euclidean":  # PQ and OPQ look up distances in tables
-        groups = codes.shape[1]
-        centroids = codec.decode(np.repeat(np.arange(256, dtype=np.uint8)[:, None], groups, axis=1))
-        index = faiss.IndexPQ(centroids.shape[1], groups, 8)
-        faiss.copy_array_to_vector(centroids.reshape(256, groups, -1).swapaxes(0, 1).ravel(), index.pq.centroids)
-        index.is_trained = True
+        index = faiss.clone_index(codec.index)
         index.add_sa_codes(codes)
     elif codec.metric != "asymmetric":
         prepare = normalize if codec.metric == "cosine" else np.asarray
@@ -217,7 +213,7 @@ def evaluate(codec: Codec, data: Data, *, probe: bool = True) -> dict[str, float
         if probe and codec.metric != "asymmetric":
             x, x_query = codec.decode(codes), codec.decode(codec.encode(data.x_query))
             found["probe"] = linear_probe(x, data.y, x_query, data.y_query, **PROBE).accuracy
-    return found | {"search_seconds": seconds}  # last: what has it is complete
+    return found | {"search_seconds": seconds}
 
 
 def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Module, config: dict[str, Any]) -> None:
@@ -227,47 +223,37 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
     write(settings, json.dumps(asked))
     order = np.random.default_rng(0).permutation(len(train.paths))  # ties are then not in the order of classes
     x, x_query = (np.load(s.out / "features" / f"{name}.npy").astype(np.float32) for name in ("database", "queries"))
-    labels = (None, None) if train.labels is None else (np.array(train.labels)[order], np.array(queries.labels))
-    data = make_data(x[order], labels[0], x_query, labels[1])
+    data = Data(x[order], None, x_query, None)
     if train.labels is not None:
+        data.y, data.y_query = np.array(train.labels)[order], np.array(queries.labels)
         np.save(s.out / "features" / "labels.npy", np.array(train.labels))
-    lines = path.read_text().splitlines(keepends=True)[1:] if path.exists() else []
-    whole = {line.rpartition(",search_seconds,")[0] for line in lines if line.endswith("\n")}
-    lines = [line for line in lines if ",".join(line.split(",")[:3]) in whole]  # not those of a stopped measurement
-    write(path, "".join(["method,bits,seed,metric,value\n", *lines]))
-    variants: dict[str, tuple[Any, int]] = {}
+    results = read_results(path)
     for seed, bits, method in product(s.seeds, s.bits, s.methods):
-        if method in ("float", "pca_sign", "bern_logits", "bern_asymmetric") and seed != s.seeds[0]:
+        key, model = (method, str(bits), str(seed)), s.out / f"bern-{bits}-seed{seed}"
+        if method == "float":
+            key = method, str(32 * x.shape[1]), str(seed)
+        if key in results or (method in UNSEEDED and seed != s.seeds[0]):
             continue
-        bits = 32 * data.x.shape[1] if method == "float" else bits
-        key, model = f"{method},{bits},{seed}", s.out / f"bern-{bits}-seed{seed}"
-        if key in whole:
-            continue
-        start, found = time.perf_counter(), {}
-        print(f"{method}, {bits} bits, seed {seed}")
+        start, found, codec = time.perf_counter(), {}, FLOAT
+        print(f"{method}, {key[1]} bits, seed {seed}")
         if method in METHODS:
             try:
-                if method not in variants:
-                    variants[method] = best_variant(method, data)
-                prepare, first = variants[method]
+                prepare, first = best_variant(method, data)
                 start = time.perf_counter()
                 codec = fitted(method, data.x, bits, prepare, seed * ITQ_STARTS + first)
-                found = {"fit_seconds": time.perf_counter() - start, "unit_length": prepare is normalize}
             except ValueError as error:
                 print(f"{method} at {bits} bits is left out: {error}")
                 continue
-        elif method == "float":
-            codec = FLOAT
-        else:
+            found = {"fit_seconds": time.perf_counter() - start, "unit_length": prepare is normalize}
+        elif method != "float":
             if method == "bern" or not (model / "config.json").exists():
                 fit_ours(s, bits, seed, encoder, config)
                 found["fit_seconds"] = time.perf_counter() - start
             codec = our_codec(method, load_model(model, DEVICE).bottleneck)
-        found |= evaluate(codec, data)
-        with path.open("a") as file:
-            file.write("".join(f"{key},{metric},{value:.6g}\n" for metric, value in found.items()))
-        whole.add(key)
-    report(s, path, len(train.paths), len(queries.paths))
+        results[key] = {metric: f"{value:.6g}" for metric, value in (found | evaluate(codec, data)).items()}
+        lines = (f"{','.join(key)},{metric},{value}\n" for key in results for metric, value in results[key].items())
+        write(path, "".join(["method,bits,seed,metric,value\n", *lines]))
+    report(s, results, len(train.paths), len(queries.paths))
     if "bern" in s.methods:
         model = s.out / f"bern-{s.bits[len(s.bits) // 2]}-seed{s.seeds[0]}"
         index, root = s.out / f"index-{model.name}", Path(os.path.commonpath(train.paths))
@@ -280,12 +266,22 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
 
 
 # ---- table and figure -----------------------------------------------------------------------------------------------
-def report(s: Compress, path: Path, images: int, queries: int) -> None:
+def read_results(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """Values by metric of the measurements in a file, by method, bits and seed; without one that was stopped."""
+    found = defaultdict(dict)
+    for line in path.read_text().splitlines(keepends=True)[1:] if path.exists() else []:
+        if line.endswith("\n"):
+            *key, metric, value = line.strip().split(",")
+            found[tuple(key)][metric] = value
+    return {key: metrics for key, metrics in found.items() if "search_seconds" in metrics}  # the last of evaluate
+
+
+def report(s: Compress, results: dict[tuple[str, ...], dict[str, str]], images: int, queries: int) -> None:
     """Print and write the table, with what made it, and draw the figure."""
     values = defaultdict(list)
-    for line in path.read_text().splitlines()[1:]:
-        method, bits, _, metric, value = line.split(",")
-        values[method, int(bits), metric].append(float(value) * (100 if metric in PERCENT else 1))
+    for (method, bits, _), metrics in results.items():
+        for metric, value in metrics.items():
+            values[method, int(bits), metric].append(float(value) * (100 if metric in PERCENT else 1))
     codes = sorted({key[:2] for key in values}, key=lambda code: (code[1], [*STYLES].index(code[0])))
     measured = [metric for metric in PERCENT if any(key[2] == metric for key in values)]
 
@@ -306,18 +302,15 @@ def report(s: Compress, path: Path, images: int, queries: int) -> None:
     figure = Figure(figsize=(4.6 * len(shown) + 0.4, 4.6), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for method, (name, *style) in STYLES.items():
-            of = [(m, b) for m, b in codes if m == method]
+            of = [code for code in codes if code[0] == method]
             points = [(values[(*code, "bytes")][0], np.mean(values[(*code, metric)])) for code in of]
             if style and points:
-                colour, marker, width = style
-                options = {"marker": marker, "markersize": 3.5 + width, "linewidth": width, "zorder": 2 + width}
-                axes.plot(*zip(*points, strict=True), color=colour, label=name, **options)
+                line = dict(zip(("color", "marker", "linewidth", "zorder"), (*style, style[2]), strict=True))
+                axes.plot(*zip(*points, strict=True), label=name, **line)
             elif method == "float" and points:
-                line = {"color": "black", "linestyle": "--", "linewidth": 1.2}
-                axes.axhline(points[0][1], label=f"{name}, {points[0][0]:,.0f} bytes", **line)
-        ticks = [-(-bits // 8) for bits in s.bits]
+                axes.axhline(points[0][1], color="black", ls="--", label=f"{name}, {points[0][0]:,.0f} bytes")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("bytes an image")
         axes.set_title(f"{PERCENT[metric]}, %", loc="left", fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)

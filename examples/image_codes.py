@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from hashlib import sha256
@@ -16,7 +15,7 @@ import tyro
 from image_files import ImageError, printable, read_image
 from matplotlib.figure import Figure
 from PIL import ImageOps
-from provenance import provenance
+from provenance import exit_code, provenance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -142,12 +141,4 @@ def draw_images(target: Path, lines: Sequence[tuple[str, Sequence[tuple[str, str
 
 def main(commands: Any, description: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command line; 2 for a user error, 130 if stopped."""
-    try:
-        tyro.cli(commands, description=description, args=arguments).run()
-    except (ValueError, OSError) as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: tyro.cli(commands, description=description, args=arguments).run())

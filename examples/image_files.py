@@ -124,15 +124,20 @@ def read_pixels(folder: str | Path, side: int) -> Images:
     return Images(torch.stack([pil_to_tensor(x) for x in images]), labels and torch.tensor(labels), classes)
 
 
+def split_folder(root: Path, *names: str) -> Path | None:
+    """The first folder of one of these names in a folder, or one below it."""
+    paths = (path for name in names for path in (root / name, *sorted(root.glob(f"*/{name}"))))
+    return next((path for path in paths if path.is_dir()), None)
+
+
 def read_splits(root: Path, side: int) -> tuple[Images, Images | None]:
     """Images in `train` and in `test` or `val` of a folder or tar; None for the second if the first has no labels."""
     with tempfile.TemporaryDirectory() as folder:
         root = unpack(root, folder) if root.is_file() else root
-        splits = {p.name: p for p in sorted(root.rglob("*"), reverse=True) if p.name in ("train", "test", "val")}
-        train = read_pixels(splits.get("train", root), side)
+        train = read_pixels(split_folder(root, "train") or root, side)
         if train.labels is None:
             return train, None
-        return train, read_pixels(splits.get("test", splits.get("val", root / "test")), side)
+        return train, read_pixels(split_folder(root, "test", "val") or root / "test", side)
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 import webdataset as wds
 from checkpointing import ResumableSampler, seed_for
-from image_files import EXTENSIONS, ImageError, check_end, check_images, find_images, read_image, unpack
+from image_files import EXTENSIONS, ImageError, check_end, check_images, find_images, read_image, split_folder, unpack
 from PIL.Image import Image
 from runs import MAIN_PROCESS, WORLD
 from torch import Tensor
@@ -77,8 +77,7 @@ def _find_split(source: str, names: tuple[str, ...], workers: int) -> Split:
     root = Path(source)
     if root.is_file():
         root = unpack(root, Path("runs/unpacked") / f"{root.stem}-{zlib.crc32(bytes(root.resolve())):08x}")
-    folders = [path for name in names for path in (root / name, *root.glob(f"*/{name}")) if path.is_dir()]
-    return _check_files((folders or [root])[0], workers)
+    return _check_files(split_folder(root, *names) or root, workers)
 
 
 @cache  # for images that are both trained and evaluated on
@@ -106,9 +105,8 @@ def find_shards(source: str) -> list[str]:
 def _check_shards(*paths: str, workers: int) -> Split:
     own = torch.Generator()  # leaves the global one alone
     loader = DataLoader(paths, None, collate_fn=_check_shard, num_workers=workers, generator=own)
-    labels, digests, problems = (
-        [*itertools.chain.from_iterable(x)] for x in zip(*tqdm(loader, "checking shards", disable=None), strict=True)
-    )
+    checked = zip(*tqdm(loader, "checking shards", disable=None), strict=True)
+    labels, digests, problems = ([*itertools.chain.from_iterable(x)] for x in checked)
     if problems:
         raise ImageError(f"cannot use {len(problems)} images in {len(paths)} shards: {'; '.join(problems[:5])}")
     if min(labels) < 0 <= max(labels):
@@ -204,14 +202,8 @@ def _crop_batch(crop: Callable[[Image], Tensor], crops: int, batch: list[Any]) -
 class TrainingLoader(DataLoader[Any]):
     """Shuffled batches of random crops and labels, starting at the epoch and batch that the trainer has reached.
 
-    Args:
-        split: the images.
-        crop: maps an image to a tensor; torch's random numbers in it follow from seed, epoch and image.
-        crops: number of crops per image.
-        batch_size: of all processes together.
-        trainer: gives the position, as `global_step`, and the processes.
-        seed: of the order and the crops.
-        workers: processes that decode and crop.
+    `batch_size` is that of all processes together. Torch's random numbers in `crop`, from an image to a tensor, follow
+    from seed, epoch and image.
     """
 
     def __init__(

@@ -20,8 +20,9 @@ import torch
 import torchvision
 from checkpointing import seed_for
 from image_codes import DEVICE, Lite0
-from image_files import ImageError, ImageFiles, check_images, find_images, read_image, unpack
+from image_files import ImageError, ImageFiles, check_images, find_images, read_image, split_folder, unpack
 from PIL import Image, ImageOps
+from provenance import write
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -54,19 +55,17 @@ def find_splits(s: Encoding) -> tuple[ImageFiles, ImageFiles]:
     if not s.data.exists():
         raise ValueError(f"--data must be a folder or a tar of images, got {s.data}, which does not exist")
     root = unpack(s.data, s.out / "images") if s.data.is_file() else s.data
-    folders = {name: path for name in ("val", "test", "train") for path in sorted(root.rglob(name)) if path.is_dir()}
-    train, test = folders.get("train", root), folders.get("test", folders.get("val"))
-    if "train" in folders and test:
+    train, test = split_folder(root, "train"), split_folder(root, "test", "val")
+    if train and test:
         splits = find_images(train), find_images(test)
         if splits[0].classes != splits[1].classes:
             classes = " and ".join(str(split.classes) for split in splits)
             raise ImageError(f"{train} and {test} must have the same classes, got {classes}")
         return splits
-    files = find_images(train)
-    order = np.random.default_rng(0).permutation(len(files.paths))
-    first = [sorted(part) for part in np.split(order, [len(order) - len(order) // 10])]
-    take = lambda rows, x: x and [x[i] for i in rows]  # noqa: E731
-    return tuple(ImageFiles(take(rows, files.paths), take(rows, files.labels), files.classes) for rows in first)
+    paths, labels, classes = find_images(train or root)
+    order = np.random.default_rng(0).permutation(len(paths))
+    parts = [sorted(part) for part in np.split(order, [len(order) - len(order) // 10])]
+    return tuple(ImageFiles([paths[i] for i in part], labels and [labels[i] for i in part], classes) for part in parts)
 
 
 def read_block(side: int, paths: Sequence[str]) -> Tensor:
@@ -79,39 +78,33 @@ def read_block(side: int, paths: Sequence[str]) -> Tensor:
 def load_encoder(s: Encoding) -> tuple[nn.Module, dict[str, Any]]:
     """A frozen encoder and its preprocessing by timm's keys."""
     library, _, name = s.encoder.partition(":")
-    statistics = {}
     try:
         if s.encoder == "lite0":
-            model, size = Lite0(), 112
-            statistics = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # of Google's EfficientNet-Lite
+            model, side = Lite0(), 112
+            mean, std = (127 / 255,) * 3, (128 / 255,) * 3  # of Google's EfficientNet-Lite
         elif library == "timm" and timm.is_model(name):
             model = timm.create_model(name, pretrained=not s.weights, num_classes=0)
-            statistics = timm.data.resolve_model_data_config(model)
-            size = statistics["input_size"][-1]
+            about = timm.data.resolve_model_data_config(model)
+            mean, std, side = about["mean"], about["std"], about["input_size"][-1]
         elif library == "torchvision" and name in torchvision.models.list_models(module=torchvision.models):
             best = torchvision.models.get_model_weights(name).DEFAULT
-            model, transform = (
-                torchvision.models.get_model(name, weights=None if s.weights else best),
-                best.transforms(),
-            )
-            statistics, size = {"mean": tuple(transform.mean), "std": tuple(transform.std)}, transform.crop_size[0]
+            model, about = torchvision.models.get_model(name, weights=None if s.weights else best), best.transforms()
+            mean, std, side = tuple(about.mean), tuple(about.std), about.crop_size[0]
         else:
-            raise ValueError(
-                f"--encoder must be lite0, timm:NAME or torchvision:NAME of a classifier, got {s.encoder!r}"
-            )
+            rule = "lite0, timm:NAME or torchvision:NAME of a classifier"
+            raise ValueError(f"--encoder must be {rule}, got {s.encoder!r}")
         if s.weights and (missing := model.load_state_dict(load_file(s.weights), strict=False).missing_keys):
             raise ValueError(f"--weights {s.weights} lacks {len(missing)} tensors of {s.encoder}: {missing[:3]}")
-        encoder = as_encoder(model).to(DEVICE, memory_format=torch.channels_last).eval()
-        size = s.size or size
+        encoder, side = as_encoder(model).to(DEVICE, memory_format=torch.channels_last).eval(), s.size or side
         with torch.inference_mode():
-            encoder.feature_dim = encoder(torch.zeros(1, 3, size, size, device=DEVICE)).shape[1]
+            encoder.feature_dim = encoder(torch.zeros(1, 3, side, side, device=DEVICE)).shape[1]
     except ValueError:
         raise
     except Exception as error:  # of networks, files and constructors, of every kind
         fix = "give --weights FILE.safetensors, another --size, or --encoder lite0, which is a package"
         raise ValueError(f"the encoder {s.encoder} cannot be loaded: {error}; {fix}") from error
-    statistics = {"mean": statistics["mean"], "std": statistics["std"]}
-    return encoder, {"input_size": (3, size, size), "crop_pct": 1.0, "interpolation": "bicubic"} | statistics
+    about = {"input_size": (3, side, side), "crop_pct": 1.0, "interpolation": "bicubic"}
+    return encoder, about | {"mean": mean, "std": std}
 
 
 # ---- views and cache ------------------------------------------------------------------------------------------------
@@ -150,31 +143,23 @@ def cache_features(s: Encoding, train: ImageFiles, queries: ImageFiles, encoder:
     mode = "r+" if progress.exists() else "w+"
     files = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, np.float16, x) for name, x in shapes.items()}
     for name, paths, views in (("queries", queries.paths, 0), ("database", train.paths, s.views)):
-        first = done[name]
-        blocks = [paths[i : i + BLOCK] for i in range(first, len(paths), BLOCK)]
-        loader = DataLoader(blocks, None, collate_fn=partial(read_block, about["side"]), num_workers=s.workers)
-        with tqdm(desc=f"encoding {name}", total=len(paths), initial=first, unit=" images", disable=None) as bar:
-            for pixels in loader:
-                rows, pixels = slice(first, first + len(pixels)), pixels.to(DEVICE)
-                files[name][rows] = encode(plain(pixels))
-                for view in range(views):
-                    torch.manual_seed(seed_for(view, first))  # a block's views do not depend on where a run began
-                    files["views"][view, rows] = encode(random_view(pixels.float() / 255))
-                first += len(pixels)
-                for file in files.values():
-                    file.flush()
-                write(progress, json.dumps(done := done | {name: first}, indent=1))
-                bar.update(len(pixels))
+        starts = range(done[name], len(paths), BLOCK)
+        read = partial(read_block, about["side"])
+        loader = DataLoader([paths[i : i + BLOCK] for i in starts], None, collate_fn=read, num_workers=s.workers)
+        bar = tqdm(loader, f"encoding {name}", unit=f" times {BLOCK} images", disable=None)
+        for first, pixels in zip(starts, bar, strict=True):
+            rows, pixels = slice(first, first + len(pixels)), pixels.to(DEVICE)
+            files[name][rows] = encode(plain(pixels))
+            for view in range(views):
+                torch.manual_seed(seed_for(view, first))  # a block's views do not depend on where a run began
+                files["views"][view, rows] = encode(random_view(pixels.float() / 255))
+            for file in files.values():
+                file.flush()
+            done[name] = rows.stop
+            write(progress, json.dumps(done, indent=1))
 
 
 def refuse_changes(folder: Path, earlier: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to mix results of different settings in one folder."""
     if other := [key for key in now if now[key] != earlier.get(key)]:
         raise ValueError(f"{folder} is of another {', '.join(other)}; give another --out, or delete it")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial_file = path.with_name(f"{path.name}.partial")
-    partial_file.write_text(text)
-    partial_file.replace(path)

@@ -1,23 +1,53 @@
-"""Where a result comes from: command, date, commit, versions and machine, for its JSON file."""
+"""Shared by all scripts: exit codes, whole files, and where a result comes from."""
 
 from __future__ import annotations
 
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from image_files import printable
 
 PACKAGES = ("stochastic-bottleneck", "torch", "torchvision", "timm", "lightning", "faiss-cpu")
 
 
+class Stopped(BaseException):
+    """A signal, its argument, ended the script. Not an `Exception`, so that no library handles it."""
+
+
+def exit_code(script: Callable[[], None]) -> int:
+    """Run a script; 2 for a user error, 143 or 130 after SIGTERM or Ctrl-C."""
+    try:
+        script()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {printable(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Stopped as stopped:
+        print(f"stopped by {stopped.args[0].name}; to continue: add --resume to the same command", file=sys.stderr)
+        return 128 + stopped.args[0]
+    return 0
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def provenance() -> dict[str, Any]:
-    """Describe this process."""
+    """Command, date, commit, versions and machine, for the JSON file of a result."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = cpuinfo.partition("model name\t: ")[2].partition("\n")[0] or platform.machine()

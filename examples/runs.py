@@ -9,7 +9,6 @@ import math
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import provenance
 import timm
 import torch
-from checkpointing import AtomicCheckpointIO, ExactCheckpoint, Stopped, TrainingError, newest_checkpoint
+from checkpointing import AtomicCheckpointIO, ExactCheckpoint, TrainingError, newest_checkpoint
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from provenance import provenance
+from provenance import Stopped
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
@@ -78,16 +78,10 @@ class Run:
         if self.path.exists():
             self.results = json.loads(self.path.read_text())
             ExactCheckpoint(folder, self.identity).load_state_dict(self.results["identity"])
-        self.results |= {"settings": wanted, "identity": self.identity, "data": data, **provenance()}
+        self.results |= {"settings": wanted, "identity": self.identity, "data": data, **provenance.provenance()}
 
     def trainer(self, name: str, epochs: int, *callbacks: L.Callback) -> L.Trainer:
-        """Lightning's Trainer on one process, or on those that torchrun started, with logs and exact checkpoints.
-
-        Args:
-            name: folder of logs and checkpoints within the run's.
-            epochs: of the whole training.
-            *callbacks: further ones.
-        """
+        """Lightning's Trainer on one process, or on torchrun's; logs and exact checkpoints are in folder `name`."""
         s, folder = self.settings, self.folder / name
         every: list[L.Callback] = [RichProgressBar(), LearningRateMonitor(), *callbacks]
         if s.ema:
@@ -117,14 +111,7 @@ class Run:
             trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
 
     def save_model(self, name: str, model: nn.Module, config: dict[str, Any], *, small_images: bool = False) -> None:
-        """Save StochCon as a folder that `HubModel.from_pretrained` loads, and SimCLR's weights.
-
-        Args:
-            name: folder within the run's.
-            model: StochCon, or encoder and head.
-            config: preprocessing by timm's keys.
-            small_images: whether the encoder has SimCLR's stem for small images.
-        """
+        """Save StochCon for `HubModel.from_pretrained`, with preprocessing by timm's keys, or SimCLR's weights."""
         if self.settings.dry_run or not MAIN_PROCESS:
             return
         if isinstance(model, StochConWrapper):
@@ -140,13 +127,7 @@ class Run:
         found = self.results[section].setdefault(name, {})
         if key not in found:
             found |= measure(*args)
-            self.save("results.json", json.dumps(self.results, indent=1))
-
-    def save(self, name: str, text: str) -> None:
-        """Write a file whole or not at all."""
-        partial = self.folder / f"{name}.partial"
-        partial.write_text(text)
-        partial.replace(self.folder / name)
+            provenance.write(self.path, json.dumps(self.results, indent=1))
 
     def report(self, title: str) -> None:
         """Print the table of results and keep it as `table.md`."""
@@ -170,7 +151,7 @@ class Run:
         console.print(table)
         lines = [line.strip() for line in console.file.getvalue().splitlines()]
         text = "\n".join([title, "", *filter(None, lines), ""])
-        self.save("table.md", text)
+        provenance.write(self.folder / "table.md", text)
         print(f"\n{text}")
         if curves:
             f1_against_bits(curves).figure.savefig(self.folder / "f1_against_bits.png", dpi=150)
@@ -193,20 +174,13 @@ def load_encoder(encoder: nn.Module, folder: Path) -> nn.Module:
 
 
 def scores(features: Sequence[Any], labels: Sequence[Any], metric: str, probe: Sequence[float]) -> dict[str, Any]:
-    """Linear probe, nearest neighbours and mAP@1000 of frozen features; the training images are searched.
+    """Linear probe with the best of some inverse penalties, nearest neighbours and mAP@1000 of frozen features.
 
-    Args:
-        features: of training and test images; 0/1 bits for the metric "hamming".
-        labels: of both.
-        metric: "cosine" or "hamming".
-        probe: inverse penalties that the probe chooses from.
+    Of training images, which are searched, and test images; 0/1 bits for the metric "hamming", floats for "cosine".
     """
     (x, x_test), (y, y_test) = features, labels
-    found = {
-        "dim": x.shape[1],
-        "probe": linear_probe(x, y, x_test, y_test, regularisations=probe, device=DEVICE).accuracy,
-    }
-    found["knn"] = knn_accuracy(x, y, x_test, y_test, k=20, metric=metric, device=DEVICE)
+    found = {"dim": x.shape[1], "knn": knn_accuracy(x, y, x_test, y_test, k=20, metric=metric, device=DEVICE)}
+    found["probe"] = linear_probe(x, y, x_test, y_test, regularisations=probe, device=DEVICE).accuracy
     if metric == "hamming":
         x, x_test = pack_bits(x), pack_bits(x_test)
     return found | {"map": retrieval_scores(x_test, y_test, x, y, r=1000, k=1, metric=metric, device=DEVICE).map}
@@ -241,12 +215,4 @@ def exit_code(script: Callable[[], None]) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    try:
-        script()
-    except (TrainingError, ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"stopped by {stopped.args[0].name}; to continue: add --resume to the same command", file=sys.stderr)
-        return 128 + stopped.args[0]
-    return 0
+    return provenance.exit_code(script)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import image_codes
 import numpy as np
 import torch
 import tyro
-from provenance import provenance
+from provenance import provenance, write
 from torch import Tensor
 
 from stochastic_bottleneck import StochConLoss, fit_bottleneck
@@ -87,27 +88,22 @@ class Compare:
         views = np.load(features / "views.npy")[:, train]
         x = torch.from_numpy(np.load(features / "database.npy").astype(np.float32))
         found = json.loads(self.out.read_text())["measured"] if self.out.exists() else {}
-        for name, seed in ((name, seed) for seed in self.seeds for name in self.variants):
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        for seed, name in product(self.seeds, self.variants):
             if str(seed) in found.setdefault(name, {}):
                 continue
             bottleneck = fit_bottleneck(views, "bern", self.bits, seed=seed, progress=True, **VARIANTS[name])
             with torch.inference_mode():
                 z = torch.cat([bottleneck(part).z for part in x.split(4096)]).numpy()
-            sets = z[train], labels[train], z[held_out], labels[held_out]
-            knn, packed = knn_accuracy(*sets, k=20, metric="hamming"), pack_bits(z)
+            knn = knn_accuracy(z[train], labels[train], z[held_out], labels[held_out], k=20, metric="hamming")
+            packed = pack_bits(z)
             scores = retrieval_scores(packed[held_out], labels[held_out], packed[train], labels[train])
             found[name][str(seed)] = {"map": 100 * scores.map, "knn": 100 * knn, "ones": 100 * float(z.mean())}
             print(name, found[name][str(seed)])
-            rows = [
-                [name, *([run[column] for run in runs.values()] for column in ("map", "knn"))]
-                for name, runs in found.items()
-                if runs
-            ]
+            rows = [[name, *([run[k] for run in of.values()] for k in ("map", "knn"))] for name, of in found.items()]
             table = {"columns": ["changed", "mAP@1000 %", "kNN %"], "formats": ["", ".1f", ".1f"], "rows": rows}
             settings = {"bits": self.bits, "fitted on": len(train), "queries": len(held_out)}
-            results = provenance() | settings | {"table": table, "measured": found}
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(results, indent=1))
+            write(self.out, json.dumps(provenance() | settings | {"table": table, "measured": found}, indent=1))
 
 
 if __name__ == "__main__":

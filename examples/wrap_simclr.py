@@ -3,16 +3,14 @@
 It takes about a minute on a CPU, with images from the repository: python examples/wrap_simclr.py --kind gauss
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torchvision
 import tyro
+from image_files import read_splits
 from torch import Tensor, nn
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from stochastic_bottleneck import InfoNCELoss, StochConWrapper, codes
@@ -54,10 +52,7 @@ def train(model: nn.Module, images: Tensor, steps: int, batch_size: int, name: s
 def main(kind: Literal["bern", "gauss"] = "bern", dim: int = 128, steps: int = 20, batch_size: int = 64) -> None:
     """Train a SimCLR model, give it a latent, and continue to train it."""
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.unpack_archive(SAMPLE, folder, filter="data")
-        sets = [ImageFolder(f"{folder}/{split}", v2.PILToTensor()) for split in ("train", "test")]
-        images, test_images = (torch.stack([image for image, _ in found]) for found in sets)
+    images, test_images = (split.pixels for split in read_splits(SAMPLE, 32))
     simclr, x = SimCLR(), SCALE(test_images)
     train(simclr, images, steps, batch_size, "before")
     with torch.no_grad():

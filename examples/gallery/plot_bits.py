@@ -23,7 +23,7 @@ from stochastic_bottleneck.evaluation import bit_statistics, encode, forest_curv
 model, normalize, train, test, classes = load()
 dim = model.bottleneck.dim
 
-codes = encode(model, normalize(test.images), "bits").features
+codes = encode(model, normalize(test.pixels), "bits").features
 bits = unpack_bits(codes, dim)
 print(f"{len(codes)} images, {codes.shape[1]} bytes each")
 
@@ -53,9 +53,9 @@ for name, value in bit_statistics(bits, test.labels)._asdict().items():
 
 information = bit_class_information(bits, test.labels)
 telling = information.argsort()[::-1][:4].tolist()
-probs = model.bottleneck.posterior(model.encode(normalize(test.images))).probs.detach()
+probs = model.bottleneck.posterior(model.encode(normalize(test.pixels))).probs.detach()
 
-figure = plots.bit_images(test.images, probs, telling)
+figure = plots.bit_images(test.pixels, probs, telling)
 figure.suptitle("Images that turn a bit on, and off")
 # sphinx_gallery_thumbnail_number = 2
 plt.show()
@@ -79,7 +79,7 @@ print(f"mean |correlation|: {among:.2f} among the four, {of_all:.2f} among all")
 # A random forest on the most important bits, ranked on the training images and evaluated on the test
 # images.
 
-train_bits = unpack_bits(encode(model, normalize(train.images), "bits").features, dim)
+train_bits = unpack_bits(encode(model, normalize(train.pixels), "bits").features, dim)
 curve = forest_curve(train_bits, train.labels, bits, test.labels, trees=100, jobs=1)
 
 plots.f1_against_bits({"StochCon Bern": curve}, chance=0.1).set_title("Classes from few bits")

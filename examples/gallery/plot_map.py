@@ -23,7 +23,7 @@ from stochastic_bottleneck.evaluation import encode
 from stochastic_bottleneck.plots import code_map
 
 model, normalize, _, test, classes = load()
-codes = torch.from_numpy(encode(model, normalize(test.images), "bits").features)
+codes = torch.from_numpy(encode(model, normalize(test.pixels), "bits").features)
 bits = unpack_bits(codes, model.bottleneck.dim)
 
 code_map(bits, test.labels, names=classes).set_title("Codes of ten classes, by PCA")

@@ -30,10 +30,10 @@ from stochastic_bottleneck import plots
 from stochastic_bottleneck.evaluation import auroc, encode, expected_calibration_error, rejection_curve
 
 model, normalize, train, test, classes = load()
-h, _, entropy = encode(model, normalize(test.images))
+h, _, entropy = encode(model, normalize(test.pixels))
 print(f"entropy from {entropy.min():.1f} to {entropy.max():.1f} of at most {128 * math.log(2):.1f} nats")
 
-figure = plots.certain_images(test.images, entropy, captions=[classes[y] for y in test.labels], count=10)
+figure = plots.certain_images(test.pixels, entropy, captions=[classes[y] for y in test.labels], count=10)
 figure.suptitle("Lowest and highest entropy of the posterior")
 plt.show()
 
@@ -45,7 +45,7 @@ plt.show()
 # own.
 
 classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-classifier.fit(encode(model, normalize(train.images)).features, train.labels)
+classifier.fit(encode(model, normalize(train.pixels)).features, train.labels)
 softmax = classifier.predict_proba(h)
 softmax_entropy = entr(softmax).sum(axis=1)
 right = softmax.argmax(axis=1) == test.labels.numpy()
@@ -79,7 +79,7 @@ for name, values in uncertainties.items():
 # The test images with four corruptions, each compared with the clean ones.
 
 generator = torch.Generator().manual_seed(0)
-images = test.images.float() / 255
+images = test.pixels.float() / 255
 noise = torch.randn(images.shape, generator=generator)
 shuffled = torch.randperm(32 * 32, generator=generator)
 corrupted = {
@@ -92,7 +92,7 @@ corrupted = {name: (255 * x.clamp(0, 1)).round().byte() for name, x in corrupted
 
 taxi = entropy.argsort()[3]  # the most certain automobile, above
 figure, grid = plt.subplots(1, 5, figsize=(6.5, 1.7), layout="constrained")
-for axes, (name, x) in zip(grid, {"clean": test.images, **corrupted}.items(), strict=True):
+for axes, (name, x) in zip(grid, {"clean": test.pixels, **corrupted}.items(), strict=True):
     axes.imshow(x[taxi].permute(1, 2, 0).numpy())
     axes.set_title(name, fontsize=9)
     axes.axis("off")

@@ -1,24 +1,16 @@
 """A trained StochCon Bern and a sample of CIFAR-10, both in the repository, for the gallery."""
 
-import shutil
-import tempfile
+import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from stochastic_bottleneck.hub import HubModel
 
 EXAMPLES = Path(__file__).resolve().parents[1]
-
-
-class Images(NamedTuple):
-    """Images as bytes (N, 3, 32, 32), and their labels (N,)."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
+sys.path.append(str(EXAMPLES))
+from image_files import Images, read_splits  # noqa: E402
 
 
 def load() -> tuple[HubModel, v2.Compose, Images, Images, list[str]]:
@@ -29,10 +21,5 @@ def load() -> tuple[HubModel, v2.Compose, Images, Images, list[str]]:
     model = HubModel.from_pretrained(EXAMPLES / "gallery" / "model")
     cfg = model.pretrained_cfg
     normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(cfg["mean"], cfg["std"])])
-    parts = []
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.unpack_archive(EXAMPLES / "data" / "cifar10_sample.tar.gz", folder, filter="data")
-        for split in ("train", "test"):
-            found = ImageFolder(f"{folder}/{split}", v2.PILToTensor())
-            parts.append(Images(torch.stack([image for image, _ in found]), torch.tensor(found.targets)))
-    return model, normalize, *parts, found.classes
+    train, test = read_splits(EXAMPLES / "data" / "cifar10_sample.tar.gz", 32)
+    return model, normalize, train, test, train.classes

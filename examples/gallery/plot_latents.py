@@ -1,6 +1,6 @@
 """
-Temperature, hard bits and location_std
-=======================================
+Temperature and hard bits
+=========================
 
 What the options of a Bernoulli latent do to its samples and to its gradient, on numbers
 alone: no images, no training.
@@ -19,7 +19,7 @@ import math
 import torch
 from matplotlib import pyplot as plt
 
-from stochastic_bottleneck import StochasticBottleneck, functional
+from stochastic_bottleneck import functional
 
 
 def logistic_noise(count, seed):
@@ -82,34 +82,3 @@ plt.show()
 # At low temperatures the mean approaches the exact one, and the standard deviation grows. ``hard=True`` has
 # about twice the standard deviation here, and a larger bias except near the ends. This is one cost and one
 # logit; others have other curves.
-
-# %%
-# location_std
-# ------------
-#
-# A new projector gives logits that are small compared with the noise. ``location_std`` sets their standard
-# deviation over the batch. On random features, how often a sampled bit is the image's most probable bit: at
-# 50 % the sample says nothing about the image, at 100 % it is deterministic.
-
-features = torch.randn(4096, 256, generator=torch.Generator().manual_seed(2)).relu()
-choices = (None, 0.5, 1.0, 2.0, 4.0, 8.0)
-figure, axes = plt.subplots(figsize=(6.0, 3.0), layout="constrained")
-agreement = []
-for n, std in enumerate(choices):
-    torch.manual_seed(0)
-    latent = StochasticBottleneck("bern", dim=64, in_features=256, location_std=std)
-    posterior = latent(features).posterior
-    agreement.append(100 * torch.sigmoid(posterior.logits.abs()).mean().item())
-    entropy = 100 * posterior.entropy().mean().item() / (64 * math.log(2))
-    text = f"entropy {entropy:.0f} %"
-    axes.annotate(text, (n, agreement[n]), (6, -12), textcoords="offset points", fontsize=8)
-axes.plot(range(len(choices)), agreement, "o-", color="#0072B2")
-axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
-axes.set(xlabel="location_std", ylabel="sampled bit = mode (%)", ylim=(45, 100), xlim=(-0.4, 5.8))
-axes.spines[["top", "right"]].set_visible(False)
-axes.set_title("How much of a bit survives the noise")
-plt.show()
-
-# %%
-# Below each point, the entropy of the code in percent of that of fair coins. The default is 2.
-# :doc:`/choosing` has what these options do to accuracy.

@@ -28,7 +28,7 @@ import tyro
 from checkpointing import seed_for
 from image_files import ImageError
 from image_loaders import Split, TrainingLoader, evaluation_loader, find_split
-from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, warmup_cosine
+from runs import DEVICE, LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -42,12 +42,10 @@ from stochastic_bottleneck.encoders import as_encoder
 from stochastic_bottleneck.evaluation import bit_statistics, encode, knn_accuracy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ModelName = Literal["simclr", "bern", "gauss", "supervised"]
 
+
 # ---- settings -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Schedule:
     """Training on labels, by Nesterov's SGD and cosine decay."""
@@ -112,9 +110,8 @@ PRESETS = {
     "paper": ("1,000 epochs of ResNet-50 by SimCLR's recipe", Settings(tyro.MISSING)),
 }  # fmt: skip
 
+
 # ---- data and views -------------------------------------------------------------------------------------------------
-
-
 def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
     """Find and check the images to train and to evaluate on, and describe them for the results."""
     train, name = find_split(s.data, "train", workers=s.workers), s.data
@@ -159,8 +156,6 @@ def color(s: Settings) -> nn.Module:
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
-
-
 def build_model(name: ModelName, s: Settings) -> nn.Module:
     """SimCLR, or StochCon around the very same encoder and head."""
     torch.manual_seed(s.seed)
@@ -179,8 +174,6 @@ def build_model(name: ModelName, s: Settings) -> nn.Module:
 
 
 # ---- pretraining ----------------------------------------------------------------------------------------------------
-
-
 class Pretraining(L.LightningModule):
     """InfoNCE between two views of each image; StochCon passes the second one through its latent."""
 
@@ -231,8 +224,6 @@ def pretrain(name: ModelName, s: Settings, train: Split, run: Run) -> nn.Module:
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
-
-
 class Classification(L.LightningModule):
     """Cross-entropy of linear classifiers: on h and z of a frozen model, or on h with the encoder trained too."""
 

@@ -249,7 +249,7 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
             if method == "bern" or not (model / "config.json").exists():
                 fit_ours(s, bits, seed, encoder, config)
                 found["fit_seconds"] = time.perf_counter() - start
-            codec = our_codec(method, load_model(model, DEVICE).bottleneck)
+            codec = our_codec(method, load_model(model).bottleneck)
         results[key] = {metric: f"{value:.6g}" for metric, value in (found | evaluate(codec, data)).items()}
         lines = (f"{','.join(key)},{metric},{value}\n" for key in results for metric, value in results[key].items())
         write(path, "".join(["method,bits,seed,metric,value\n", *lines]))
@@ -258,7 +258,7 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
         model = s.out / f"bern-{s.bits[len(s.bits) // 2]}-seed{s.seeds[0]}"
         index, root = s.out / f"index-{model.name}", Path(os.path.commonpath(train.paths))
         if not (index / "index.json").exists():
-            codes = our_codec("bern", load_model(model, DEVICE).bottleneck).encode(x)
+            codes = our_codec("bern", load_model(model).bottleneck).encode(x)
             write_index(index, model, root, [os.path.relpath(path, root) for path in train.paths], codes, normalize(x))
         script = Path(__file__).with_name("image_search.py")
         command = shlex.join(["python", str(script), "query", "--index", str(index), queries.paths[0]])

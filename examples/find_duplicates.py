@@ -22,9 +22,8 @@ import numpy as np
 from image_files import find_images, read_image
 from joblib import Memory
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from scipy.sparse import coo_array, csgraph
+from tqdm import tqdm
 
 from stochastic_bottleneck.codes import hamming_distance
 
@@ -52,12 +51,11 @@ class FindDuplicates:
     radius: int = 10  # Bits that may differ
     least: float = 0.8  # Correlation that confirms; our choice, from CIFAR-10's sample
     out: Path = Path("runs/duplicates")  # Folder of the results
-    device: str = image_codes.DEVICE  # Device to encode on
     workers: int = 0  # Processes that read images
 
     def run(self) -> None:
         """Find candidates, check them, and write the results."""
-        model = image_codes.load_model(self.model, self.device)
+        model = image_codes.load_model(self.model)
         dim, within = model.bottleneck.dim, self.against is None
         if not 0 <= self.radius < dim or not 0 < self.least <= 1:
             got = f"got {self.radius} and {self.least}"
@@ -127,7 +125,7 @@ def candidates(first: Side, second: Side, radius: int) -> tuple[np.ndarray, np.n
     index = faiss.IndexBinaryFlat(8 * first.codes.shape[1])
     index.add(first.codes)
     a, b = np.empty((2, 0), int)
-    for start in track(range(0, len(second.codes), 256), "searching", console=Console(stderr=True)):
+    for start in tqdm(range(0, len(second.codes), 256), "searching", disable=None):
         limits, _, rows = index.range_search(second.codes[start : start + 256], radius + 1)  # distances below it
         queries = start + np.repeat(np.arange(len(limits) - 1), np.diff(limits.astype(int)))
         keep = rows < queries if first is second else slice(None)

@@ -15,12 +15,12 @@ import tyro
 from image_files import ImageError, printable, read_image
 from matplotlib.figure import Figure
 from PIL import ImageOps
-from provenance import exit_code, provenance
+from provenance import exit_code, markdown, provenance
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from stochastic_bottleneck.evaluation import encode
 from stochastic_bottleneck.hub import HubModel, preprocessing
@@ -49,7 +49,7 @@ class Lite0(nn.Module):
         return self.net.extract_features(images).float().mean((2, 3))
 
 
-def load_model(folder: Path, device: str) -> HubModel:
+def load_model(folder: Path, device: str = DEVICE) -> HubModel:
     """Load a saved model that has bits."""
     config = folder / "config.json"
     lite0 = config.exists() and '"image_codes.Lite0"' in config.read_text()  # neither timm nor torchvision has it
@@ -71,7 +71,7 @@ def encode_images(
     errors: list[str] = []
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for pixels, rows, failed in track(loader, "encoding", console=Console(stderr=True)):
+        for pixels, rows, failed in tqdm(loader, "encoding", disable=None):
             errors.extend(f"left out: {printable(error)}" for error in failed)
             if len(rows):
                 yield pixels, rows
@@ -104,11 +104,9 @@ def write_results(out: Path, results: dict[str, Any], rows: list[dict[str, Any]]
     """Print a table, and write it as `table.md` and with everything else as `results.json`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(provenance() | results | {"rows": rows}, indent=1, default=float))
-    cells = [
-        [x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}" for x in row.values()] for row in rows
-    ]
-    lines = [[*rows[0]], ["---"] * len(rows[0]), *cells]
-    (out / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    text = lambda x: x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"  # noqa: E731
+    cells = [[text(x) for x in row.values()] for row in rows]
+    (out / "table.md").write_text(markdown([*rows[0]], cells))
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in rows[0]:
         table.add_column(name.replace(" ", "\n"), no_wrap=True, overflow="fold")

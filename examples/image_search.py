@@ -26,9 +26,11 @@ import faiss
 import image_codes
 import numpy as np
 import tyro
-from image_codes import DEVICE, digest, encode_images, load_model
+from image_codes import digest, encode_images, load_model
 from image_files import find_images, printable, read_image
 from provenance import provenance
+
+from stochastic_bottleneck.evaluation import neighbour_recall
 
 NAMES = {"float": "h, exact", "flat": "bits, exact", "hnsw": "bits, HNSW"}
 SHOWN, QUERIES_SHOWN = 12, 4  # in a figure
@@ -43,18 +45,16 @@ class Build:
     images: Path  # Folder of images
     model: Path  # Folder of a saved model
     index: Path  # New folder
-    device: str = DEVICE  # Device to encode on
     workers: int = 0  # Processes that read images
 
     def run(self) -> None:
         """Write the three indexes, and last `index.json`."""
         if (self.index / "index.json").exists():
             raise ValueError(f"{self.index} has an index already; delete it, or give another --index")
-        model, paths = load_model(self.model, self.device), find_images(self.images, labelled=False).paths
+        model, paths = load_model(self.model), find_images(self.images, labelled=False).paths
         rows, codes, h = encode_images(model, paths, self.workers)
-        write_index(
-            self.index, self.model, self.images, [os.path.relpath(paths[i], self.images) for i in rows], codes, h
-        )
+        names = [os.path.relpath(paths[i], self.images) for i in rows]
+        write_index(self.index, self.model, self.images, names, codes, h)
 
 
 def write_index(
@@ -89,7 +89,6 @@ class Search:
     model: Path | None = None  # Default: where it was when the index was built
     images: Path | None = None  # Default: where they were when the index was built
     ef_search: int = 64  # Candidates that HNSW examines
-    device: str = DEVICE  # Device to encode on
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -114,7 +113,7 @@ class Search:
 
     def encode(self, paths: Sequence[str]) -> tuple[np.ndarray, ...]:
         """Encode images with the index's model."""
-        model = load_model(folder := self.model or Path(self.about["model"]), self.device)
+        model = load_model(folder := self.model or Path(self.about["model"]))
         self.checked(folder / "model.safetensors")
         return encode_images(model, paths)
 
@@ -217,9 +216,8 @@ class Compare(Search):
         seconds = timeit.repeat(lambda: self.faiss[kind].search(queries, max(self.k)), number=1, repeat=4)
         row = {"index": NAMES[kind], "bytes an image": each, "index, bytes": size}
         row |= {"GB per 100 million": each / 10, "queries / s": len(queries) / statistics.median(seconds[1:])}
-        true, rows = found["float"][1], found[kind][1]
         for k in self.k:
-            row[f"recall @{k} %"] = 100 * (true[:, :k, None] == rows[:, None, :k]).any(2).mean()
+            row[f"recall @{k} %"] = 100 * neighbour_recall(found[kind][1][:, :k], found["float"][1][:, :k])
         return row | {f"precision @{k} %": 100 * same[:, :k].mean() for k in self.k if len(same)}
 
 

@@ -46,6 +46,12 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def provenance() -> dict[str, Any]:
     """Command, date, commit, versions and machine, for the JSON file of a result."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -24,9 +23,6 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from provenance import Stopped
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -134,7 +130,7 @@ class Run:
         data, seed = self.results["data"], self.settings.seed
         title = f"{data['name']}: {title} on {data['train']:,} images, seed {seed}, tested on {data['test']:,}."
         columns = "model|features|width|probe %|kNN %|mAP %|fine-tuned %|forest F1 %|ones %|compression"
-        table, curves = Table(*columns.split("|"), box=MARKDOWN), {}
+        table, curves = [], {}
         for name, found in (self.results["baselines"] | self.results["models"]).items():
             tuned = found.get("finetuned", {}).get("accuracy")
             rows = [(name, part, found[part]) for part in ("h", "z") if part in found] or [(name, "h", {})]
@@ -144,13 +140,10 @@ class Run:
                 numbers += r.get("forest", {}).get("f1", [None])[-1], r.get("bits", {}).get("share_of_ones")
                 cells = ["-" if x is None else f"{100 * x:.1f}" for x in numbers]
                 ratio = f"{r['compression']:.0f}x" if "compression" in r else "-"
-                table.add_row(NAMES[row], part, str(r.get("dim", "-")), *cells, ratio)
+                table.append([NAMES[row], part, str(r.get("dim", "-")), *cells, ratio])
                 if "forest" in r:
                     curves[NAMES[row]] = ForestCurve(**r["forest"])
-        console = Console(file=io.StringIO(), width=200)
-        console.print(table)
-        lines = [line.strip() for line in console.file.getvalue().splitlines()]
-        text = "\n".join([title, "", *filter(None, lines), ""])
+        text = f"{title}\n\n{provenance.markdown(columns.split('|'), table)}"
         provenance.write(self.folder / "table.md", text)
         print(f"\n{text}")
         if curves:

@@ -16,8 +16,6 @@ from image_files import ImageError, printable, read_image
 from matplotlib.figure import Figure
 from PIL import ImageOps
 from provenance import exit_code, markdown, provenance
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -106,14 +104,9 @@ def write_results(out: Path, results: dict[str, Any], rows: list[dict[str, Any]]
     (out / "results.json").write_text(json.dumps(provenance() | results | {"rows": rows}, indent=1, default=float))
     text = lambda x: x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"  # noqa: E731
     cells = [[text(x) for x in row.values()] for row in rows]
-    (out / "table.md").write_text(markdown([*rows[0]], cells))
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name.replace(" ", "\n"), no_wrap=True, overflow="fold")
-    for line in cells:
-        table.add_row(*line)
-    Console().print(table)
-    print(out)
+    table = markdown([*rows[0]], cells)
+    (out / "table.md").write_text(table)
+    print(f"{table}{out}")
 
 
 def draw_images(target: Path, lines: Sequence[tuple[str, Sequence[tuple[str, str, bool | None]]]]) -> None:

@@ -130,9 +130,8 @@ def fit_ours(s: Compress, bits: int, seed: int, encoder: nn.Module, config: dict
     views = np.load(s.out / "features" / "views.npy", mmap_mode="r")
     options = {"epochs": s.epochs, "batch_size": min(512, views.shape[1]), "seed": seed, "progress": True}
     model = StochConWrapper(encoder, bottleneck=fit_bottleneck(views, "bern", bits, **options)).eval()
-    named = {} if s.encoder == "lite0" else {"encoder_name": s.encoder}
-    if s.encoder.startswith("timm:"):
-        named["encoder_options"] = {"num_classes": 0}
+    options = {"num_classes": 0} if s.encoder.startswith("timm:") else None
+    named = {} if s.encoder == "lite0" else {"encoder_name": s.encoder, "encoder_options": options}
     HubModel.from_wrapper(model, pretrained_cfg=config, **named).save_pretrained(s.out / f"bern-{bits}-seed{seed}")
 
 

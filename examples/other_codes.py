@@ -21,21 +21,13 @@ RABITQ_FACTORS = 64  # bits of the two floats that RaBitQ stores with each code
 
 
 class Codec(NamedTuple):
-    """A fitted code. Search compares `query(x)` with `encode(x)` if `metric` is "hamming", otherwise with `decode`.
+    """A fitted code. Search compares `query(x)` with `encode(x)` if `metric` is "hamming", otherwise with `decode`."""
 
-    Args:
-        encode: features to codes. Shape: (N, F) to (N, bits / 8) uint8.
-        decode: codes to the floats that they stand for: bits as -1 and 1, or centroids.
-        query: features to what searches: codes, or floats for an asymmetric search.
-        metric: of `stochastic_bottleneck.evaluation.retrieval_scores`.
-        index: of faiss, empty, that searches `encode(x)` by tables of distances; for "euclidean" only.
-    """
-
-    encode: Callable[[Floats], Codes]
-    decode: Callable[[Codes], Floats]
-    query: Callable[[Floats], NDArray[Any]]
-    metric: Literal["hamming", "euclidean", "dot", "cosine", "asymmetric"]
-    index: faiss.IndexPQ | None = None
+    encode: Callable[[Floats], Codes]  # features (N, F) to codes (N, bits / 8)
+    decode: Callable[[Codes], Floats]  # codes to the floats that they stand for: bits as -1 and 1, or centroids
+    query: Callable[[Floats], NDArray[Any]]  # features to what searches: codes, or floats for an asymmetric search
+    metric: Literal["hamming", "euclidean", "dot", "cosine", "asymmetric"]  # of `evaluation.retrieval_scores`
+    index: faiss.IndexPQ | None = None  # without codes; for "euclidean", to search by tables of distances
 
 
 def signs(kind: str, train: Floats, bits: int, seed: int = 0) -> Codec:
@@ -87,9 +79,8 @@ def rabitq(train: Floats, bits: int, seed: int = 0) -> Codec:
     """RaBitQ: signs of randomly rotated principal components, and two floats that correct the distances."""
     width = bits - RABITQ_FACTORS
     if not 0 < width <= train.shape[1]:
-        raise ValueError(
-            f"bits must be 1 to {train.shape[1]} more than RaBitQ's {RABITQ_FACTORS} of floats, got {bits}"
-        )
+        rule = f"1 to {train.shape[1]} more than RaBitQ's {RABITQ_FACTORS} of floats"
+        raise ValueError(f"bits must be {rule}, got {bits}")
     rotation, index = faiss.PCAMatrix(train.shape[1], width, 0, True), faiss.IndexRaBitQ(width)
     rotation.train(train)
     index.train(rotation.apply(train))

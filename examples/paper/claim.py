@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import tyro
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -31,9 +30,8 @@ EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 from cifar10_full import Settings, build_encoder, load_images, normalize  # noqa: E402
 from provenance import provenance  # noqa: E402
-from runs import load_encoder  # noqa: E402
+from runs import DEVICE, load_encoder  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LABELS = {"simclr": "SimCLR", "bern": "StochCon Bern", "gauss": "StochCon Gauss", "supervised": "Supervised"}
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 Json = dict[str, Any]

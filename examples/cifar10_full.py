@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.datasets import CIFAR10
 
-from stochastic_bottleneck import StochConLoss, StochConWrapper, evaluation, fit_bottleneck
+from stochastic_bottleneck import StochConLoss, StochConWrapper, fit_bottleneck
 from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio
 from stochastic_bottleneck.encoders import small_image_stem
+from stochastic_bottleneck.evaluation import bit_statistics, encode, fine_tune, forest_curve
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
@@ -221,14 +222,14 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
     """Frozen: scores of h and z, a random forest on z, the use of its bits; for SimCLR, codes of its h."""
     source = getattr(model, "encoder", model) if name == "simclr" else model
     parts = ("h", "z") if isinstance(model, StochConWrapper) else ("h",)
-    sets = [evaluation.encode(source.to(DEVICE), normalize(images.pixels), parts).features for images in (train, test)]
+    sets = [encode(source.to(DEVICE), normalize(images.pixels), parts).features for images in (train, test)]
     labels, metrics = (train.labels, test.labels), {"h": "cosine", "z": "hamming" if name == "bern" else "cosine"}
     results = {part: scores([x[part] for x in sets], labels, metrics[part], s.probe) for part in parts}
     if "z" in parts:
         (x, x_test), (y, y_test) = (x["z"] for x in sets), labels
-        results["z"]["forest"] = evaluation.forest_curve(x, y, x_test, y_test, trees=50)._asdict()
+        results["z"]["forest"] = forest_curve(x, y, x_test, y_test, trees=50)._asdict()
     if name == "bern":
-        results["z"]["bits"] = evaluation.bit_statistics(x_test, y_test)._asdict()
+        results["z"]["bits"] = bit_statistics(x_test, y_test)._asdict()
         results["z"]["compression"] = compression_ratio((32, 32, 3), s.dim)
     if name == "simclr":
         results["codes"] = codes_of(source, [x["h"] for x in sets], labels, s, train)
@@ -240,7 +241,7 @@ def codes_of(encoder: nn.Module, h: list[Any], labels: Any, s: Settings, train: 
     torch.manual_seed(seed_for(s.seed, 0, 0))  # of the views
     batches = [pixels.to(DEVICE).float() / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
-        pairs = np.stack([evaluation.encode(encoder, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
+        pairs = np.stack([encode(encoder, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
     options = {"epochs": max(10, 500_000 // len(train.pixels)), "batch_size": min(512, len(train.pixels))}
     options |= {"seed": s.seed, "device": DEVICE}
     latent = fit_bottleneck(pairs, "bern", s.dim, **options)
@@ -265,7 +266,7 @@ def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, opti
     batches = {"batch_size": 128, "shuffle": True, "drop_last": len(train.pixels) >= 128}
     loaders = DataLoader(sets[0], collate_fn=collate, **batches), DataLoader(sets[1], 512)
     options |= {"precision": s.precision, "seed": s.seed, "device": DEVICE, "progress": True}
-    result = evaluation.fine_tune(encoder, *loaders, len(train.classes), **options)
+    result = fine_tune(encoder, *loaders, len(train.classes), **options)
     return {"finetuned": {"accuracy": result.accuracy, "f1": result.f1}}
 
 

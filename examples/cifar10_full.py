@@ -226,10 +226,9 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
     labels, metrics = (train.labels, test.labels), {"h": "cosine", "z": "hamming" if name == "bern" else "cosine"}
     results = {part: scores([x[part] for x in sets], labels, metrics[part], s.probe) for part in parts}
     if "z" in parts:
-        (x, x_test), (y, y_test) = (x["z"] for x in sets), labels
-        results["z"]["forest"] = forest_curve(x, y, x_test, y_test, trees=50)._asdict()
+        results["z"]["forest"] = forest_curve(sets[0]["z"], labels[0], sets[1]["z"], labels[1], trees=50)._asdict()
     if name == "bern":
-        results["z"]["bits"] = bit_statistics(x_test, y_test)._asdict()
+        results["z"]["bits"] = bit_statistics(sets[1]["z"], labels[1])._asdict()
         results["z"]["compression"] = compression_ratio((32, 32, 3), s.dim)
     if name == "simclr":
         results["codes"] = codes_of(source, [x["h"] for x in sets], labels, s, train)

@@ -288,12 +288,14 @@ def report(s: Compress, results: dict[tuple[str, ...], dict[str, str]], images: 
         found = values.get(key, [])
         return (f"{np.mean(found):.1f}" if found else "-") + (f" ± {np.std(found):.1f}" if len(found) > 1 else "")
 
-    table = [
-        {"codes": STYLES[code[0]][0], "bytes": values[(*code, "bytes")][0]}
-        | {f"{PERCENT[metric]} %": cell(*code, metric) for metric in measured}
-        | {f"{part} s": cell(*code, f"{part}_seconds") for part in ("fit", "encode", "search")}
-        for code in codes
-    ]
+    sizes, first, table = sorted(s.bits), measured[0], []
+    middle = sizes[len(sizes) // 2]
+    for method in sorted({code[0] for code in codes}, key=[*STYLES].index):
+        width = {bits: codes[-1][1] if method == "float" else bits for bits in sizes}  # floats have one size
+        row = {"codes": STYLES[method][0]}
+        row |= {f"{PERCENT[first]} %, {bits // 8} bytes": cell(method, width[bits], first) for bits in sizes}
+        row |= {f"{PERCENT[m]} %, {middle // 8} bytes": cell(method, width[middle], m) for m in measured[1:]}
+        table.append(row | {"fit, s": cell(method, width[middle], "fit_seconds")})
     title = f"{s.name}: {queries:,} queries, {images:,} images to search, {s.encoder} frozen"
     settings = json.loads(json.dumps(asdict(s), default=str))
     image_codes.write_results(s.out, {"data": title, "settings": settings}, table)

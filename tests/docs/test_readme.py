@@ -59,7 +59,7 @@ def test_codes_are_ahead_in_retrieval_and_pq_in_float_neighbours():
     for row in rows:
         scores.setdefault((row["metric"], row["method"]), []).append(float(row["value"]))
     mean = {key: statistics.fmean(values) for key, values in scores.items()}
-    others = [method for metric, method in mean if metric == "map_1000" and method not in ("bern", "float")]
+    others = [method for metric, method in mean if metric == "map_1000" and method != "float" and "bern" not in method]
     assert len(others) >= 4
     assert mean["map_1000", "bern"] > max(mean["map_1000", method] for method in others)
     assert mean["recall_10", "bern"] < mean["recall_10", "pq"]

@@ -40,7 +40,7 @@ class CompressSentences:
     pairs: Path = Path("/usr/share/wordnet")  # File of sentences in two columns, or WordNet's folder
     held_out: int = 5000  # Pairs to search, not to train on
     bits: tuple[int, ...] = (64, 128, 256)  # Sizes of codes
-    epochs: int = 20  # Of training
+    epochs: int = 10  # Of training
     seed: int = 0  # Of everything random but the split
     out: Path = Path("runs/sentences")  # Folder of the cache and the results
 
@@ -69,7 +69,7 @@ class CompressSentences:
                 database = codec.encode(b) if codec.metric == "hamming" else codec.decode(codec.encode(b))
                 search(name, bits // 8, codec.query(a), database, codec.metric)
             loss = StochConLoss(TEMPERATURE, code_temperature=TEMPERATURE)
-            options = {"epochs": self.epochs, "batch_size": BATCH, "seed": self.seed, "progress": True}
+            options = {"epochs": self.epochs, "batch_size": BATCH, "seed": self.seed, "neighbours": 0, "progress": True}
             bottleneck = fit_bottleneck(tuple(training), "bern", bits, loss=loss, **options).cpu()
             x, y = (bottleneck.posterior(torch.from_numpy(side)).logits.detach().numpy() for side in (a, b))
             codes = pack_bits(y > 0)

@@ -241,7 +241,7 @@ def codes_of(encoder: nn.Module, h: list[Any], labels: Any, s: Settings, train: 
     batches = [pixels.to(DEVICE).float() / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
         pairs = np.stack([encode(encoder, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
-    options = {"epochs": max(10, 500_000 // len(train.pixels)), "batch_size": min(512, len(train.pixels))}
+    options = {"epochs": min(100, max(10, 500_000 // len(train.pixels))), "batch_size": min(512, len(train.pixels))}
     options |= {"seed": s.seed, "device": DEVICE}
     latent = fit_bottleneck(pairs, "bern", s.dim, **options)
     logits = [latent.posterior(torch.from_numpy(x)).logits.detach().numpy() for x in h]

@@ -35,7 +35,7 @@ nitpicky = True
 # Libraries whose documentation is not linked, because the build may not download an inventory.
 # Sphinx before 9 looks for named-tuple fields' types (Tensor, Posterior) without their module.
 ignored = r"torch|numpy|np|nn|NDArray|matplotlib|Axes|Figure|PIL|Images?|MapMethod|Tensor|Posterior"
-ignored += r"|pathlib\.Path|os\.PathLike|collections\.abc|stochastic_bottleneck\.codes\.ArrayT"
+ignored += r"|pathlib\.Path|os\.PathLike|collections\.abc|sklearn|[\w.]+\.(ArrayT|MatrixT)"
 nitpick_ignore_regex = [("py:.*", rf"({ignored})\b.*")]
 
 # A failing script fails the build. Unchanged ones are not run again; delete `docs/gallery` to run all.

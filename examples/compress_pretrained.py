@@ -100,7 +100,7 @@ class Quick(Compress):
     name: str = "cifar10_sample"
     size: int | None = 80
     views: int = 2
-    bits: tuple[int, ...] = (32, 64)
+    bits: tuple[int, ...] = (64,)
     seeds: tuple[int, ...] = (0,)
     methods: tuple[Method, ...] = ("bern", "bern_asymmetric", "pq", "itq", "pca_sign", "random_sign", "float")
     out: Path = Path("runs/compress-quick")

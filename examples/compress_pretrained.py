@@ -1,11 +1,11 @@
-"""Codes of a few bytes for the encoder you already have, beside ITQ, PQ, OPQ and RaBitQ at the same bytes.
+"""Codes of a few bytes for the encoder you already have, compared with ITQ, PQ, OPQ and RaBitQ.
 
     python examples/compress_pretrained.py --quick                     # images that ship here; 2 minutes, 2 cores
     python examples/compress_pretrained.py --data FOLDER_OR_TAR        # train/CLASS/* and test/CLASS/*, or any images
     python examples/compress_pretrained.py --data FOLDER --encoder timm:vit_small_patch16_224.dino
 
 The encoder stays as it is. Features of random views of each image are cached once and train the codes, without labels;
-labels, where there are any, only judge them. The same command continues a run that was stopped.
+labels, where there are any, are for evaluation only. The same command resumes a run.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Compress(Encoding):
     quick: bool = False  # Small settings, for the images that ship with the examples
 
     def run(self) -> None:
-        """Encode, fit, measure; all that an earlier run of the folder has done is kept."""
+        """Encode, fit, measure; skip what an earlier run in this folder has done."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.name = self.name or self.data.name.partition(".")[0]
         with FileLock(self.out / ".lock", timeout=0):

@@ -15,7 +15,7 @@ import tyro
 from image_files import ImageError, printable, read_image
 from matplotlib.figure import Figure
 from PIL import ImageOps
-from provenance import exit_code, markdown, provenance
+from provenance import exit_code, markdown, provenance, write
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -101,11 +101,11 @@ def digest(file: Path) -> str:
 def write_results(out: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print a table, and write it as `table.md` and with everything else as `results.json`."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(provenance() | results | {"rows": rows}, indent=1, default=float))
+    write(out / "results.json", json.dumps(provenance() | results | {"rows": rows}, indent=1, default=float))
     text = lambda x: x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"  # noqa: E731
     cells = [[text(x) for x in row.values()] for row in rows]
     table = markdown([*rows[0]], cells)
-    (out / "table.md").write_text(table)
+    write(out / "table.md", table)
     print(f"{table}{out}")
 
 

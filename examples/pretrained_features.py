@@ -1,6 +1,6 @@
 """Shared by scripts about a frozen encoder: find images, load the encoder, cache features of random views.
 
-Encoding takes nearly all of the time, so the cache continues at the block of images where it was stopped.
+Encoding takes most of the time, so it resumes at the block of images where it stopped.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import shlex
 import signal
@@ -15,6 +16,10 @@ from typing import Any
 
 import torch
 from image_files import printable
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 PACKAGES = ("stochastic-bottleneck", "torch", "torchvision", "timm", "lightning", "faiss-cpu")
 
@@ -47,10 +52,12 @@ def write(path: Path, text: str) -> None:
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A table with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    lines = [columns, ["-" * width for width in widths], *rows]
-    return "".join(f"| {' | '.join(map(str.ljust, line, widths))} |\n" for line in lines)
+    """A Markdown table by rich."""
+    table, console = Table(*map(escape, columns), box=MARKDOWN), Console(file=io.StringIO(), width=10_000)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    return "".join(f"{line.strip()}\n" for line in console.file.getvalue().splitlines() if line.strip())
 
 
 def provenance() -> dict[str, Any]:

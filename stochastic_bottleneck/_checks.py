@@ -105,6 +105,11 @@ def device_of(device: object, default: torch.device) -> torch.device:
         raise ValueError(f"{message} ({error})") from error
 
 
+def seed_of(seed: object) -> int:
+    """Return a seed in the range that torch, numpy and scikit-learn accept."""
+    return integer("seed", seed, least=0, most=2**32 - 1)
+
+
 def _must_be(name: str, rule: str, value: object, hint: str = "") -> str:
     return f"{name} must be {rule}, got {value!r}" + (f"; {hint}" if hint else "")
 

@@ -66,13 +66,13 @@ class FeaturePairs:
             )
         self.description = [list(x.shape) for x in self.arrays]
 
-    def seed_of(self, epoch: int) -> int:
+    def epoch_seed(self, epoch: int) -> int:
         """Seed of an epoch's order and noise."""
         return int(np.random.default_rng([self.seed, epoch]).integers(2**63))
 
     def epoch(self, epoch: int) -> Iterator[tuple[float, Tensor, Tensor]]:
         """Share of the training that is done, and the two views of each batch."""
-        random, size = np.random.default_rng(self.seed_of(epoch)), self.batch_size
+        random, size = np.random.default_rng(self.epoch_seed(epoch)), self.batch_size
         if self.arrays:
             items, count = len(self.arrays[0]), len(self.arrays)
             order, steps = random.permutation(items), items // size
@@ -104,7 +104,7 @@ class FeaturePairs:
             raise ValueError(f"views gave no batches in epoch {epoch + 1}; give one or more, in each epoch")
 
     def gather(self, view: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
-        """Rows of the views that are named for each."""
+        """Row `rows[i]` of view `view[i]`, for each i. Shape: (len(rows), F)."""
         like = _as_tensor(self.arrays[0][:1], "views")
         batch = like.new_empty(len(rows), like.shape[1])
         for i, features in enumerate(self.arrays):
@@ -114,6 +114,11 @@ class FeaturePairs:
             bad = sorted(rows[(~batch.isfinite()).any(1).cpu().numpy()].tolist())
             raise ValueError(f"views must be finite, got nan or inf in the features of items {str(bad[:5])[1:-1]}")
         return batch
+
+    def sample_rows(self) -> NDArray[np.int64]:
+        """Rows of at most `SAMPLE` items, evenly spaced."""
+        items = len(self.arrays[0])
+        return np.unique(np.linspace(0, items - 1, min(items, SAMPLE)).astype(np.int64))
 
     def find_neighbours(self, count: int, mean: Tensor, device: torch.device) -> None:
         """Search each item's nearest neighbours, by the cosine of the means of its views in principal components.
@@ -133,7 +138,7 @@ class FeaturePairs:
             ]
             return sum(views[1:], views[0]) / len(views) - mean
 
-        sample = np.unique(np.linspace(0, items - 1, min(items, SAMPLE)).astype(np.int64))
+        sample = self.sample_rows()
         _, _, basis = torch.pca_lowrank(centered(sample), min(COMPONENTS, len(mean), len(sample)), center=False)
 
         def projected(rows: NDArray[np.int64]) -> Tensor:
@@ -151,8 +156,7 @@ class FeaturePairs:
         """Mean and standard deviation of each feature over some of the items; a constant one is not scaled. (F,)."""
         found: list[Tensor] = []
         if self.arrays:
-            items = len(self.arrays[0])
-            rows = np.unique(np.linspace(0, items - 1, min(items, SAMPLE)).astype(np.int64))
+            rows = self.sample_rows()
             found.append(self.gather(np.arange(len(rows)) % len(self.arrays), rows))
         else:
             for _, x, _ in self.epoch(0):
@@ -181,4 +185,4 @@ def _as_tensor(x: Any, name: str) -> Tensor:
     if not isinstance(x, (Tensor, np.ndarray)):
         raise TypeError(f"{name} must hold arrays or tensors of features, got {type(x).__name__}")
     _check_features(x, name)
-    return x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))

@@ -65,9 +65,9 @@ def fit_bottleneck(
         projector: pi, as for `StochasticBottleneck`: "mlp", or "linear" for a code that is one matrix product.
         hidden_dim: width of the head's hidden layer.
         location_std: as for `StochasticBottleneck`.
-        neighbours: half of the second views are those of one of so many nearest neighbours of the item, by the cosine
-            of the means of its views, so that codes bring together items of one kind rather than the views of one
-            item alone; from arrays only. 0 for a search for the item itself, such as a duplicate or a caption.
+        neighbours: half of the second views come from one of this many nearest neighbours of the item, by the cosine
+            of the means of its views, so that codes bring together items of one kind rather than the views of one item
+            alone; from arrays only. 0 for a search for the item itself, such as a duplicate or a caption.
         samples: latents drawn for each view; 0 trains without noise, as in `StochConWrapper`.
         precision: "bf16-mixed" trains under autocast to bfloat16; None does where the hardware is faster at it.
         seed: of weights, order, views and noise. The same seed gives the same bottleneck on the same machine.
@@ -111,7 +111,7 @@ def fit_bottleneck(
     if precision is not None:
         _checks.choice("precision", precision, ("32-true", "bf16-mixed"))
     location_std = _checks.real("location_std", location_std, above=0)
-    seed = _checks.integer("seed", seed, least=0, most=2**32 - 1)
+    seed = _checks.seed_of(seed)
     target = _checks.device_of(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _checks.flag("progress", progress)
     path = None
@@ -148,7 +148,7 @@ def fit_bottleneck(
         if precision is None:
             precision = "bf16-mixed" if has_fast_bfloat16(target) else "32-true"
         for epoch in passes:
-            torch.manual_seed(pairs.seed_of(epoch))  # of noise, and of a loader that shuffles
+            torch.manual_seed(pairs.epoch_seed(epoch))  # of noise, and of a loader that shuffles
             total = torch.zeros((), device=target)
             for progressed, x, x_prime in pairs.epoch(epoch):
                 for group in optimizer.param_groups:

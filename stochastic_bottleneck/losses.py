@@ -115,7 +115,7 @@ class StochConLoss(nn.Module):
     - `codes`: InfoNCE between both views' codes, which is what a search by them compares: the bits as -1 and 1, with
       the gradient of tanh(logits / 2) (straight-through), or a Gaussian's means.
     - `covariance`: squared correlations of the logits or means between different dimensions, summed and divided by
-      D; it makes the dimensions carry different things.
+      D; it decorrelates the dimensions.
     - `kl`: KL divergence of the posterior from its prior, in nats.
 
     Training and evaluation mode are the same. A term of weight 0 is not computed.
@@ -123,13 +123,13 @@ class StochConLoss(nn.Module):
     Args:
         temperature: of InfoNCE between the head's outputs, at least 0.01.
         stochastic: weight of the term, at least 0; likewise the four below.
-        deterministic: weight. Like the next two it needs both views' outputs: `StochConWrapper(symmetric=True)`.
+        deterministic: weight. It and `codes` need both directions: `StochConWrapper(symmetric=True)`.
         codes: weight.
         covariance: weight.
         kl: weight.
         code_temperature: of InfoNCE between codes.
-        prefixes: also compare the first so many dimensions of the codes, each with the weight of all of them, so that
-            one model is usable at several sizes; integers below D.
+        prefixes: also compare codes cut to these sizes, with equal weights, so that one model is usable at several
+            sizes; integers below D.
         gather_distributed: gather the rows of all processes for the InfoNCE terms, as in `InfoNCELoss`. The
             correlations are those of each process's batch.
         group: process group to gather from, as in `InfoNCELoss`.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stochastic_bottleneck._arrays import array, as_array, class_labels, label_hint
-from stochastic_bottleneck._checks import check_floating, explain_mismatch, integer
+from stochastic_bottleneck._checks import check_floating, explain_mismatch
 from stochastic_bottleneck._extras import require
 
 Features = Tensor | NDArray[Any]
@@ -32,11 +32,6 @@ def scipy(module: str) -> Any:
 def home_of(model: nn.Module) -> torch.device:
     """The device of a model's weights."""
     return next(itertools.chain(model.parameters(), model.buffers()), torch.empty(0)).device
-
-
-def seed_of(seed: object) -> int:
-    """Return a seed in the range that torch, numpy and scikit-learn accept."""
-    return integer("seed", seed, least=0, most=2**32 - 1)
 
 
 def as_arrays(

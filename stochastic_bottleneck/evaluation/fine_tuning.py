@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stochastic_bottleneck._arrays import class_labels
-from stochastic_bottleneck._checks import choice, device_of, flag, integer, real
+from stochastic_bottleneck._checks import choice, device_of, flag, integer, real, seed_of
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
 from stochastic_bottleneck.encoders import Encoder, unwrap
@@ -20,7 +20,6 @@ from stochastic_bottleneck.evaluation._inputs import (
     features_of,
     home_of,
     images_and_labels,
-    seed_of,
     sklearn,
 )
 from stochastic_bottleneck.wrapper import StochConWrapper

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from stochastic_bottleneck._arrays import sequence
-from stochastic_bottleneck._checks import integer
-from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, seed_of, sklearn
+from stochastic_bottleneck._checks import integer, seed_of
+from stochastic_bottleneck.evaluation._inputs import Features, Labels, as_arrays, sklearn
 
 __all__ = ["ForestCurve", "forest_curve"]
 

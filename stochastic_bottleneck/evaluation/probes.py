@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from stochastic_bottleneck._arrays import sequence
-from stochastic_bottleneck._checks import MIN_CONCRETE, choice, device_of, integer, real
+from stochastic_bottleneck._checks import MIN_CONCRETE, choice, device_of, integer, real, seed_of
 from stochastic_bottleneck.evaluation._inputs import (
     Features,
     Labels,
     as_arrays,
-    seed_of,
     sklearn,
 )
 from stochastic_bottleneck.evaluation._logistic import DeviceLogisticRegression

@@ -27,11 +27,20 @@ _base = sklearn("base")
 
 
 # scikit-learn has no types for mypy.
-class StochConTransformer(
+class _Transformer(
     _base.ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc, name-defined]
     _base.TransformerMixin,  # type: ignore[misc, name-defined]
     _base.BaseEstimator,  # type: ignore[misc, name-defined]
 ):
+    """Base of both: input of more than two dimensions, names for the columns of the output."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        return tags
+
+
+class StochConTransformer(_Transformer):
     """Images to the features of a pretrained model, for a scikit-learn `Pipeline`.
 
     The model is not trained: `fit` encodes one image, to refuse early what does not fit, and `transform` works without
@@ -134,7 +143,6 @@ class StochConTransformer(
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
         tags.requires_fit = False
         return tags
 
@@ -152,11 +160,7 @@ def _images(x: object) -> NDArray[Any]:
     return images
 
 
-class BottleneckTransformer(
-    _base.ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc, name-defined]
-    _base.TransformerMixin,  # type: ignore[misc, name-defined]
-    _base.BaseEstimator,  # type: ignore[misc, name-defined]
-):
+class BottleneckTransformer(_Transformer):
     """Features of a frozen encoder to codes: `fit_bottleneck` as a scikit-learn estimator, for a `Pipeline`.
 
     `fit` takes features of several views of each item and no labels; `transform` takes features of one view, or
@@ -268,8 +272,3 @@ class BottleneckTransformer(
     @property
     def _n_features_out(self) -> int:
         return -(-self.dim // 8) if self.output == "packed" else self.dim
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        return tags

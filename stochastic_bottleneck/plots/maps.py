@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stochastic_bottleneck._arrays import array, class_labels
-from stochastic_bottleneck._checks import choice
-from stochastic_bottleneck.evaluation._inputs import check_finite_rows, seed_of, sklearn
+from stochastic_bottleneck._checks import choice, seed_of
+from stochastic_bottleneck.evaluation._inputs import check_finite_rows, sklearn
 from stochastic_bottleneck.plots._style import check_axes, lines, new_axes, point_styles
 
 if TYPE_CHECKING:

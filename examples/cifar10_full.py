@@ -41,7 +41,10 @@ from stochastic_bottleneck.evaluation import bit_statistics, encode, fine_tune, 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 PREPROCESSING = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": MEAN, "std": STD}
-ModelName = Literal["simclr", "bern", "gauss", "supervised"]
+ModelName = Literal["simclr", "penalized", "bern", "gauss", "supervised"]
+LATENT = ("temperature", "location_std", "learnable_scale", "normalization")  # settings, as the next
+WIRING = ("variance_from", "symmetric", "samples", "detach_encoder")
+TERMS = ("deterministic", "codes", "covariance", "kl")
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -50,7 +53,7 @@ class Settings:
     """SimCLR, StochCon and supervised training on CIFAR-10; a setting without a source is our choice."""
 
     data: Path | None = None  # Folder or tar of train/CLASS/* and test/CLASS/*, torchvision's, or no labels
-    models: tuple[ModelName, ...] = ("simclr", "bern", "gauss", "supervised")  # Models to train
+    models: tuple[ModelName, ...] = ("simclr", "bern", "gauss", "supervised")  # "penalized": SimCLR + covariance
     encoder: str = "resnet50"  # "small", made for CPUs, or a ResNet of timm's
     epochs: int = 1000  # Of pretraining (this and the next five: SimCLR's README)
     batch_size: int = 512  # Images per step, all processes together
@@ -61,18 +64,21 @@ class Settings:
     loss_temperature: float = 0.5  # Of InfoNCE (SimCLR, appendix B.9)
     jitter: float = 0.5  # Strength of the colour jitter (SimCLR, appendix B.9)
     min_crop: float = 0.08  # Smallest crop, as a share of the image (SimCLR, appendix A)
-    gray: float = 0.2  # Share of gray views (SimCLR, appendix A)
-    hidden_dim: int | None = None  # Width of the head's hidden layer; the encoder's if not given
-    head_norm: bool = True  # BatchNorm in the head
+    gray: tyro.conf.Suppress[float] = 0.2  # Share of gray views (SimCLR, appendix A)
+    hidden_dim: tyro.conf.Suppress[int | None] = None  # Width of the head's hidden layer; the encoder's if not given
+    head_norm: tyro.conf.Suppress[bool] = True  # BatchNorm in the head
     dim: int = 128  # Latent dimensions
     location_std: float | None = 2.0  # Standard deviation that logits and means are normalised to
+    normalization: Literal["batch", "whiten"] | None = "batch"  # Of logits and means
     temperature: float = 1.0  # Concrete temperature of the bits
     variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
     symmetric: bool = False  # Use each view once as the stochastic one
     samples: int = 1  # Latents drawn per image; 0 for no noise
-    deterministic: float = 0.0  # Weight of InfoNCE between both views without the latent; StochCon has none
-    covariance: float = 0.0  # Weight of the latent's covariance penalty; StochCon has none
-    kl_weight: float = 0.0  # Weight of the KL divergence; StochCon has none
+    detach_encoder: bool = False  # Train the encoder by the deterministic views alone
+    deterministic: float = 0.0  # Weight of a term of StochConLoss, as the next three; Algorithm 1 has none of them
+    codes: float = 0.0  # InfoNCE between codes
+    covariance: float = 0.0  # Covariance penalty
+    kl: float = 0.0  # KL divergence from the prior
     learnable_scale: bool = False  # Learn the scale of the logits
     finetune_epochs: int = 100  # Epochs of fine-tuning; 0 for none
     finetune_lr: float = 0.025  # 0.05 x batch / 256 (SimCLR, appendix B.5)
@@ -163,9 +169,8 @@ def build_model(name: ModelName, s: Settings) -> nn.Module:
     simclr = nn.Sequential(OrderedDict(encoder=encoder, head=head))
     if name == "simclr":
         return simclr
-    latent = {"temperature": s.temperature, "location_std": s.location_std, "learnable_scale": s.learnable_scale}
-    wiring = {"variance_from": s.variance_from, "symmetric": s.symmetric, "samples": s.samples}
-    return StochConWrapper.from_simclr(simclr, kind=name, dim=s.dim, **latent, **wiring)
+    options = {key: getattr(s, key) for key in LATENT + WIRING} | ({"symmetric": True} if name == "penalized" else {})
+    return StochConWrapper.from_simclr(simclr, kind="gauss" if name == "gauss" else "bern", dim=s.dim, **options)
 
 
 # ---- pretraining ----------------------------------------------------------------------------------------------------
@@ -176,8 +181,10 @@ class Pretraining(L.LightningModule):
         super().__init__()
         self.s, self.views, self.steps_per_epoch = s, views(s), steps_per_epoch
         self.model = build_model(name, s).to(memory_format=torch.channels_last)
-        extra = {"deterministic": s.deterministic, "covariance": s.covariance, "kl": s.kl_weight, "codes": 0.0}
-        self.loss = StochConLoss(s.loss_temperature, gather_distributed=True, **extra)
+        terms = {term: getattr(s, term) for term in TERMS}
+        if name == "penalized":  # the control: SimCLR with the covariance penalty on a linear map of h
+            terms |= {"stochastic": 0, "deterministic": 1, "codes": 0, "kl": 0}
+        self.loss = StochConLoss(s.loss_temperature, gather_distributed=True, **terms)
         if s.compile:
             self.model.compile()
 
@@ -219,38 +226,44 @@ def pretrain(name: ModelName, s: Settings, train: Images, run: Run) -> nn.Module
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Images) -> dict[str, Any]:
-    """Frozen: scores of h and z, a random forest on z, the use of its bits; for SimCLR, codes of its h."""
-    source = getattr(model, "encoder", model) if name == "simclr" else model
-    parts = ("h", "z") if isinstance(model, StochConWrapper) else ("h",)
+    """Frozen: scores of h, of the latent and of codes of h; a random forest on the latent, the use of its bits."""
+    has_latent = name in ("bern", "gauss")
+    source, parts = (model, ("h", "z")) if has_latent else (getattr(model, "encoder", model), ("h",))
     sets = [encode(source.to(DEVICE), normalize(images.pixels), parts).features for images in (train, test)]
     labels, metrics = (train.labels, test.labels), {"h": "cosine", "z": "hamming" if name == "bern" else "cosine"}
     results = {part: scores([x[part] for x in sets], labels, metrics[part], s.probe) for part in parts}
-    if "z" in parts:
+    bits = {"compression": compression_ratio((32, 32, 3), s.dim)}
+    if has_latent:
         results["z"]["forest"] = forest_curve(sets[0]["z"], labels[0], sets[1]["z"], labels[1], trees=50)._asdict()
     if name == "bern":
-        results["z"]["bits"] = bit_statistics(sets[1]["z"], labels[1])._asdict()
-        results["z"]["compression"] = compression_ratio((32, 32, 3), s.dim)
-    if name == "simclr":
-        results["codes"] = codes_of(source, [x["h"] for x in sets], labels, s, train)
+        results["z"] |= bits | {"bits": bit_statistics(sets[1]["z"], labels[1])._asdict()}
+        results["logits"] = scores(logits(model.bottleneck, sets), labels, "cosine", s.probe)
+    if name in s.models:
+        results["codes"] = {"fitted": fitted_codes(source, sets, labels, s, train)}
+        results["codes"]["fitted"]["z"] |= bits
+    if name in ("simclr", "penalized"):
+        for code, codes, metric in other_codes(*(x["h"] for x in sets), s.dim, s.seed):
+            results["codes"][code] = {"codes": scores(codes, labels, metric, s.probe) | bits}
     return results
 
 
-def codes_of(encoder: nn.Module, h: list[Any], labels: Any, s: Settings, train: Images) -> dict[str, Any]:
-    """A latent fitted behind the frozen encoder, on views without labels, and other codes of as many bits of its h."""
+def fitted_codes(model: nn.Module, sets: Any, labels: Any, s: Settings, train: Images) -> dict[str, Any]:
+    """A latent fitted to views of the training images, without labels, behind the frozen encoder."""
     torch.manual_seed(seed_for(s.seed, 0, 0))  # of the views
     batches = [pixels.to(DEVICE).float() / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
-        pairs = np.stack([encode(encoder, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
-    options = {"epochs": min(100, max(10, 500_000 // len(train.pixels))), "batch_size": min(512, len(train.pixels))}
-    options |= {"seed": s.seed, "device": DEVICE}
-    latent = fit_bottleneck(pairs, "bern", s.dim, **options)
-    logits = [latent.posterior(torch.from_numpy(x)).logits.detach().numpy() for x in h]
-    ratio = {"compression": compression_ratio((32, 32, 3), s.dim)}
-    results = {"fitted": {"z": scores([1.0 * (x > 0) for x in logits], labels, "hamming", s.probe) | ratio}}
-    results["fitted"]["logits"] = scores(logits, labels, "cosine", s.probe)
-    for name, codes, metric in other_codes(*h, s.dim, s.seed):
-        results[name] = {"codes": scores(codes, labels, metric, s.probe) | ratio}
-    return results
+        pairs = np.stack([encode(model, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
+    options = {"epochs": min(100, max(20, 500_000 // len(train.pixels))), "batch_size": min(512, len(train.pixels))}
+    latent = fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, seed=s.seed, device=DEVICE, **options)
+    floats = logits(latent.to(DEVICE), sets)
+    bits = [1.0 * (x > 0) for x in floats]
+    return {"z": scores(bits, labels, "hamming", s.probe), "logits": scores(floats, labels, "cosine", s.probe)}
+
+
+def logits(bottleneck: nn.Module, sets: list[dict[str, Any]]) -> list[Any]:
+    """Logits of the bits of training and test images, the latent as floats."""
+    with torch.inference_mode():
+        return [bottleneck.posterior(torch.from_numpy(x["h"]).to(DEVICE)).logits.cpu().numpy() for x in sets]
 
 
 def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, options: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Compress(Encoding):
 
     name: str | None = None  # Of the data, in titles and file names; that of --data if not given
     bits: tuple[int, ...] = (16, 32, 64, 128, 256)  # Of the codes
-    epochs: int = 10  # Of our fit
+    epochs: int = 20  # Of our fit
     seeds: tuple[int, ...] = (0, 1, 2)  # Of all fits
     methods: tuple[Method, ...] = tuple(STYLES)  # Codes to compare
     encode_only: bool = False  # Stop when the features are cached
@@ -127,8 +127,9 @@ FLOAT = Codec(np.asarray, np.asarray, np.asarray, "cosine")
 
 def fit_ours(s: Compress, bits: int, seed: int, encoder: nn.Module, config: dict[str, Any]) -> None:
     """Fit a bottleneck to the cached views, and save it with its encoder as a folder that `HubModel` loads."""
-    views = np.load(s.out / "features" / "views.npy", mmap_mode="r")
-    options = {"epochs": s.epochs, "batch_size": min(512, views.shape[1]), "seed": seed, "progress": True}
+    plain, views = (np.load(s.out / "features" / f"{name}.npy", mmap_mode="r") for name in ("database", "views"))
+    views = [plain, *views]  # the images as they are searched are a view too
+    options = {"epochs": s.epochs, "batch_size": min(512, len(plain)), "seed": seed, "progress": True}
     model = StochConWrapper(encoder, bottleneck=fit_bottleneck(views, "bern", bits, **options)).eval()
     options = {"num_classes": 0} if s.encoder.startswith("timm:") else None
     named = {} if s.encoder == "lite0" else {"encoder_name": s.encoder, "encoder_options": options}

@@ -37,8 +37,8 @@ from stochastic_bottleneck.plots import f1_against_bits
 MAY_CHANGE = {"data", "models", "out", "resume", "dry_run", "logger", "compile"}  # between a run and its continuation
 NAMES = {
     "pixels": "raw pixels", "untrained": "untrained encoder", "simclr": "SimCLR", "bern": "StochCon Bern",
-    "gauss": "StochCon Gauss", "supervised": "Supervised", "fitted": "SimCLR frozen + Bern", "itq": "SimCLR h, ITQ",
-    "random_sign": "SimCLR h, random signs", "pca_sign": "SimCLR h, PCA signs", "pq": "SimCLR h, PQ",
+    "gauss": "StochCon Gauss", "supervised": "Supervised", "penalized": "SimCLR + penalty", "fitted": "frozen + Bern",
+    "itq": "h, ITQ", "random_sign": "h, random signs", "pca_sign": "h, PCA signs", "pq": "h, PQ",
 }  # fmt: skip
 LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
 WORLD, LOCAL_WORLD = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
@@ -133,16 +133,17 @@ class Run:
         table, curves = [], {}
         for name, found in (self.results["baselines"] | self.results["models"]).items():
             tuned = found.get("finetuned", {}).get("accuracy")
-            rows = [(name, part, found[part]) for part in ("h", "z") if part in found] or [(name, "h", {})]
-            rows += [(code, part, r) for code, parts in found.get("codes", {}).items() for part, r in parts.items()]
-            for row, part, r in rows:
-                numbers = r.get("probe"), r.get("knn"), r.get("map"), tuned if (row, part) == (name, "h") else None
+            row, codes = NAMES[name], found.get("codes", {}).items()
+            rows = [(row, part, found[part]) for part in ("h", "z", "logits") if part in found] or [(row, "h", {})]
+            rows += [(f"{row} {NAMES[code]}", part, r) for code, parts in codes for part, r in parts.items()]
+            for label, part, r in rows:
+                numbers = r.get("probe"), r.get("knn"), r.get("map"), tuned if (label, part) == (row, "h") else None
                 numbers += r.get("forest", {}).get("f1", [None])[-1], r.get("bits", {}).get("share_of_ones")
                 cells = ["-" if x is None else f"{100 * x:.1f}" for x in numbers]
                 ratio = f"{r['compression']:.0f}x" if "compression" in r else "-"
-                table.append([NAMES[row], part, str(r.get("dim", "-")), *cells, ratio])
+                table.append([label, part, str(r.get("dim", "-")), *cells, ratio])
                 if "forest" in r:
-                    curves[NAMES[row]] = ForestCurve(**r["forest"])
+                    curves[label] = ForestCurve(**r["forest"])
         text = f"{title}\n\n{provenance.markdown(columns.split('|'), table)}"
         provenance.write(self.folder / "table.md", text)
         print(f"\n{text}")

@@ -35,6 +35,8 @@ def fit_bottleneck(
     projector: Literal["linear", "mlp"] = "mlp",
     hidden_dim: int = 256,
     location_std: float = 4.0,
+    normalization: Literal["batch", "whiten"] = "batch",
+    shrinkage: float = 0.1,
     neighbours: int = 5,
     samples: int = 1,
     precision: Literal["32-true", "bf16-mixed"] | None = None,
@@ -65,6 +67,8 @@ def fit_bottleneck(
         projector: pi, as for `StochasticBottleneck`: "mlp", or "linear" for a code that is one matrix product.
         hidden_dim: width of the head's hidden layer.
         location_std: as for `StochasticBottleneck`.
+        normalization: as for `StochasticBottleneck`.
+        shrinkage: as for `StochasticBottleneck`.
         neighbours: half of the second views come from one of this many nearest neighbours of the item, by the cosine
             of the means of its views, so that codes bring together items of one kind rather than the views of one item
             alone; from arrays only. 0 for a search for the item itself, such as a duplicate or a caption.
@@ -111,6 +115,7 @@ def fit_bottleneck(
     if precision is not None:
         _checks.choice("precision", precision, ("32-true", "bf16-mixed"))
     location_std = _checks.real("location_std", location_std, above=0)
+    _checks.choice("normalization", normalization, ("batch", "whiten"))
     seed = _checks.seed_of(seed)
     target = _checks.device_of(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _checks.flag("progress", progress)
@@ -123,18 +128,18 @@ def fit_bottleneck(
             raise ValueError(
                 f"checkpoint must be in a folder that is there, got {checkpoint}; make {path.parent} first"
             )
-    StochasticBottleneck(kind, dim, projector="identity")  # checks both before features are read
+    latent: dict[str, Any] = {"location_std": location_std, "normalization": normalization, "shrinkage": shrinkage}
+    StochasticBottleneck(kind, dim, projector="identity", **latent)  # checks them before features are read
     with torch.enable_grad(), torch.random.fork_rng([target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
         pairs = FeaturePairs(views, batch_size, seed, epochs)
         mean, std = pairs.statistics()
         torch.manual_seed(seed)
-        options: dict[str, Any] = {"location_std": location_std, "projector": projector}
-        bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), **options)
+        bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), projector=projector, **latent)
         model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)}).to(target)
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
         settings: dict[str, Any] = {"kind": kind, "dim": dim, "epochs": epochs, "batch_size": batch_size, "lr": lr}
-        settings |= {"weight_decay": weight_decay, "hidden_dim": hidden_dim, "location_std": location_std}
+        settings |= {"weight_decay": weight_decay, "hidden_dim": hidden_dim, **latent}
         settings |= {"seed": seed, "loss": repr(loss), "projector": projector, "neighbours": neighbours}
         settings |= {"samples": samples, "precision": precision, "views": pairs.description}
         identity = {"settings": settings, "mean": mean, "std": std}

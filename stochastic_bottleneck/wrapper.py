@@ -59,8 +59,8 @@ class StochConWrapper(TimmMethods):
         encoder: torchvision classification model, timm model, or any module that maps images to features.
         kind: "bern" or "gauss".
         dim: latent dimensions.
-        bottleneck: a `StochasticBottleneck` instead of `kind`, `dim`, `temperature`, `hard`, `location_std` and
-            `learnable_scale`. One built without a width takes the encoder's.
+        bottleneck: a `StochasticBottleneck` instead of `kind`, `dim` and the options from `temperature` on. One built
+            without a width takes the encoder's.
         head: head g, mapping features to (N, P); None for SimCLR's MLP.
         projection_dim: output width P of the default head.
         variance_from: gauss: take the variance from the "opposing" view, which keeps it from collapsing, or
@@ -70,12 +70,17 @@ class StochConWrapper(TimmMethods):
             trains without noise: the latent is its mode, for "bern" with the gradient of the relaxed bits.
         feature_dim: width F of the encoder's features; None to read it from the encoder's structure, or from
             the first batch.
+        detach_encoder: stop the gradient between the encoder and the bottleneck, so that the latent does not change
+            what the encoder learns from the deterministic branch. With `StochConLoss`, whose deterministic term then
+            trains the encoder as SimCLR does.
         checkpoint_encoder: recompute the encoder's activations in the backward pass to save memory. Compiled
             by torch 2.7 or older, BatchNorm's running statistics then count each batch twice.
         temperature: as for `StochasticBottleneck`.
         hard: as for `StochasticBottleneck`.
         location_std: as for `StochasticBottleneck`.
         learnable_scale: as for `StochasticBottleneck`.
+        normalization: as for `StochasticBottleneck`.
+        shrinkage: as for `StochasticBottleneck`.
 
     Raises:
         ValueError: for a value outside its range, an option that contradicts `bottleneck`, or views that are empty or
@@ -112,11 +117,14 @@ class StochConWrapper(TimmMethods):
         symmetric: bool = False,
         samples: int = 1,
         feature_dim: int | None = None,
+        detach_encoder: bool = False,
         checkpoint_encoder: bool = False,
         temperature: float = 1.0,
         hard: bool = False,
         location_std: float | None = 2.0,
         learnable_scale: bool = False,
+        normalization: Literal["batch", "whiten"] | None = "batch",
+        shrinkage: float = 0.1,
     ) -> None:
         super().__init__()
         if not isinstance(encoder, nn.Module):
@@ -127,6 +135,7 @@ class StochConWrapper(TimmMethods):
             raise TypeError(f"head must be a module, got {type(head).__name__}")
         _checks.choice("variance_from", variance_from, ("opposing", "own"))
         _checks.flag("symmetric", symmetric)
+        _checks.flag("detach_encoder", detach_encoder)
         _checks.flag("checkpoint_encoder", checkpoint_encoder)
         projection_dim = _checks.integer("projection_dim", projection_dim)
         self.samples = _checks.integer("samples", samples, least=0)
@@ -137,6 +146,8 @@ class StochConWrapper(TimmMethods):
             "hard": hard,
             "location_std": location_std,
             "learnable_scale": learnable_scale,
+            "normalization": normalization,
+            "shrinkage": shrinkage,
         }
         if bottleneck is None:
             # Checks the options before the encoder is changed. Identity maps have no weights to initialize.
@@ -158,6 +169,7 @@ class StochConWrapper(TimmMethods):
         self.head = mlp(width, width, projection_dim) if head is None else head
         self.variance_from = variance_from
         self.symmetric = symmetric
+        self.detach_encoder = detach_encoder
         self.checkpoint_encoder = checkpoint_encoder
 
     @classmethod
@@ -309,6 +321,8 @@ class StochConWrapper(TimmMethods):
     def _stochastic_branch(
         self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Posterior]:
+        if self.detach_encoder:
+            own, opposing = own.detach(), opposing.detach()
         other = opposing if self.variance_from == "opposing" else None
         upsampled, z, posterior = self.bottleneck(own, other, sample=sample, samples=self.samples, generator=generator)
         # One sample at a time: batch normalization takes the statistics of one.

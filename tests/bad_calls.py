@@ -374,7 +374,7 @@ KINDS: dict[str, Kind] = by_name(
     # Numbers
     (kinds.number(0, -1), "location_std start end lr"),
     (kinds.number(0, -1, 1e-46), "temperature"),
-    (kinds.number(-0.1, 1.5), "chance"),
+    (kinds.number(-0.1, 1.5), "chance shrinkage"),
     (kinds.number(0, 1), "query_share"),
     (kinds.number(-1), "weight_decay stochastic deterministic covariance kl"),
     (kinds.number(-1), "losses.StochConLoss.codes"),
@@ -400,9 +400,10 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.numbers(0.5, 0, INF), "regularisations"),
     (kinds.numbers(1, -1, D, 1.5), "plots.bit_images.bits"),
     # Flags and choices
-    (kinds.flag, "hard learnable_scale frozen gather_distributed symmetric checkpoint_encoder sample strip"),
-    (kinds.flag, "dynamic_batch validate check_replay progress"),
-    (kinds.choice, "kind output variance variance_from reduction representation shape metric method precision"),
+    (kinds.flag, "hard learnable_scale frozen gather_distributed symmetric detach_encoder checkpoint_encoder"),
+    (kinds.flag, "sample strip dynamic_batch validate check_replay progress"),
+    (kinds.choice, "kind output variance variance_from normalization reduction representation shape"),
+    (kinds.choice, "metric method precision"),
     (representations, "evaluation.encode.representation"),
     # Objects
     (kinds.device, "device map_location"),

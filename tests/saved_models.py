@@ -13,6 +13,7 @@ KINDS = {
     "hard": {"hard": True},
     "as the paper": {"location_std": None},
     "learnable scale": {"learnable_scale": True},
+    "whitened": {"normalization": "whiten", "shrinkage": 0.3},
     "mlp": {"projector": "mlp", "upsampler": "mlp"},
     "gauss": {"kind": "gauss"},
     "isotropic": {"kind": "gauss", "variance": "isotropic", "location_std": 3.0},

@@ -34,9 +34,11 @@ KINDS = {
     "gauss isotropic": {"kind": "gauss", "variance": "isotropic"},
 }
 LEARNABLE = {f"{kind} learnable scale": {"kind": kind, "learnable_scale": True} for kind in ("bern", "gauss")}
+WHITENED = {f"{kind} whitened": {"kind": kind, "normalization": "whiten"} for kind in ("bern", "gauss")}
 each_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 each_learnable = pytest.mark.parametrize("options", LEARNABLE.values(), ids=LEARNABLE)
-every_kind = pytest.mark.parametrize("options", (KINDS | LEARNABLE).values(), ids=KINDS | LEARNABLE)
+ALL_KINDS = KINDS | LEARNABLE | WHITENED
+every_kind = pytest.mark.parametrize("options", ALL_KINDS.values(), ids=ALL_KINDS)
 
 
 # ---- shapes, train and eval --------------------------------------------------------------------------------
@@ -165,8 +167,52 @@ def test_locations_are_normalised_over_the_batch(kind, location_std):
     assert_close(location.std(0, correction=0), torch.full((D,), float(location_std)), factor=10)
 
 
+@pytest.mark.parametrize("shrinkage", [0.0, 0.1, 1.0])
+def test_whitening_is_a_triangular_map_to_the_shrunk_correlations(shrinkage):
+    module = bottleneck("gauss", normalization="whiten", shrinkage=shrinkage).double()
+    h = features(256, dtype=torch.float64)
+    location = module.posterior(h).mean / 2.0
+    x = module.projector(h)[:, :D].detach().numpy()
+    shrunk = (1 - shrinkage) * np.corrcoef(x.T) + shrinkage * np.eye(D)
+    expected = np.linalg.solve(np.linalg.cholesky(shrunk), ((x - x.mean(0)) / x.std(0)).T).T
+    assert_close(location, torch.from_numpy(expected), factor=1e9)  # 1e-5 is added to the variance
+    if shrinkage == 0:
+        assert_close(torch.from_numpy(np.corrcoef(location.detach().numpy().T)), torch.eye(D).double(), factor=1e9)
+    if shrinkage == 1:
+        assert_close(location, bottleneck("gauss").double().location_norm(module.projector(h)[:, :D]))
+
+
+def test_whitening_in_evaluation_is_one_affine_map_of_running_statistics():
+    module = bottleneck(normalization="whiten", shrinkage=0.01)
+    for seed in range(60):
+        module(3 + 5 * features(512, seed=seed))
+    module.eval()
+    logits = module.posterior(3 + 5 * features(20_000, seed=99)).logits
+    # Four standard errors of 5,000 images or so in the running averages, and the shrinkage.
+    assert (logits.mean(0).abs() < 4 * 2.0 / math.sqrt(5000)).all()
+    assert (torch.corrcoef(logits.T) - torch.eye(D)).abs().max() < 4 / math.sqrt(5000) + 0.02
+    a, b = features(2, seed=5)
+    middle = module.posterior(torch.stack([a, b, (a + b) / 2])).logits
+    assert_close(middle[2], middle[:2].mean(0), factor=10)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 16, 64])
+def test_whitening_of_a_batch_smaller_than_the_dimension_is_bounded(rows):
+    module = StochasticBottleneck("gauss", 64, in_features=F, normalization="whiten")
+    h = features(rows).requires_grad_()
+    location = module.posterior(h).mean / 2.0
+    location.square().mean().backward()
+    # Shrinkage s bounds the gain in each direction to 1 / sqrt(s).
+    assert location.norm() <= math.sqrt(rows * 64 / 0.1) * 1.01
+    assert h.grad.isfinite().all()
+    module = StochasticBottleneck("gauss", 64, in_features=F, normalization="whiten", shrinkage=0)
+    with pytest.raises(ValueError, match=f"shrinkage must be above 0 for batches .* dim=64 .* {rows} images"):
+        module(features(rows))
+
+
 def test_without_normalisation_there_are_no_statistics_and_a_batch_may_be_one_image():
-    module = bottleneck(location_std=None)
+    module = bottleneck(normalization=None)
+    assert module.location_std is None
     assert [name for name, _ in module.named_buffers()] == ["temperature"]
     assert module(features(1)).z.shape == (1, D)
 

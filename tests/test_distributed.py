@@ -37,6 +37,8 @@ def rows_of(rank):
 MODELS = {  # name: kind, options of the wrapper, options of the loss
     **{kind: (kind, {}, {}) for kind in KINDS},
     **{f"{kind} symmetric": (kind, {"symmetric": True}, {}) for kind in ("bern", "gauss isotropic")},
+    "bern whitened": ("bern", {"normalization": "whiten"}, {}),
+    "gauss whitened, symmetric": ("gauss", {"normalization": "whiten", "symmetric": True}, {}),
     "bern in tiles": ("bern", {}, {"block_size": 2}),
     "bern without gathering": ("bern", {}, {"gather_distributed": False}),
 }

@@ -40,7 +40,7 @@ def model(which="bern", **options):
 
 def assert_same(a, b):
     assert_equal(outputs(a), outputs(b))
-    for name in ("variance_from", "symmetric", "samples", "checkpoint_encoder"):
+    for name in ("variance_from", "symmetric", "samples", "detach_encoder", "checkpoint_encoder"):
         assert getattr(a, name) == getattr(b, name)
     assert a.encoder.feature_dim == b.encoder.feature_dim
     assert repr(a.bottleneck) == repr(b.bottleneck)
@@ -53,7 +53,8 @@ def assert_same(a, b):
 @pytest.mark.parametrize("which", [*KINDS, "identity"])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_round_trip(which, lazy, tmp_path):
-    wiring = {"symmetric": True, "samples": 3, "checkpoint_encoder": True} if lazy else {}
+    wiring = dict.fromkeys(("symmetric", "detach_encoder", "checkpoint_encoder"), True) if lazy else {}
+    wiring |= {"samples": 3} if lazy else {}
     saved = model(which, lazy=lazy, **wiring)
     assert saved.save_pretrained(tmp_path) is None
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
@@ -217,8 +218,10 @@ def test_a_folder_of_the_first_format_is_loaded(tmp_path):
     saved.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text()) | {"format_version": 1}
-    for added in ("pretrained_cfg", "weights_sha256", "samples"):
+    for added in ("pretrained_cfg", "weights_sha256", "samples", "detach_encoder"):
         del config[added]
+    for added in ("normalization", "shrinkage"):
+        del config["bottleneck"][added]
     del config["encoder"]["small_images"]
     path.write_text(json.dumps(config))
     loaded = HubModel.from_pretrained(tmp_path, encoder=OpenEncoder())
@@ -455,8 +458,8 @@ def test_truncated_weights(share, folder):
         (lambda c: json.dumps(c).replace("2.0", "NaN"), r"is damaged \(NaN is no number of JSON"),
         (lambda c: "[]", "of model_type 'stochastic_bottleneck.HubModel', got None; pass a folder that"),
         (lambda c: {**c, "model_type": "bert"}, "got 'bert'; pass a folder that HubModel.save_pretrained wrote"),
-        (lambda c: {**c, "format_version": 3, "library_version": "9.9"},
-         "of format_version 1 to 2, got 3; load it with the version of stochastic-bottleneck that wrote it, '9.9'"),
+        (lambda c: {**c, "format_version": 4, "library_version": "9.9"},
+         "of format_version 1 to 3, got 4; load it with the version of stochastic-bottleneck that wrote it, '9.9'"),
         (lambda c: {k: v for k, v in c.items() if k != "symmetric"}, r"is damaged \(symmetric is missing\)"),
         (lambda c: {**c, "library_version": "9.9", "bottleneck": {**c["bottleneck"], "scale": 1}},
          "option bottleneck.scale, which stochastic-bottleneck .* does not know; version '9.9' wrote .*--upgrade"),
@@ -566,7 +569,7 @@ def update(part, **values):
         (update("", pretrained_cfg={"mean": 1}), "pretrained_cfg must hold exactly"),
         (update("", pretrained_cfg=CFG | {"crop_pct": 1e-6}), r"pretrained_cfg\['crop_pct'\] must be .* at least 0.1"),
         (update("", weights_sha256="0"), r"is damaged \(its sha256 is \w{64}, and config.json has '0'\)"),
-        (update("", format_version=True), "format_version 1 to 2, got True"),
+        (update("", format_version=True), "format_version 1 to 3, got True"),
     ],
 )  # fmt: skip
 def test_what_a_config_must_not_ask_for(change, message, named, tmp_path):

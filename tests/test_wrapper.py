@@ -17,6 +17,7 @@ from stochastic_bottleneck import (
     Encoder,
     InfoNCELoss,
     StochasticBottleneck,
+    StochConLoss,
     StochConOutput,
     StochConWrapper,
     as_encoder,
@@ -511,6 +512,18 @@ def test_images_of_another_dtype_or_device_are_refused():
 
 
 # ---- frozen encoder --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bern", "gauss"])
+def test_a_detached_encoder_learns_from_the_deterministic_branch_alone(kind):
+    m = model(kind=kind, detach_encoder=True, symmetric=True)
+    output = m(X, X_PRIME)
+    InfoNCELoss()(output.v[0], output.v[1]).backward(retain_graph=True)
+    expected = [p.grad.clone() for p in m.encoder.parameters()]
+    m.zero_grad()
+    StochConLoss(temperature=0.5, stochastic=0, deterministic=1, codes=1, covariance=1, kl=1)(output).backward()
+    assert all(torch.equal(p.grad, e) for p, e in zip(m.encoder.parameters(), expected, strict=True))
+    assert all(p.grad.any() for p in m.bottleneck.projector.parameters())
 
 
 def frozen_model(**options):

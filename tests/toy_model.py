@@ -14,13 +14,13 @@ KINDS = {
 }
 
 
-def row_model(kind="bern", **options):
-    """A float64 model without statistics over the batch, which chunks or processes would not share."""
+def row_model(kind="bern", normalization=None, **options):
+    """A float64 model without statistics over the batch that chunks or processes do not share."""
     torch.manual_seed(0)
     encoder = nn.Sequential(
         nn.Conv2d(3, WIDTH, 3), nn.GroupNorm(2, WIDTH), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    bottleneck = StochasticBottleneck(dim=DIM, in_features=WIDTH, location_std=None, **KINDS[kind])
+    bottleneck = StochasticBottleneck(dim=DIM, in_features=WIDTH, normalization=normalization, **KINDS[kind])
     head = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 4))
     return StochConWrapper(encoder, bottleneck=bottleneck, head=head, **options).double()
 

@@ -110,6 +110,8 @@ BOTTLENECKS: dict[str, Callable[[], Step]] = {
     "bern, mlp": partial(bottleneck, "bern", projector="mlp", upsampler="mlp"),
     "bern, identity": partial(bottleneck, "bern", width=D, projector="identity", upsampler="identity"),
     "bern, location not normalized": partial(bottleneck, "bern", location_std=None),
+    "bern, whitened": partial(bottleneck, "bern", normalization="whiten"),
+    "bern, whitened, eval": partial(bottleneck, "bern", normalization="whiten", training=False),
     "gauss": partial(bottleneck, "gauss"),
     "gauss, eval": partial(bottleneck, "gauss", training=False),
     "gauss, isotropic": partial(bottleneck, "gauss", variance="isotropic"),

@@ -41,7 +41,7 @@ def measure(runs: list[Run]):
         run.settings["scale"] = "none" if run.settings["location_std"] is None else scale
     for name in ("bern", "gauss"):
         for scale, of_scale in by(runs, "scale").items():
-            for weight, group in by(of_scale, "kl_weight").items():
+            for weight, group in by(of_scale, "kl").items():
                 row = columns_of([describe(run, name) for run in group])
                 row |= {f"kNN on {part}": values(group, name, part, "knn") for part in "zh"}
                 row["decided bits"] = row["decided bits"] if name == "bern" else None

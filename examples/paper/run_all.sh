@@ -33,7 +33,7 @@ for seed in "${seeds[@]}"; do
     held_out start "$seed" "${start[@]}" --models simclr bern gauss
     held_out chosen "$seed" "${both[@]}"
     for weight in 0 0.01 0.1; do # on the sample, without DATA
-        kl=("${both[@]}" "${start[@]}" --epochs 12 --finetune-epochs 0 --kl-weight "$weight")
+        kl=("${both[@]}" "${start[@]}" --epochs 12 --finetune-epochs 0 --kl "$weight")
         train "kl$weight-fixed" quick "$seed" "${kl[@]}"
         train "kl$weight-learned" quick "$seed" "${kl[@]}" --learnable-scale
         train "kl$weight-none" quick "$seed" "${kl[@]}" --location-std None

@@ -21,10 +21,10 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck._version import __version__
 
 MODEL_TYPE = "stochastic_bottleneck.HubModel"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILES = (CONFIG_NAME, SAFETENSORS_SINGLE_FILE)
 REPOSITORY = r"\w[\w.-]*(/[\w.-]+)?"
-WIRING = ("variance_from", "symmetric", "samples", "checkpoint_encoder")
+WIRING = ("variance_from", "symmetric", "samples", "detach_encoder", "checkpoint_encoder")
 BOTTLENECK = (
     "kind",
     "dim",
@@ -34,6 +34,8 @@ BOTTLENECK = (
     "variance",
     "location_std",
     "learnable_scale",
+    "normalization",
+    "shrinkage",
 )
 LAYOUT = {
     "": (
@@ -54,8 +56,13 @@ LAYOUT = {
     "head": ("width", "hidden_dim", "projection_dim", "norm"),
 }
 """Keys of a config, and of the objects in it."""
-ADDED: dict[str, Any] = {"pretrained_cfg": None, "weights_sha256": None, "samples": 1}
-"""What a config of format_version 1 lacks, with the values that it stands for."""
+ADDED: dict[str, dict[str, Any]] = {
+    "": {"pretrained_cfg": None, "weights_sha256": None, "samples": 1, "detach_encoder": False},
+    "encoder": {"small_images": False},
+    "bottleneck": {"normalization": "batch", "shrinkage": 0.1},
+    "head": {"norm": True},
+}
+"""What a config of an earlier format_version lacks, with the values that it stands for."""
 WIDTHS = {
     "encoder": ("feature_dim",),
     "bottleneck": ("dim", "in_features", "out_features"),
@@ -109,12 +116,13 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} must be of format_version 1 to {FORMAT_VERSION}, got {written!r}; load it with the "
             f"version of stochastic-bottleneck that wrote it, {version!r} (this is {__version__})"
         )
-    if written == 1:
-        found = ADDED | found
-        if isinstance(named := found.get("encoder"), dict):
-            found["encoder"] = {"small_images": False} | named
+    if written < FORMAT_VERSION:
+        found = ADDED[""] | found
+        for part in ("encoder", "bottleneck", "head"):
+            if isinstance(section := found.get(part), dict):
+                found[part] = ADDED[part] | section
         if isinstance(head := found.get("head"), dict):
-            found["head"] = {"hidden_dim": head.get("width"), "norm": True} | head
+            head.setdefault("hidden_dim", head.get("width"))
     for part, names in LAYOUT.items():
         section = found[part] if part else found
         if section is None and part in ("bottleneck", "head"):

@@ -1,4 +1,4 @@
-"""All-gather of rows with the exact gradient, without a gradient, and a check before any rows are sent.
+"""All-gather of rows and all-reduce with the exact gradient, and a check before any rows are sent.
 
 The rows x_r of rank r are sent to every process, so the gradient of the sum of all processes' losses L_s is
 
@@ -88,6 +88,23 @@ def all_gather(x: Tensor, dim: int, group: str = "") -> Tensor:
     """Concatenate every process's `x` along `dim` in rank order; shapes must be equal on all processes."""
     shards: Tensor = _AllGather.apply(x, group)
     return torch.cat(shards.unbind(0), dim=dim)
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return _AllReduce.apply(grad_outputs[0])  # type: ignore[no-any-return]
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum over all processes; backward sums their gradients."""
+    return _AllReduce.apply(x)  # type: ignore[no-any-return]
 
 
 class AsyncGather:

@@ -1,0 +1,90 @@
+"""Whitening over the batch, the alternative to batch normalization of a latent's logits or means."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stochastic_bottleneck.kernels.all_gather import all_reduce, has_several_processes
+
+
+class BatchWhitening(nn.Module):
+    r"""Mean 0, variance 1 and no correlations over the batch; in evaluation mode, one affine map.
+
+    With standardized rows x and their correlation matrix C,
+
+    .. math::
+        (1 - s) C + s I = L L^T, \qquad y = L^{-1} x
+
+    A shrinkage s of 0 whitens, and 1 is batch normalization. The eigenvalues of the shrunk matrix are at least s, so
+    batches smaller than the dimension amplify nothing by more than 1 / sqrt(s). Statistics are those of all processes,
+    with the exact gradient; evaluation mode uses running averages, as BatchNorm does. Computed in float32 or better.
+
+    Args:
+        dim: number of columns D.
+        shrinkage: s, from 0 to 1.
+        momentum: weight of a batch in the running statistics.
+
+    Source:
+        W-MSE (arXiv 2007.06346), section 3; shrinkage towards the identity: Ledoit and Wolf (2004).
+    """
+
+    running_mean: Tensor
+    running_cov: Tensor
+    running_map: Tensor
+
+    def __init__(self, dim: int, shrinkage: float, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.shrinkage, self.momentum = shrinkage, momentum
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_cov", torch.eye(dim))
+        self.register_buffer("running_map", torch.eye(dim))  # y = running_map (x - running_mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whitened rows, in the dtype of `x`. Shape: (N, D) to (N, D)."""
+        with torch.autocast(x.device.type, enabled=False):
+            # Less the running mean, so that few digits cancel in the covariance.
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            rows = x.to(dtype) - self.running_mean
+            if not self.training:
+                return (rows @ self.running_map.mT.to(dtype)).to(x.dtype)
+            if not self.shrinkage:
+                self._check_rank(len(rows))
+            mean, cov, count = self._statistics(rows)
+            whitened = (rows - mean) @ self._map(cov).mT
+            with torch.no_grad():
+                self.running_mean.add_(self.momentum * mean.to(self.running_mean.dtype))
+                unbiased = cov * (count / (count - 1))
+                self.running_cov.lerp_(unbiased.to(self.running_cov.dtype), self.momentum)
+                self.running_map.copy_(self._map(self.running_cov.to(dtype)))
+            return whitened.to(x.dtype)
+
+    def _statistics(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, covariance and number of the rows of all processes. Shapes: (D,), (D, D), ()."""
+        sums = torch.cat([rows.mT @ rows, rows.sum(dim=0)[None], torch.full_like(rows[:1], len(rows))])
+        if has_several_processes():
+            sums = all_reduce(sums)
+        count, mean = sums[-1, 0], sums[-2] / sums[-1]
+        return mean, sums[:-2] / count - mean[:, None] * mean, count
+
+    def _map(self, cov: Tensor) -> Tensor:
+        """Inverse Cholesky factor of the shrunk correlation matrix, for rows that are not standardized. (D, D)."""
+        std = (cov.diagonal() + 1e-5).sqrt()  # as BatchNorm
+        identity = torch.eye(len(std), dtype=cov.dtype, device=cov.device)
+        shrunk = torch.lerp(cov / (std[:, None] * std), identity, self.shrinkage)
+        factor, _ = torch.linalg.cholesky_ex(shrunk)  # no host sync, unlike cholesky
+        inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+        return inverse / std
+
+    def _check_rank(self, n_rows: int) -> None:
+        n_rows *= dist.get_world_size() if has_several_processes() else 1
+        if n_rows <= len(self.running_mean):
+            raise ValueError(
+                f"shrinkage must be above 0 for batches of at most dim={len(self.running_mean)} images, got "
+                f"shrinkage=0 and {n_rows} images; use a larger batch, or shrinkage=0.1"
+            )
+
+    def extra_repr(self) -> str:
+        """The options that `repr` shows."""
+        return f"{len(self.running_mean)}, shrinkage={self.shrinkage}"

@@ -10,7 +10,6 @@ Results, figures and models go to `runs/`; the same command with --resume contin
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ import timm
 import torch
 import tyro
 from checkpointing import resumable_loader, seed_for
-from image_files import ImageError, Images, read_splits
+from image_files import Images, read_splits
 from other_codes import other_codes
 from runs import DEVICE, MAIN_PROCESS, Run, encoder_spec, exit_code, scores, warmup_cosine
 from timm.optim import create_optimizer_v2
@@ -39,12 +38,11 @@ from stochastic_bottleneck.encoders import small_image_stem
 from stochastic_bottleneck.evaluation import bit_statistics, encode, fine_tune, forest_curve
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
+NORMALIZE = K.Normalize(torch.tensor(MEAN), torch.tensor(STD))
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 PREPROCESSING = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": MEAN, "std": STD}
 ModelName = Literal["simclr", "penalized", "bern", "gauss", "supervised"]
-LATENT = ("temperature", "location_std", "learnable_scale", "normalization")  # settings, as the next
-WIRING = ("variance_from", "symmetric", "samples", "detach_encoder")
-TERMS = ("deterministic", "codes", "covariance", "kl")
+OPTIONS = ("temperature", "location_std", "learnable_scale", "normalization", "variance_from", "samples")
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -101,11 +99,11 @@ QUICK = Settings(
     warmup_epochs=1, loss_temperature=0.2, min_crop=0.2, symmetric=True, location_std=4.0, deterministic=1.0,
     covariance=0.2, finetune_epochs=3, finetune_lr=0.1, supervised_epochs=4, probe=(1e-3, 1e-2),
 )  # fmt: skip
-CPU = {"epochs": 40, "batch_size": 256, "lr": 0.4, "finetune_epochs": 5, "supervised_epochs": 15}
-CPU |= {"probe": Settings.probe, "deterministic": 0.0, "covariance": 0.0}
 PRESETS = {
     "quick": ("5,000 images, a small encoder, minutes on 2 CPU cores", QUICK),
-    "cpu": ("40 epochs of a small encoder, three hours on 2 CPU cores", replace(QUICK, preset="cpu", **CPU)),
+    "cpu": ("40 epochs of a small encoder, three hours on 2 CPU cores", replace(
+        QUICK, preset="cpu", epochs=40, batch_size=256, lr=0.4, finetune_epochs=5, supervised_epochs=15,
+        probe=Settings.probe)),
     "resnet18": ("100 epochs of ResNet-18 by dkobak/simclr-cifar10, which has 85.6 % by linear probe", Settings(
         preset="resnet18", encoder="resnet18", epochs=100, optimizer="momentum", lr=0.12, weight_decay=5e-4,
         warmup_epochs=0, min_crop=0.2, gray=0.1, hidden_dim=1024, head_norm=False)),
@@ -123,31 +121,17 @@ def load_images(s: Settings) -> tuple[Images, Images | None]:
         train, test = (Images(p, torch.tensor(x.targets), x.classes) for p, x in zip(pixels, sets, strict=True))
     else:
         train, test = read_splits(s.data or SAMPLE, 32)
-        if test is None:
-            return train, None
-    if train.classes != test.classes:
-        raise ImageError(f"training and test images must be of the same classes, got {train.classes}, {test.classes}")
-    if s.held_out:
-        order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
-        parts = order.tensor_split([len(order) * 4 // 5])
-        train, test = (Images(train.pixels[i], train.labels[i], train.classes) for i in parts)
-    return train, test
-
-
-def normalize(pixels: Tensor) -> Tensor:
-    """Encoder input of uint8 images."""
-    return K.Normalize(torch.tensor(MEAN), torch.tensor(STD))(pixels.float() / 255)
+    return train.hold_out() if s.held_out and test else (train, test)
 
 
 def views(s: Settings) -> nn.Module:
     """SimCLR's random views for CIFAR-10 (arXiv 2002.05709, appendices A and B.9; no blur), drawn on the device."""
-    j = s.jitter
     return nn.Sequential(
         K.RandomResizedCrop((32, 32), scale=(s.min_crop, 1.0), align_corners=False),  # crops as torchvision does
         K.RandomHorizontalFlip(),
-        K.ColorJitter(0.8 * j, 0.8 * j, 0.8 * j, 0.2 * j, p=0.8),
+        K.ColorJitter(*(s.jitter * x for x in (0.8, 0.8, 0.8, 0.2)), p=0.8),
         K.RandomGrayscale(p=s.gray),
-        K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        NORMALIZE,
     )
 
 
@@ -162,15 +146,15 @@ def build_encoder(s: Settings) -> nn.Module:
 def build_model(name: ModelName, s: Settings) -> nn.Module:
     """SimCLR, or StochCon around the very same encoder and head."""
     encoder = build_encoder(s)
-    width = encoder.num_features
-    hidden = s.hidden_dim or width
+    hidden = s.hidden_dim or encoder.num_features
     norm = [nn.BatchNorm1d(hidden)] if s.head_norm else []
-    head = nn.Sequential(nn.Linear(width, hidden, not norm), *norm, nn.ReLU(), nn.Linear(hidden, 128))
+    head = nn.Sequential(nn.Linear(encoder.num_features, hidden, not norm), *norm, nn.ReLU(), nn.Linear(hidden, 128))
     simclr = nn.Sequential(OrderedDict(encoder=encoder, head=head))
     if name == "simclr":
         return simclr
-    options = {key: getattr(s, key) for key in LATENT + WIRING} | ({"symmetric": True} if name == "penalized" else {})
-    return StochConWrapper.from_simclr(simclr, kind="gauss" if name == "gauss" else "bern", dim=s.dim, **options)
+    options = {key: getattr(s, key) for key in OPTIONS} | {"detach_encoder": s.detach_encoder}
+    options |= {"kind": "gauss" if name == "gauss" else "bern", "symmetric": s.symmetric or name == "penalized"}
+    return StochConWrapper.from_simclr(simclr, dim=s.dim, **options)
 
 
 # ---- pretraining ----------------------------------------------------------------------------------------------------
@@ -181,7 +165,7 @@ class Pretraining(L.LightningModule):
         super().__init__()
         self.s, self.views, self.steps_per_epoch = s, views(s), steps_per_epoch
         self.model = build_model(name, s).to(memory_format=torch.channels_last)
-        terms = {term: getattr(s, term) for term in TERMS}
+        terms = {term: getattr(s, term) for term in ("deterministic", "codes", "covariance", "kl")}
         if name == "penalized":  # the control: SimCLR with the covariance penalty on a linear map of h
             terms |= {"stochastic": 0, "deterministic": 1, "codes": 0, "kl": 0}
         self.loss = StochConLoss(s.loss_temperature, gather_distributed=True, **terms)
@@ -191,7 +175,7 @@ class Pretraining(L.LightningModule):
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Two random views of the images, in float32 whatever the precision."""
         torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
-        images = batch[0].float() / 255
+        images = batch[0] / 255
         return tuple(self.views(images).contiguous(memory_format=torch.channels_last) for _ in range(2))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -214,7 +198,7 @@ def pretrain(name: ModelName, s: Settings, train: Images, run: Run) -> nn.Module
     """Train one model, or continue from the newest checkpoint, and save it as a folder that `HubModel` loads."""
     callbacks: list[L.Callback] = [] if name == "simclr" else [LatentMonitor()]
     if train.labels is not None:
-        labelled = DataLoader(TensorDataset(normalize(train.pixels), train.labels), 512)
+        labelled = DataLoader(TensorDataset(NORMALIZE(train.pixels / 255), train.labels), 512)
         callbacks.append(OnlineKNN(labelled, every_n_epochs=max(s.epochs // 20, 10)))
     trainer = run.trainer(name, s.epochs, *callbacks)
     loader = resumable_loader(TensorDataset(train.pixels), s.batch_size, s.seed, trainer)
@@ -229,7 +213,7 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
     """Frozen: scores of h, of the latent and of codes of h; a random forest on the latent, the use of its bits."""
     has_latent = name in ("bern", "gauss")
     source, parts = (model, ("h", "z")) if has_latent else (getattr(model, "encoder", model), ("h",))
-    sets = [encode(source.to(DEVICE), normalize(images.pixels), parts).features for images in (train, test)]
+    sets = [encode(source.to(DEVICE), NORMALIZE(images.pixels / 255), parts).features for images in (train, test)]
     labels, metrics = (train.labels, test.labels), {"h": "cosine", "z": "hamming" if name == "bern" else "cosine"}
     results = {part: scores([x[part] for x in sets], labels, metrics[part], s.probe) for part in parts}
     bits = {"compression": compression_ratio((32, 32, 3), s.dim)}
@@ -250,14 +234,14 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
 def fitted_codes(model: nn.Module, sets: Any, labels: Any, s: Settings, train: Images) -> dict[str, Any]:
     """A latent fitted to views of the training images, without labels, behind the frozen encoder."""
     torch.manual_seed(seed_for(s.seed, 0, 0))  # of the views
-    batches = [pixels.to(DEVICE).float() / 255 for pixels in train.pixels.split(500)]
+    batches = [pixels.to(DEVICE) / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
         pairs = np.stack([encode(model, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
     options = {"epochs": min(100, max(20, 500_000 // len(train.pixels))), "batch_size": min(512, len(train.pixels))}
     latent = fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, seed=s.seed, device=DEVICE, **options)
-    floats = logits(latent.to(DEVICE), sets)
-    bits = [1.0 * (x > 0) for x in floats]
-    return {"z": scores(bits, labels, "hamming", s.probe), "logits": scores(floats, labels, "cosine", s.probe)}
+    z = logits(latent.to(DEVICE), sets)
+    bits = scores([1.0 * (x > 0) for x in z], labels, "hamming", s.probe)
+    return {"z": bits, "logits": scores(z, labels, "cosine", s.probe)}
 
 
 def logits(bottleneck: nn.Module, sets: list[dict[str, Any]]) -> list[Any]:
@@ -274,11 +258,11 @@ def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, opti
         images, labels = default_collate(rows)
         return crops(images).contiguous(memory_format=torch.channels_last), labels
 
-    sets = [TensorDataset(normalize(images.pixels), images.labels) for images in (train, test)]
+    sets = [TensorDataset(NORMALIZE(images.pixels / 255), images.labels) for images in (train, test)]
     batches = {"batch_size": 128, "shuffle": True, "drop_last": len(train.pixels) >= 128}
     loaders = DataLoader(sets[0], collate_fn=collate, **batches), DataLoader(sets[1], 512)
-    options |= {"precision": s.precision, "seed": s.seed, "device": DEVICE, "progress": True}
-    result = fine_tune(encoder, *loaders, len(train.classes), **options)
+    options |= {"precision": s.precision, "seed": s.seed, "device": DEVICE}
+    result = fine_tune(encoder, *loaders, len(train.classes), progress=True, **options)
     return {"finetuned": {"accuracy": result.accuracy, "f1": result.f1}}
 
 
@@ -286,17 +270,16 @@ def main() -> None:
     """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
     s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
     train, test = load_images(s)
-    name = s.data.name if s.data else "CIFAR-10 sample (JPEG copy)" if s.preset == "quick" else "CIFAR-10"
-    data = {"name": name, "train": len(train.pixels), "test": len(test.pixels) if test else 0}
-    data["fingerprint"] = hashlib.sha256(train.pixels.numpy().tobytes()).hexdigest()
+    data = {"name": s.data.name if s.data else "CIFAR-10 sample (JPEG copy)" if s.preset == "quick" else "CIFAR-10"}
+    data |= {"train": len(train.pixels), "test": len(test.pixels) if test else 0, "fingerprint": train.fingerprint()}
     run = Run(s.out or Path("runs") / f"cifar10-{s.preset}-seed{s.seed}", s, data)
     models = {name: pretrain(name, s, train, run) for name in s.models if name != "supervised"}
     if test is None:
         print(f"{s.data} has no labels: the models are trained and saved, evaluation is left out")
     if test is None or s.dry_run or not MAIN_PROCESS:
         return
-    pixels = replace(s, probe=(1e-3,))  # the search takes half a minute on 3,072 pixels
-    run.stage("baselines", "pixels", "h", evaluate, "pixels", nn.Flatten(), pixels, train, test)
+    one = replace(s, probe=(1e-3,))  # the search takes half a minute on 3,072 pixels
+    run.stage("baselines", "pixels", "h", evaluate, "pixels", nn.Flatten(), one, train, test)
     run.stage("baselines", "untrained", "h", evaluate, "untrained", build_encoder(s), s, train, test)
     for name, model in models.items():
         run.stage("models", name, "h", evaluate, name, model, s, train, test)

@@ -1,5 +1,7 @@
 """Find image files, check every one of them before a long run starts, and read them as upright 8-bit RGB."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io
@@ -116,6 +118,16 @@ class Images(NamedTuple):
     labels: torch.Tensor | None
     classes: list[str]
 
+    def hold_out(self) -> tuple[Images, Images]:
+        """Four fifths and the rest, in a random order that is always the same."""
+        order = torch.randperm(len(self.pixels), generator=torch.Generator().manual_seed(0))
+        parts = order.tensor_split([len(order) * 4 // 5])
+        return tuple(Images(self.pixels[i], self.labels[i], self.classes) for i in parts)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the pixels."""
+        return hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()
+
 
 def read_pixels(folder: str | Path, side: int) -> Images:
     """All images of a folder, cropped to squares."""
@@ -137,7 +149,11 @@ def read_splits(root: Path, side: int) -> tuple[Images, Images | None]:
         train = read_pixels(split_folder(root, "train") or root, side)
         if train.labels is None:
             return train, None
-        return train, read_pixels(split_folder(root, "test", "val") or root / "test", side)
+        test = read_pixels(split_folder(root, "test", "val") or root / "test", side)
+        if train.classes != test.classes:
+            differing = f"{train.classes}, {test.classes}"
+            raise ImageError(f"training and test images must be of the same classes, got {differing}")
+        return train, test
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:

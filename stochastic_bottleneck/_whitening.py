@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from stochastic_bottleneck.kernels.all_gather import all_reduce, has_several_processes
 
 
+def location_norm(normalization: str | None, dim: int, shrinkage: float) -> nn.Module:
+    """Layer that normalizes logits or means: "batch", "whiten" or None."""
+    if normalization is None:
+        return nn.Identity()
+    return BatchWhitening(dim, shrinkage) if normalization == "whiten" else nn.BatchNorm1d(dim, affine=False)
+
+
 class BatchWhitening(nn.Module):
     r"""Mean 0, variance 1 and no correlations over the batch; in evaluation mode, one affine map.
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._layers import LazyLinear, evaluation_mode, named_map
-from stochastic_bottleneck._whitening import BatchWhitening
+from stochastic_bottleneck._whitening import location_norm
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior, Posterior
 
 __all__ = ["BottleneckOutput", "StochasticBottleneck"]
@@ -60,16 +60,14 @@ class StochasticBottleneck(nn.Module):
         upsampler: rho: the same choices; a module maps (N, D) to (N, out_features).
         location_std: standard deviation over the batch to which logits or means are normalised, so that they are
             not small next to the noise, whose standard deviation is 1.8 for a bit and 1 for a Gaussian. None leaves
-            the projector's output as it is, as in the paper's formula, like `normalization=None`. To weight the KL,
-            use None or `learnable_scale`: under a fixed scale the KL cannot make logits smaller, and turns them into
-            rare outliers.
+            the projector's output as it is, as in the paper's formula. To weight the KL, use None or
+            `learnable_scale`: under a fixed scale the KL cannot make logits smaller, and makes some of them outliers.
         learnable_scale: make that factor a parameter, one for all dimensions, which starts at `location_std`.
             For a loss with a weight on the KL; InfoNCE alone makes the scale grow.
-        normalization: of logits or means, before that factor: "batch" for each dimension by itself (BatchNorm without
-            affine parameters), "whiten" to take out correlations between dimensions too (statistics of all processes,
-            running averages in evaluation), None for neither, and no factor.
-        shrinkage: for "whiten", weight of the identity in the correlation matrix, from 0 (whitened) to 1 ("batch").
-            0 needs batches larger than D.
+        normalization: of logits or means, before that factor: "batch" (BatchNorm without affine parameters), "whiten"
+            to take out correlations between dimensions too, over all processes, None for neither and no factor.
+        shrinkage: for "whiten", weight of the identity in the correlation matrix, from 0, for batches larger than D, to
+            1, which is "batch".
 
     Raises:
         ValueError: for a value outside its range, or features of another width.
@@ -120,11 +118,11 @@ class StochasticBottleneck(nn.Module):
             in_features = _checks.integer("in_features", in_features)
         if out_features is not None:
             out_features = _checks.integer("out_features", out_features)
-        if normalization is not None:
-            _checks.choice("normalization", normalization, ("batch", "whiten"))
         shrinkage = _checks.real("shrinkage", shrinkage, least=0, most=1)
         if location_std is not None:
             location_std = _checks.real("location_std", location_std, above=0, hint="None leaves logits as they are")
+        if normalization is not None:
+            _checks.choice("normalization", normalization, ("batch", "whiten"))
         if location_std is None or normalization is None:
             if learnable_scale:
                 raise ValueError(
@@ -139,10 +137,7 @@ class StochasticBottleneck(nn.Module):
         self.location_std, self.learnable_scale = location_std, learnable_scale
         self.projector = named_map("projector", projector, in_features, in_features, self.parameter_width)
         self.normalization, self.shrinkage = normalization, shrinkage
-        self.location_norm: nn.Module = nn.Identity()
-        if normalization is not None:
-            whiten = normalization == "whiten"
-            self.location_norm = BatchWhitening(dim, shrinkage) if whiten else nn.BatchNorm1d(dim, affine=False)
+        self.location_norm = location_norm(normalization, dim, shrinkage)
         self.log_scale = None
         if location_std is not None and learnable_scale:
             # The logarithm keeps the scale positive. One element, since fully_shard takes no scalars.

@@ -28,7 +28,7 @@ from stochastic_bottleneck.hub import HubModel
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
-from cifar10_full import Settings, build_encoder, load_images, normalize  # noqa: E402
+from cifar10_full import NORMALIZE, Settings, build_encoder, load_images  # noqa: E402
 from provenance import provenance  # noqa: E402
 from runs import DEVICE, load_encoder  # noqa: E402
 
@@ -68,7 +68,7 @@ class Run:
 
     def encode(self, model: nn.Module, pixels: Tensor, representation: Any = "h") -> Encoded:
         """Features of uint8 images."""
-        return encode(model, normalize(pixels), representation, device=DEVICE)
+        return encode(model, NORMALIZE(pixels / 255), representation, device=DEVICE)
 
     def split(self, model: nn.Module, representation: Any = "h") -> tuple[Any, Any, Any, Any]:
         """Features and labels of the training images, then of the test images."""

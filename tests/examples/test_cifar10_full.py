@@ -70,7 +70,7 @@ def test_models_load_with_their_preprocessing(whole, images):
     file = next(images.rglob("*.png"))
     prepared = preprocessing(model)(Image.open(file))[None]
     pixels = torch.tensor(np.asarray(Image.open(file))).permute(2, 0, 1)[None]
-    torch.testing.assert_close(prepared, cifar10_full.normalize(pixels))
+    torch.testing.assert_close(prepared, cifar10_full.NORMALIZE(pixels / 255))
     encoder = runs.load_encoder(cifar10_full.build_encoder(QUICK), whole[0] / "bern")
     torch.testing.assert_close(encoder(prepared), model.encode(prepared))
     other = runs.load_encoder(cifar10_full.build_encoder(QUICK), whole[0] / "simclr")
@@ -173,7 +173,7 @@ def test_presets_can_be_saved_and_loaded(tmp_path):
         model = cifar10_full.build_model("bern", s).eval()
         job.save_model("bern", model, cifar10_full.PREPROCESSING, small_images=True)
         loaded = HubModel.from_pretrained(tmp_path / s.preset / "bern")
-        views = cifar10_full.normalize(batch(2))
+        views = cifar10_full.NORMALIZE(batch(2) / 255)
         torch.testing.assert_close(loaded.encode(views, "z"), model.encode(views, "z"))
 
 

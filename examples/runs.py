@@ -79,7 +79,7 @@ class Run:
     def trainer(self, name: str, epochs: int, *callbacks: L.Callback) -> L.Trainer:
         """Lightning's Trainer on one process, or on torchrun's; logs and exact checkpoints are in folder `name`."""
         s, folder = self.settings, self.folder / name
-        every: list[L.Callback] = [RichProgressBar(), LearningRateMonitor(), *callbacks]
+        every: list[L.Callback] = [RichProgressBar(refresh_rate=LOG_EVERY), LearningRateMonitor(), *callbacks]
         if s.ema:
             every.append(EMAWeightAveraging(decay=s.ema))
         if not s.dry_run:

@@ -137,7 +137,8 @@ def fit_bottleneck(
         torch.manual_seed(seed)
         bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), projector=projector, **latent)
         model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)}).to(target)
-        optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+        fused = target.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=fused)
         settings: dict[str, Any] = {"kind": kind, "dim": dim, "epochs": epochs, "batch_size": batch_size, "lr": lr}
         settings |= {"weight_decay": weight_decay, "hidden_dim": hidden_dim, **latent}
         settings |= {"seed": seed, "loss": repr(loss), "projector": projector, "neighbours": neighbours}

@@ -66,7 +66,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "20 neighbours": {"neighbours": 20},
     "linear projector": {"projector": "linear"},
     "location_std 2": {"location_std": 2.0},
-    "20 epochs": {"epochs": 20},
+    "10 epochs": {"epochs": 10},
+    "whitened logits": {"normalization": "whiten"},
+    "without the plain image": {"plain": False},
 }
 
 
@@ -85,14 +87,17 @@ class Compare:
         features = self.run_folder / "features"
         labels = np.load(features / "labels.npy")
         train, held_out = np.split(np.random.default_rng(0).permutation(len(labels)), [len(labels) * 4 // 5])
-        views = np.load(features / "views.npy")[:, train]
-        x = torch.from_numpy(np.load(features / "database.npy").astype(np.float32))
+        database = np.load(features / "database.npy")
+        views = [view[train] for view in (database, *np.load(features / "views.npy", mmap_mode="r"))]
+        x = torch.from_numpy(database.astype(np.float32))
         found = json.loads(self.out.read_text())["measured"] if self.out.exists() else {}
         self.out.parent.mkdir(parents=True, exist_ok=True)
         for seed, name in product(self.seeds, self.variants):
             if str(seed) in found.setdefault(name, {}):
                 continue
-            bottleneck = fit_bottleneck(views, "bern", self.bits, seed=seed, progress=True, **VARIANTS[name])
+            options = {"epochs": 20, "plain": True} | VARIANTS[name]
+            pairs = views if options.pop("plain") else views[1:]
+            bottleneck = fit_bottleneck(pairs, "bern", self.bits, seed=seed, progress=True, **options)
             with torch.inference_mode():
                 z = torch.cat([bottleneck(part).z for part in x.split(4096)]).numpy()
             knn = knn_accuracy(z[train], labels[train], z[held_out], labels[held_out], k=20, metric="hamming")

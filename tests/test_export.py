@@ -23,11 +23,11 @@ def images(n=4, seed=0, size=8):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def model(kind="bern", dim=DIM, seed=0):
+def model(kind="bern", dim=DIM, seed=0, **options):
     """A model whose statistics are no longer those it was built with, in training mode."""
     torch.manual_seed(seed)
     encoder = nn.Sequential(nn.Conv2d(3, WIDTH, 3, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
-    built = StochConWrapper(encoder, kind=kind, dim=dim, projection_dim=4)
+    built = StochConWrapper(encoder, kind=kind, dim=dim, projection_dim=4, **options)
     for seed in range(3):
         built(images(16, 10 + seed), images(16, 20 + seed))
     return built
@@ -98,6 +98,16 @@ def test_packing_is_that_of_codes(dim, tmp_path):
     for packed in (export_program(m, images()).module()(x), torch.from_numpy(run(tmp_path / "model.onnx", x))):
         assert torch.equal(packed, codes.pack_bits(z))
         assert np.array_equal(packed.numpy(), np.packbits(z.numpy() > 0, axis=1))
+
+
+def test_whitening_is_exported_as_one_affine_map(tmp_path):
+    m, x = model("gauss", normalization="whiten"), images(20)
+    export_onnx(m, tmp_path / "model.onnx", images(), "z")
+    assert "Conv Relu" in (found := " ".join(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node))
+    assert len([op for op in found.split() if op in ("MatMul", "Gemm")]) == 2  # the projector and the map
+    torch.testing.assert_close(
+        torch.from_numpy(run(tmp_path / "model.onnx", x)), m.encode(x, "z"), rtol=1e-5, atol=1e-5
+    )
 
 
 # ---- ONNX --------------------------------------------------------------------------------------------------

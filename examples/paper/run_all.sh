@@ -3,8 +3,9 @@
 #
 #     examples/paper/run_all.sh DATA [OPTIONS OF cifar10_full.py]
 #
-# DATA is what cifar10_full.py takes as --data. Three seeds take an estimated day on 2 CPU cores. RUNS and RESULTS set
-# the folders (runs/paper, examples/results), SEEDS the seeds ("0 1 2"), DIMS the latent dimensions to compare.
+# DATA is what cifar10_full.py takes as --data. Three seeds take an estimated two days on 2 CPU cores. RUNS and
+# RESULTS set the folders (runs/paper, examples/results), SEEDS the seeds ("0 1 2"), EPOCHS those of pretraining (5),
+# DIMS the latent dimensions to compare.
 set -euo pipefail
 data=$(realpath "${1:?give the folder or archive of images, as cifar10_full.py takes it with --data}")
 cd "$(dirname "$0")/../.."
@@ -16,22 +17,24 @@ train() { # FOLDER PRESET SEED OPTIONS...
     python examples/cifar10_full.py "$2" --seed "$3" --out "$runs/$1-seed$3" --resume "${@:4}" "${more[@]}"
 }
 cpu() { # FOLDER SEED OPTIONS...
-    train "$1" cpu "$2" --data "$data" --epochs 5 "${@:3}"
+    train "$1" cpu "$2" --data "$data" --epochs "${EPOCHS:-5}" "${@:3}"
 }
 held_out() { # FOLDER SEED OPTIONS...
     cpu "$1" "$2" --held-out --finetune-epochs 0 "${@:3}"
 }
 both=(--models bern gauss)
-start=(--no-symmetric --location-std 2)
+algorithm_1=(--deterministic 0 --covariance 0) # of the loss; with the next, Algorithm 1 to the letter
+start=(--no-symmetric --location-std 2 "${algorithm_1[@]}")
 
 for seed in "${seeds[@]}"; do
-    cpu base "$seed"
+    cpu base "$seed" --models simclr penalized bern gauss supervised
+    cpu algorithm1 "$seed" "${both[@]}" "${start[@]}"
     cpu own "$seed" --models gauss --variance-from own --finetune-epochs 0
     for dim in ${DIMS:-8 16 32 64 256 512}; do
         cpu "dim$dim" "$seed" "${both[@]}" --dim "$dim" --finetune-epochs 0
     done
     held_out start "$seed" "${start[@]}" --models simclr bern gauss
-    held_out chosen "$seed" "${both[@]}"
+    held_out chosen "$seed" --models penalized bern gauss
     for weight in 0 0.01 0.1; do # on the sample, without DATA
         kl=("${both[@]}" "${start[@]}" --epochs 12 --finetune-epochs 0 --kl "$weight")
         train "kl$weight-fixed" quick "$seed" "${kl[@]}"
@@ -39,12 +42,18 @@ for seed in "${seeds[@]}"; do
         train "kl$weight-none" quick "$seed" "${kl[@]}" --location-std None
     done
 done
-held_out try-symmetric "${seeds[0]}" "${both[@]}" --location-std 2
-held_out try-location-4 "${seeds[0]}" "${both[@]}" --no-symmetric
-held_out try-location-none "${seeds[0]}" "${both[@]}" --no-symmetric --location-std None
-held_out try-temperature "${seeds[0]}" --models bern "${start[@]}" --temperature 0.5
-held_out try-samples "${seeds[0]}" "${both[@]}" "${start[@]}" --samples 4
-held_out try-no-noise "${seeds[0]}" "${both[@]}" "${start[@]}" --samples 0
+held_out try-symmetric "${seeds[0]}" "${both[@]}" "${start[@]}" --symmetric
+held_out try-location-4 "${seeds[0]}" "${both[@]}" "${start[@]}" --location-std 4
+held_out try-both "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}"
+held_out try-pair "${seeds[0]}" "${both[@]}" --covariance 0
+for weight in 0.05 0.5; do
+    held_out "try-covariance-$weight" "${seeds[0]}" --models penalized bern gauss --covariance "$weight"
+done
+held_out try-whiten "${seeds[0]}" "${both[@]}" --covariance 0 --normalization whiten
+held_out try-codes "${seeds[0]}" "${both[@]}" --codes 0.5
+held_out try-detached "${seeds[0]}" "${both[@]}" --detach-encoder
+held_out try-samples "${seeds[0]}" "${both[@]}" --samples 4
+held_out try-no-noise "${seeds[0]}" "${both[@]}" --samples 0
 
 measure() { # CLAIM FOLDERS...
     python "examples/paper/$1.py" "${@:2}" --out "${RESULTS:-examples/results}"

@@ -14,7 +14,6 @@ from matplotlib.colors import to_hex
 
 GALLERY = Path(__file__).parents[2] / "examples" / "gallery"
 SCRIPTS = sorted(GALLERY.glob("plot_*.py"))
-QUICK = {"plot_latents.py", "plot_map.py"}  # the others encode thousands of images
 # Okabe and Ito's colours, black and greys.
 SAFE = {"#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f0e442", "#666666", "#ffffff"}
 
@@ -51,26 +50,6 @@ def bits(v):
     assert (np.diff(np.diff(f1) / np.diff(counts)) < 0).all()
 
 
-def latents(v):
-    low, high = (np.array([float(x) for x in v["left"].lines[i].get_ydata()]) for i in (0, 1))
-    scatter = [np.array([float(x) for x in line.get_ydata()]) for line in v["right"].lines]
-    assert abs(low[0] - v["exact"]) < 0.2 * v["exact"]
-    assert abs(high[0] - v["exact"]) < 0.2 * v["exact"]
-    assert all((np.diff(spread) < 0).all() for spread in scatter)
-    assert 1.5 < np.median(scatter[1] / scatter[0]) < 3
-    assert (np.abs(high - v["exact"]) > np.abs(low - v["exact"]))[2:-3].all()
-
-
-def map_(v):
-    mean, at = v["mean"], v["classes"].index
-    assert (mean.argmin(axis=1) == np.arange(10)).all()
-    assert (mean.diagonal().argmin(), mean.diagonal().argmax()) == (at("frog"), at("bird"))
-    a, b = np.triu_indices(10, k=1)
-    nearest = {frozenset((a[i], b[i])) for i in mean[a, b].argsort()[:3]}
-    named = (("ship", "airplane"), ("automobile", "truck"), ("cat", "frog"))
-    assert nearest == {frozenset(map(at, pair)) for pair in named}
-
-
 def uncertainty(v):
     posterior, softmax = v["curves"]["posterior, entropy"], v["curves"]["softmax, entropy"]
     most = slice(None, int(0.95 * len(v["right"])))
@@ -87,15 +66,15 @@ def uncertainty(v):
     assert v["test"].labels[v["taxi"]] == v["classes"].index("automobile")
 
 
-SENTENCES = {"bits": bits, "latents": latents, "map": map_, "uncertainty": uncertainty}
+SENTENCES = {"bits": bits, "uncertainty": uncertainty}
 
 
 def test_each_script_has_its_sentences_checked():
     assert {path.stem.removeprefix("plot_") for path in SCRIPTS} == SENTENCES.keys()
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, marks=() if path.name in QUICK else pytest.mark.slow,
-                                               id=path.stem) for path in SCRIPTS])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_script_runs_and_shows_what_it_says(path, alone):
     values = runpy.run_path(str(path))
     figures = [plt.figure(number) for number in plt.get_fignums()]

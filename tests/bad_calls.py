@@ -155,9 +155,9 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     # Arrays
     (lambda: BITS, "bits codes.pack_bits.z"),
     (lambda: CODES, "codes a b"),
-    (lambda: FEATURES, "train_features plots.code_map.codes"),
+    (lambda: FEATURES, "train_features"),
     (lambda: FEATURES[:N], "test_features"),
-    (lambda: LABELS, "train_labels plots.code_map.labels"),
+    (lambda: LABELS, "train_labels"),
     (
         lambda: LABELS[:N],
         "labels test_labels query_labels database_labels correct positive evaluation.bit_statistics.labels",
@@ -192,7 +192,6 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     (lambda: "bits", "wrapper.StochConWrapper.encode.representation"),
     (lambda: 1, "callbacks.OnlineKNN.k"),
     (lambda: ["cat"] * N, "plots.certain_images.captions"),
-    (lambda: ["cat", "dog"], "plots.code_map.names"),
     # Objects
     (backbone, "backbone encoder encoders.as_encoder.model hub.HubModel.from_pretrained.encoder"),
     (model, "model"),
@@ -481,7 +480,6 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.array("0-d", "empty", "fewer dimensions", "fewer rows", "0.5", "-1", "99"), "candidates"),
     (kinds.array("0-d", "empty", "fewer dimensions", "fewer rows", "0.5"), "found"),
     (kinds.array("0-d", "empty", "fewer dimensions", "fewer rows", "0.5", "-1"), "true"),
-    (kinds.array("0-d", "empty", "fewer dimensions", "nan", "inf"), "plots.code_map.codes"),
     (kinds.array("empty", "fewer dimensions", "narrower", "nan", "inf"), "train_features test_features"),
     (kinds.labels(), "labels test_labels query_labels database_labels"),
     (kinds.labels("-1", "9"), "evaluation.expected_calibration_error.labels"),

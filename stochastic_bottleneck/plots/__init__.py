@@ -7,6 +7,5 @@ that show images return a figure.
 
 from stochastic_bottleneck.plots.curves import bit_usage, f1_against_bits, rejection_curves
 from stochastic_bottleneck.plots.images import bit_images, certain_images
-from stochastic_bottleneck.plots.maps import code_map
 
-__all__ = ["bit_images", "bit_usage", "certain_images", "code_map", "f1_against_bits", "rejection_curves"]
+__all__ = ["bit_images", "bit_usage", "certain_images", "f1_against_bits", "rejection_curves"]

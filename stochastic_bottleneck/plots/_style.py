@@ -67,12 +67,3 @@ def line_styles(count: int) -> list[dict[str, Any]]:
         }
         for i in range(count)
     ]
-
-
-def point_styles() -> list[dict[str, Any]]:
-    """Every pair of colour and marker once; consecutive pairs differ in both."""
-    return [
-        {"color": colour, "marker": MARKERS[(i + turn) % len(MARKERS)]}
-        for turn in range(len(MARKERS))
-        for i, colour in enumerate(COLOURS)
-    ]

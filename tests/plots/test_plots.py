@@ -1,7 +1,6 @@
 """Figures: the drawn data are the measured ones, in distinguishable styles."""
 
 import importlib
-from itertools import combinations
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +11,6 @@ from matplotlib import pyplot as plt
 
 from stochastic_bottleneck import codes, plots
 from stochastic_bottleneck.evaluation import ForestCurve, rejection_curve
-from stochastic_bottleneck.plots import _style
 
 BITS = np.random.default_rng(0).random((200, 12)) < np.linspace(0.05, 0.95, 12)
 
@@ -50,12 +48,11 @@ def test_bit_usage_shows_the_sorted_shares(kind):
 
 
 def test_diagrams_draw_into_the_given_axes():
-    figure, (one, two, three, four) = plt.subplots(1, 4)
+    figure, (one, two, three) = plt.subplots(1, 3)
     curve = rejection_curve(np.arange(4.0), np.array([True, True, False, True]))
     assert plots.bit_usage(BITS, axes=one) is one
     assert plots.f1_against_bits({"a": ForestCurve((1, 2), (0.1, 0.2), (1, 0))}, axes=two) is two
     assert plots.rejection_curves({"a": curve}, axes=three) is three
-    assert plots.code_map(BITS, np.arange(200) % 2, axes=four) is four
     assert plt.get_fignums() == [figure.number]
 
 
@@ -110,11 +107,9 @@ def test_bits_may_be_any_sequence_of_integers(kind):
 
 
 @pytest.mark.parametrize("kind", [np.array, lambda x: pandas.Series(x, index=[3, 2, 1, 0])])
-def test_captions_and_names_may_be_any_sequence(kind):
+def test_captions_may_be_any_sequence(kind):
     figure = plots.certain_images(grey_images(4), [0.0, 1, 2, 3], captions=kind(["a", "b", "c", "d"]), count=4)
     assert [axes.get_xlabel() for axes in figure.axes[:4]] == ["a", "b", "c", "d"]
-    axes = plots.code_map(BITS, np.arange(200) % 4, names=kind([2, 3, 5, 7]))
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["2", "3", "5", "7"]
 
 
 def test_certain_images_are_sorted_from_both_ends():
@@ -144,10 +139,6 @@ REFUSED = [  # more of them: tests/bad_calls.py
     (lambda: plots.bit_images(IMAGES, BITS[:4], bits=BITS[0]), T, "bits must be .* indices .* array"),
     (lambda: plots.f1_against_bits(CURVE), T, "got ForestCurve; pass a dict"),
     (lambda: plots.f1_against_bits({"a": CURVE._replace(f1=(0.1, np.nan))}), V, "counts as f1, all finite.*'a'"),
-    (lambda: plots.code_map(BITS, np.arange(200)), V, "labels must hold at most 64 classes, one style each, got 200"),
-    (lambda: plots.code_map(BITS[:, :1], HALVES), V, r"codes must have .* D at least 2.*\(200, 1\)"),
-    (lambda: plots.code_map(BITS[:2], np.arange(2)), V, "codes must hold at least 3 images, got 2"),
-    (lambda: plots.code_map(np.ones((4, 2)), np.arange(4)), V, "codes must differ between images"),
 ]
 
 
@@ -158,60 +149,19 @@ def test_bad_arguments_are_refused_before_a_figure_is_made(draw, error, message)
     assert not plt.get_fignums()
 
 
-# ---- map ------------------------------------------------------------------------------------------------------
-
-
-def clusters(classes, each=20, width=8):
-    """Groups of codes around distant centres."""
-    rng = np.random.default_rng(0)
-    centres = 10.0 * rng.standard_normal((classes, width))
-    labels = np.arange(classes).repeat(each)
-    return centres[labels] + rng.standard_normal((classes * each, width)), labels
-
-
-@pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_the_map_separates_groups(method):
-    x, labels = clusters(3)
-    axes = plots.code_map(x, torch.from_numpy(labels), names=["cat", "dog", "ship"], method=method)
-    groups = [np.asarray(points.get_offsets()) for points in axes.collections]
-    assert [len(group) for group in groups] == [20, 20, 20]
-    within = max(np.linalg.norm(group - group.mean(0), axis=1).max() for group in groups)
-    between = min(np.linalg.norm(a.mean(0) - b.mean(0)) for a, b in combinations(groups, 2))
-    assert between > 2 * within
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cat", "dog", "ship"]
-
-
-def test_the_map_gives_the_share_of_variance():
-    x = np.zeros((8, 4))
-    x[:4, 1], x[::2, 3] = 3.0, 1.0  # variances of 9 to 1
-    axes = plots.code_map(x, np.arange(8) % 2)
-    assert axes.get_xlabel() == "direction 1 (90 % of the variance)"
-    assert axes.get_ylabel() == "direction 2 (10 % of the variance)"
-
-
-# ---- styles ---------------------------------------------------------------------------------------------------
-
-
-def test_classes_differ_in_colour_or_marker():
-    styles = _style.point_styles()
-    assert len({(style["color"], style["marker"]) for style in styles}) == len(styles)
-    assert all(a["marker"] != b["marker"] for a, b in combinations(styles[:8], 2))
-
-
 # ---- without matplotlib ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("missing", "extra"), [("matplotlib", "plots"), ("sklearn", "evaluation")])
-def test_a_missing_package_names_the_extra(missing, extra, monkeypatch):
+def test_a_missing_package_names_the_extra(monkeypatch):
     def absent(name, *_):
-        if name.partition(".")[0] == missing:
-            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
         return real(name)
 
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ModuleNotFoundError, match=rf'needs {missing}; install it.*\[{extra}\]"'):
-        plots.code_map(BITS, np.arange(200) % 2)
+    with pytest.raises(ModuleNotFoundError, match=r'needs matplotlib; install it.*\[plots\]"'):
+        plots.bit_usage(BITS)
 
 
 def test_the_error_of_a_broken_package_is_not_hidden(monkeypatch):

@@ -32,7 +32,8 @@ from cifar10_full import NORMALIZE, Settings, build_encoder, load_images  # noqa
 from provenance import provenance  # noqa: E402
 from runs import DEVICE, load_encoder  # noqa: E402
 
-LABELS = {"simclr": "SimCLR", "bern": "StochCon Bern", "gauss": "StochCon Gauss", "supervised": "Supervised"}
+LABELS = {"simclr": "SimCLR", "penalized": "SimCLR + penalty", "bern": "StochCon Bern", "gauss": "StochCon Gauss"}
+LABELS |= {"supervised": "Supervised"}
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 Json = dict[str, Any]
 Cell = Any  # text, a number, a list with one number per seed, or None for what was not measured

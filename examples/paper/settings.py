@@ -34,15 +34,14 @@ def measure(runs: list[Run]):
 def conclude(rows: Rows):
     """Compare the setting that was chosen, which has several seeds, with the one that the search began with."""
     found = {(row["setting"], row["model"]): row for row in rows}
-    chosen_setting = max((row for row in rows if row["setting"] != START), key=lambda row: np.size(row[ON[0]]))[
-        "setting"
-    ]
+    tried = [row for row in rows if row["setting"] != START]
+    choice = max(tried, key=lambda row: np.size(row[ON[0]]))["setting"]
     criteria, parts = {}, []
     for model in ("StochCon Bern", "StochCon Gauss"):
-        start, chosen = found[START, model], found[chosen_setting, model]
-        criteria |= {f"{model}: {chosen_setting} is ahead in the {on}": ahead(chosen[on], start[on]) for on in ON}
+        start, chosen = found[START, model], found[choice, model]
+        criteria |= {f"{model}: {choice} is ahead in the {on}": ahead(chosen[on], start[on]) for on in ON}
         parts.append(f"from {shown(start[ON[0]])} to {shown(chosen[ON[0]])} ({model})")
-    return f"With {chosen_setting}, the probe on h goes {' and '.join(parts)}.", criteria
+    return f"With {choice}, the probe on h goes {' and '.join(parts)}.", criteria
 
 
 if __name__ == "__main__":

@@ -175,6 +175,7 @@ class Panel(NamedTuple):
     columns: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
     curves: str = ""
+    where: tuple[str, str] | None = None  # a column and the text that its rows have
     log: str = ""  # axes, such as "xy"
     factor: float = 100  # of accuracies
 
@@ -185,9 +186,10 @@ def draw(results: Json, figure: Sequence[Panel]) -> Figure:
     panels = drawing.subplots(1, len(figure), squeeze=False)[0]
     for axes, panel in zip(panels, figure, strict=True):
         lines = {label: list(line) for label, line in results["curves"].get(panel.curves, {}).items()}
-        for row, name in itertools.product(rows_of(results), panel.columns):
+        rows = [row for row in rows_of(results) if not panel.where or row.get(panel.where[0]) == panel.where[1]]
+        for row, name in itertools.product(rows, panel.columns):
             line = lines.setdefault(", ".join(row[text] for text in panel.by) or name, [])
-            line += [[row[panel.x], row[name]]] if row[name] else []
+            line += [[row[panel.x], row[name]]] if row.get(name) else []
         texts = list(dict.fromkeys(x for line in lines.values() for x, _ in line if isinstance(x, str)))
         for i, (label, line) in enumerate(lines.items()):
             x, color = [x for x, _ in line], COLORS[i % len(COLORS)]

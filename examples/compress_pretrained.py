@@ -49,7 +49,7 @@ ITQ_STARTS = 3  # rotations to start from, of which the best is taken
 UNSEEDED = ("float", "pca_sign", "bern_logits")  # measured for the first seed only
 PROBE = {"regularisations": (1e-3, 1e-2), "max_iter": 50, "device": DEVICE}
 STYLES = {  # name, and in the figure colour, marker and width
-    "bern": ("StochCon Bern (ours)", "#D55E00", "o", 3), "bern_asymmetric": ("ours, float query",),
+    "bern": ("StochCon Bern (ours)", "#D55E00", "o", 3), "bern_asymmetric": ("ours, float query", "#E69F00", "*", 2),
     "bern_logits": ("ours, float logits",), "opq": ("OPQ", "#0072B2", "s", 1.5), "pq": ("PQ", "#56B4E9", "^", 1.5),
     "itq": ("ITQ", "#009E73", "D", 1.5), "rabitq": ("RaBitQ", "#CC79A7", "v", 1.5),
     "pca_sign": ("PCA, signs", "#888888", "P", 1.5), "random_sign": ("random projection, signs", "#BBBBBB", "X", 1.5),

@@ -54,7 +54,7 @@ def fit_bottleneck(
     Args:
         views: features of several views (augmentations, captions, neighbouring frames) of each item, floating point:
             an array, a memory-mapped array or a tensor of Shape (V, N, F), V at least 2, of which each step takes two
-            views at random; a tuple of two arrays of Shape (N, F); or an iterable of such tuples, a batch each,
+            views at random; the item as it will be searched should be one of them. Or a tuple of two arrays of Shape (N, F); or an iterable of such tuples, a batch each,
             that can be read once an epoch, such as a DataLoader. Arrays are read batch by batch, and may be larger
             than memory.
         kind: "bern" for bits, "gauss" for Gaussians.

@@ -54,9 +54,9 @@ def fit_bottleneck(
     Args:
         views: features of several views (augmentations, captions, neighbouring frames) of each item, floating point:
             an array, a memory-mapped array or a tensor of Shape (V, N, F), V at least 2, of which each step takes two
-            views at random; the item as it will be searched should be one of them. Or a tuple of two arrays of Shape (N, F); or an iterable of such tuples, a batch each,
-            that can be read once an epoch, such as a DataLoader. Arrays are read batch by batch, and may be larger
-            than memory.
+            views at random; include the item as it will be searched. Or a tuple of such arrays of Shape (N, F); or an
+            iterable of pairs of them, a batch each, that can be read once an epoch, such as a DataLoader. Arrays are
+            read batch by batch, and may be larger than memory.
         kind: "bern" for bits, "gauss" for Gaussians.
         dim: latent dimensions D; for "bern", of bits.
         loss: terms and their weights; None for `StochConLoss()`.

@@ -64,7 +64,7 @@ SIGNATURES = {
     StochasticBottleneck.forward: "self, features, opposing=None, *, sample=None, generator=None",
     StochasticBottleneck.posterior: "self, features, opposing=None",
     InfoNCELoss: "temperature=0.5, *, gather_distributed=False, group=None, reduction='mean', block_size=None",
-    InfoNCELoss.forward: "self, v, v_prime",
+    InfoNCELoss.forward: "self, v, v_prime=None",
     StochConWrapper: "encoder, *, kind='bern', dim=128, bottleneck=None, head=None, projection_dim=128, "
     "variance_from='opposing', symmetric=False",
     StochConWrapper.forward: "self, x, x_prime",

@@ -20,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from toy_model import DIM, KINDS, WIDTH, batch_model, row_model
 
-from stochastic_bottleneck import InfoNCELoss, StochConOutput
+from stochastic_bottleneck import InfoNCELoss, StochConOutput, functional
 from stochastic_bottleneck.gradient_cache import cached_backward
 
 F64 = torch.float64
@@ -487,7 +487,7 @@ REFUSALS = [  # values of a wrong type or out of range: tests/bad_calls.py
     ({"model": nn.LazyLinear(3)}, "model has parameters of unknown shape; run it"),
     ({"inputs": (X, X[1:])}, r"the same number in all, got \[\(10, .*\(9, 3"),
     ({"inputs": (LINEAR.weight * 2,)}, "inputs must not be the result of a differentiable computation"),
-    ({"loss": InfoNCELoss()}, r"loss must take one argument, .*InfoNCELoss.*lambda output: loss\(\*output\[:2\]"),
+    ({"loss": functional.info_nce}, r"loss must take one argument, .*info_nce.*lambda output: loss\(\*output\[:2\]"),
     ({"loss": lambda v: v.mean(1)}, r"shape \(\), got \(10,\); reduce it with .mean"),
     ({"loss": lambda v: v.detach().mean()}, "loss must depend on the model's output"),
     ({"loss": lambda _: LINEAR.weight.mean()}, NO_PATH),

@@ -13,7 +13,14 @@ from random_tensors import views
 from tolerances import assert_close
 from torch.utils._pytree import tree_map
 
-from stochastic_bottleneck import BernoulliPosterior, GaussianPosterior, InfoNCELoss, StochConLoss, functional
+from stochastic_bottleneck import (
+    BernoulliPosterior,
+    GaussianPosterior,
+    InfoNCELoss,
+    StochConLoss,
+    StochConOutput,
+    functional,
+)
 
 F32 = torch.float32
 
@@ -22,8 +29,10 @@ F32 = torch.float32
 def test_equals_the_function(options):
     v, v_prime = views(2, 4, 5)
     for training in (True, False):
-        loss = InfoNCELoss(**options).train(training)(v, v_prime)
-        assert torch.equal(loss, functional.info_nce(v, v_prime, **options))
+        loss = InfoNCELoss(**options).train(training)
+        expected = functional.info_nce(v, v_prime, **options)
+        assert torch.equal(loss(v, v_prime), expected)
+        assert torch.equal(loss(StochConOutput(v, v_prime, v + 1, v + 1, v + 1, None)), expected)
 
 
 def test_can_be_copied_and_pickled_and_has_no_state():

@@ -1,0 +1,6 @@
+"""The contrastive objectives as modules."""
+
+from stochastic_bottleneck.losses.info_nce import InfoNCELoss
+from stochastic_bottleneck.losses.stochcon import StochConLoss
+
+__all__ = ["InfoNCELoss", "StochConLoss"]

@@ -283,3 +283,20 @@ def check_views(v: Tensor, v_prime: Tensor, name: str = "v", name_prime: str = "
             f"{name} is empty, shape {tuple(v.shape)}; skip empty batches (drop_last=True in the data loader does)"
         )
     _check_pair(v, v_prime, name, name_prime)
+
+
+def check_towers(queries: Tensor, keys: Tensor, negatives: Tensor | None, symmetric: bool) -> None:
+    """Check rows of two towers, and more negatives for the queries."""
+    check_views(queries, keys, "queries", "keys")
+    if negatives is None:
+        return
+    if symmetric:
+        raise ValueError(
+            "negatives must be None in the symmetric loss, which has none for the keys, got a tensor; "
+            "pass symmetric=False to the loss"
+        )
+    check_floating(negatives, "negatives")
+    shape, wanted = tuple(negatives.shape), (*keys.shape[:-2], "M", keys.shape[-1])
+    if negatives.ndim != keys.ndim or (*shape[:-2], "M", shape[-1]) != wanted:
+        raise ValueError(f"negatives must have shape ({', '.join(map(str, wanted))}), as keys, got {shape}")
+    _check_pair(negatives, keys, "negatives", "keys")

@@ -6,8 +6,7 @@ dtype of their parameters.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._noise import gaussian_noise, logistic_noise, normal_noise, relaxed_noise
 from stochastic_bottleneck.kernels import bernoulli, gaussian, nt_xent, nt_xent_op
+from stochastic_bottleneck.kernels.elementwise import without_autocast
 
 __all__ = [
     "bernoulli_entropy",
@@ -86,7 +86,7 @@ def info_nce(
     _checks.check_info_nce_options(temperature, reduction, block_size)
     temperature, block_size = float(temperature), None if block_size is None else int(block_size)
     # Under autocast, products of rows would be half precision and lose the small differences between logits.
-    with _without_autocast(v.device.type):
+    with without_autocast(v.device.type):
         if not _use_tiles(v.shape[-2], block_size):
             return nt_xent.plain_nt_xent(v, v_prime, temperature, reduction)
         losses = nt_xent_op.blockwise_nt_xent(v, v_prime, temperature, block_size)
@@ -318,10 +318,3 @@ def _use_tiles(n_images: int, block_size: int | None) -> bool:
     """Whether tiles are faster than the matrix of all pairs."""
     # Compiled, the matrix is one fused kernel, and all common batch sizes share one graph.
     return block_size is not None or n_images > (512 if torch.compiler.is_compiling() else 256)
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    # Devices without autocast raise even when it is turned off; torch 2.4 cannot compile the condition.
-    if torch.compiler.is_compiling() or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()

@@ -25,7 +25,14 @@ from bad_values import INF, NAN, Bad, Kind
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from stochastic_bottleneck import BernoulliPosterior, InfoNCELoss, StochasticBottleneck, StochConLoss, StochConWrapper
+from stochastic_bottleneck import (
+    BernoulliPosterior,
+    ClipLoss,
+    InfoNCELoss,
+    StochasticBottleneck,
+    StochConLoss,
+    StochConWrapper,
+)
 
 PACKAGE = "stochastic_bottleneck"
 MODULES = [
@@ -136,7 +143,8 @@ def rejection_curve() -> Any:
 GOOD: dict[str, Callable[[], Any]] = by_name(
     # Tensors
     (lambda: floats(N, D), "v logits mean log_std z like noise"),
-    (lambda: floats(N, D) + 0.1, "v_prime"),
+    (lambda: floats(N, D) + 0.1, "v_prime losses.InfoNCELoss.forward.v_prime losses.ClipLoss.forward.keys"),
+    (lambda: floats(N, D) + 0.2, "losses.ClipLoss.forward.queries losses.ClipLoss.forward.negatives"),
     (lambda: floats(2, N, D), "losses.StochConLoss.forward.output losses.StochConLoss.terms.output"),
     (lambda: floats(2, N, D) + 0.1, "losses.StochConLoss.forward.v_prime losses.StochConLoss.terms.v_prime"),
     (
@@ -221,6 +229,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "wrapper.StochConWrapper": model,
     "encoders.Encoder": lambda: public("encoders").Encoder(backbone(), F),
     "losses.InfoNCELoss": InfoNCELoss,
+    "losses.ClipLoss": lambda: ClipLoss(symmetric=False),
     "losses.StochConLoss": StochConLoss,
     "posteriors.BernoulliPosterior": bern,
     "posteriors.GaussianPosterior": gauss,
@@ -377,7 +386,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.number(0, 1), "query_share"),
     (kinds.number(-1), "weight_decay stochastic deterministic covariance kl"),
     (kinds.number(-1), "losses.StochConLoss.codes"),
-    (kinds.number(0, -1, 1e-46), "code_temperature"),
+    (kinds.number(0, -1, 1e-46), "code_temperature min_temperature"),
     (kinds.values(2, None, "16", (0,), (2.5,)), "prefixes"),
     (kinds.count(0), "hidden_dim"),
     (kinds.count(0, 1, 99), "fitting.fit_bottleneck.batch_size evaluation.BottleneckTransformer.batch_size"),
@@ -399,7 +408,10 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.numbers(0.5, 0, INF), "regularisations"),
     (kinds.numbers(1, -1, D, 1.5), "plots.bit_images.bits"),
     # Flags and choices
-    (kinds.flag, "hard learnable_scale frozen gather_distributed symmetric detach_encoder checkpoint_encoder"),
+    (
+        kinds.flag,
+        "hard learnable learnable_scale frozen gather_distributed symmetric detach_encoder checkpoint_encoder",
+    ),
     (kinds.flag, "sample strip dynamic_batch validate check_replay progress"),
     (kinds.choice, "kind output variance variance_from normalization reduction representation shape"),
     (kinds.choice, "metric method precision"),
@@ -452,6 +464,12 @@ KINDS: dict[str, Kind] = by_name(
     (files("empty", "text", "no/file"), "checkpoint"),
     # Tensors
     (kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE), "v v_prime"),
+    (kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE), "keys"),
+    (
+        kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE),
+        "losses.ClipLoss.forward.queries",
+    ),
+    (kinds.tensor("0-d", "narrower", "fewer dimensions", *ELSEWHERE), "negatives"),
     (two_directions, "losses.StochConLoss.forward.v_prime losses.StochConLoss.terms.v_prime"),
     (some_views, "views evaluation.BottleneckTransformer.fit.X"),
     (kinds.array("0-d", "empty", "narrower", "fewer dimensions"), "evaluation.BottleneckTransformer.transform.X"),

@@ -3,18 +3,21 @@
 import copy
 import pickle
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import oracles
 import pytest
 import torch
 import toy_model
-from random_tensors import views
+from random_tensors import leaves, normal, views
 from tolerances import assert_close
+from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._pytree import tree_map
 
 from stochastic_bottleneck import (
     BernoulliPosterior,
+    ClipLoss,
     GaussianPosterior,
     InfoNCELoss,
     StochConLoss,
@@ -67,6 +70,71 @@ def test_compiles_without_graph_breaks_and_agrees(options, fresh_compiler):
             results.append((value, *torch.autograd.grad(value.sum(), inputs)))
         for eager, fast in zip(*results, strict=True):
             assert_close(fast, eager.double())
+
+
+# ---- forms of InfoNCE, with a temperature that may be learned --------------------------------------------------
+
+FORMS = {  # name: loss, shapes of the inputs but for N rows, oracle of the losses per row
+    "clip": (ClipLoss, [(..., 6)] * 2, oracles.clip),
+    "one tower": (
+        partial(ClipLoss, symmetric=False),
+        [(..., 6)] * 2,
+        lambda q, k, t: oracles.one_tower(q, k, q[:0], t),
+    ),
+    "queue": (partial(ClipLoss, symmetric=False), [(..., 6), (..., 6), (3, 6)], oracles.one_tower),
+}
+
+
+def form_inputs(name, n, dtype=torch.float64):
+    shapes = FORMS[name][1]
+    return leaves(*(normal(*(n if d is ... else d for d in s), seed=i).to(dtype) for i, s in enumerate(shapes)))
+
+
+def compare_with_loop(name, loss, module, n, dtype):
+    """Losses, and the gradients of rows weighted differently in all inputs and a learned temperature."""
+    inputs, tau = form_inputs(name, n, dtype), module.temperature
+    exact, wanted = [oracles.as_float64(x) for x in inputs], list(inputs)
+    leaf = list(exact)
+    if module.learnable:
+        log = oracles.as_float64(module.log_temperature)
+        tau, wanted, leaf = log.exp()[0], [*inputs, module.log_temperature], [*exact, log]
+    losses, expected = loss(*inputs), FORMS[name][2](*exact, tau)
+    assert_close(losses, expected)
+    weights = normal(len(expected), seed=9)
+    grads = torch.autograd.grad(losses, wanted, weights.to(losses.dtype))
+    for x, a, b in zip(wanted, grads, torch.autograd.grad(expected, leaf, weights), strict=True):
+        assert a.dtype == x.dtype
+        assert_close(a, b, factor=1 / torch.as_tensor(tau).item())
+
+
+@pytest.mark.parametrize("learnable", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("dtype", [torch.float64, F32, torch.bfloat16])
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_follow_the_float64_loop(name, dtype, learnable):
+    for temperature, n, block_size in ((0.2, 1, None), (0.2, 2, None), (0.05, 5, 2), (0.0125, 4, None)):
+        options = {"learnable": learnable, "reduction": "none", "block_size": block_size}
+        loss = FORMS[name][0](temperature, **options).to(dtype)
+        compare_with_loop(name, loss, loss, n, dtype)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_compile_without_graph_breaks(name, fresh_compiler):
+    loss = FORMS[name][0](0.2, learnable=True, reduction="none")
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (4, 7):
+        compare_with_loop(name, compiled, loss, n, F32)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_second_derivatives_of_the_forms(name):
+    loss, inputs = FORMS[name][0](0.3, learnable=True, reduction="none").double(), form_inputs(name, 3)
+    log = loss.log_temperature.detach().clone().requires_grad_()
+
+    def function(log, *inputs):
+        return torch.func.functional_call(loss, {"log_temperature": log}, inputs)
+
+    assert gradcheck(function, [log, *inputs])
+    assert gradgradcheck(function, [log, *inputs])
 
 
 # ---- StochConLoss ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What elementwise kernels share: casts to float32, and evaluation in chunks that fit the processor's cache.
+"""What kernels share: casts to float32, no autocast, and evaluation in chunks that fit the processor's cache.
 
 A chain of k operations on a tensor larger than the cache reads and writes main memory k times, and the operating
 system maps every new tensor of that size page by page. Evaluated chunk by chunk, only inputs and results travel.
@@ -7,6 +7,7 @@ system maps every new tensor of that size page by page. Evaluated chunk by chunk
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -60,6 +61,14 @@ def saturating_cast(grad: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast a gradient, clamped to the range of `dtype`."""
     limit = torch.finfo(dtype).max
     return grad if grad.dtype == dtype else grad.clamp(-limit, limit).to(dtype)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Turn autocast off for a type of device."""
+    # Devices without autocast raise even when it is turned off; torch 2.4 cannot compile the condition.
+    if torch.compiler.is_compiling() or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """The contrastive objectives as modules."""
 
+from stochastic_bottleneck.losses.clip import ClipLoss
 from stochastic_bottleneck.losses.info_nce import InfoNCELoss
 from stochastic_bottleneck.losses.stochcon import StochConLoss
 
-__all__ = ["InfoNCELoss", "StochConLoss"]
+__all__ = ["ClipLoss", "InfoNCELoss", "StochConLoss"]

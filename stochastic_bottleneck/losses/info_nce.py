@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from stochastic_bottleneck import _checks, distributed, functional
+from stochastic_bottleneck.losses._base import ContrastiveLoss
 
 __all__ = ["InfoNCELoss"]
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(ContrastiveLoss):
     """NT-Xent (InfoNCE with 2N - 2 negatives), the loss of SimCLR and StochCon.
 
     See `functional.info_nce` for the formula. Training and evaluation mode are the same.
@@ -54,18 +55,13 @@ class InfoNCELoss(nn.Module):
         reduction: Literal["mean", "none"] = "mean",
         block_size: int | None = None,
     ) -> None:
-        super().__init__()
-        _checks.check_info_nce_options(temperature, reduction, block_size)
-        _checks.flag("gather_distributed", gather_distributed)
-        self.temperature = float(temperature)
-        if group is not None and not gather_distributed:
-            raise ValueError(f"group must be None without gather_distributed=True, got {group!r}; pass both")
-        self.gather_distributed = gather_distributed
-        # A name can be copied and pickled with a model, and spares the compiler a call to the group.
-        self._group = distributed.group_name(group)
-        self._group_gathers = distributed.has_several_processes(self._group) if group is not None else None
-        self.reduction = reduction
-        self.block_size = None if block_size is None else int(block_size)
+        super().__init__(
+            temperature,
+            gather_distributed=gather_distributed,
+            group=group,
+            reduction=reduction,
+            block_size=block_size,
+        )
 
     def forward(self, v: Any, v_prime: Tensor | None = None) -> Tensor:
         """Loss of a batch of view pairs.
@@ -95,12 +91,3 @@ class InfoNCELoss(nn.Module):
             raise
         losses = distributed.distributed_nt_xent(v, v_prime, self.temperature, self.block_size, self._group)
         return losses.mean() if self.reduction == "mean" else losses
-
-    def _gathers(self) -> bool:
-        """Whether there are other processes to gather from."""
-        gathers = distributed.has_several_processes()
-        return gathers if self._group_gathers is None else gathers and self._group_gathers
-
-    def extra_repr(self) -> str:
-        """Temperature and gathering, for `repr`."""
-        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"

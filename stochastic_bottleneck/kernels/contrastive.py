@@ -1,0 +1,66 @@
+"""Losses per row of the forms of InfoNCE besides `nt_xent_op`, from the sums of `exp_sums`.
+
+With unit rows u_i and logits s_ik = u_i . u_k / tau,
+
+- one positive p(i) among negatives: log(1 + exp(log n_i - s_ip(i))) with n_i the sum of exp(s_ik) over negatives alone,
+  which never falls below 0 and keeps full relative accuracy for small losses, as in `nt_xent`;
+- several positives P(i), all other rows with the label of i: log sum_{k != i} exp(s_ik) - 1 / |P(i)| sum_p s_ip. With
+  s_c the sum of the unit rows of label c, the last sum is u_i . (s_c(i) - u_i) / tau: it needs no matrix of pairs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from stochastic_bottleneck.kernels.all_gather import all_gather, check_equal_on_all_processes, get_group
+from stochastic_bottleneck.kernels.exp_sums import Options, exp_sums
+from stochastic_bottleneck.kernels.l2_normalize import l2_normalize
+
+
+def two_tower_losses(
+    queries: Tensor, keys: Tensor, negatives: Tensor | None, options: Options, symmetric: bool, group: str | None
+) -> Tensor:
+    """Cross-entropy of each query among all keys and negatives and, if symmetric, of each key among all queries.
+
+    Args:
+        queries: Shape: (N, D) or (K, N, D)
+        keys: row i is the positive of query i. Shape: as `queries`
+        negatives: more columns for the queries, or None. Shape: (M, D) or (K, M, D)
+        options: see `Options`.
+        symmetric: whether to return the losses of the keys too.
+        group: name of a process group whose processes' rows are negatives too; None for none.
+
+    Returns:
+        Losses in nats, float32 or float64, those of the queries first. Shape: (N,) or (2N,), or (K, N) or (K, 2N)
+    """
+    u, w = l2_normalize(queries), l2_normalize(keys)
+    positive = (u * w).sum(dim=-1) / options.temperature
+    all_u, all_w, offset = (u, w, 0) if group is None else _gather(queries, keys, options, group)
+    columns = all_w if negatives is None else torch.cat((all_w, l2_normalize(negatives)), dim=-2)
+    if symmetric and group is None:
+        sums: tuple[Tensor, ...] = exp_sums(u, columns, (0,), options, both=True)
+    else:
+        directions = [(u, columns), (w, all_u)][: 1 + symmetric]
+        sums = tuple(exp_sums(rows, others, (offset,), options)[0] for rows, others in directions)
+    return torch.cat([_one_positive(negative_sums, positive) for negative_sums in sums], dim=-1)
+
+
+def _gather(queries: Tensor, keys: Tensor, options: Options, group: str) -> tuple[Tensor, Tensor, int]:
+    """Unit rows of all processes, and the index of this process's first one."""
+    needs_grad = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
+    temperature = None if isinstance(options.temperature, Tensor) else options.temperature
+    check_equal_on_all_processes(queries, keys, group=group, temperature=temperature, needs_grad=needs_grad)
+    u, w = l2_normalize(all_gather(torch.stack((queries, keys)), dim=-2, group=group)).unbind(0)
+    return u, w, dist.get_rank(get_group(group)) * queries.shape[-2]
+
+
+def _one_positive(negative_sums: Tensor, positive: Tensor) -> Tensor:
+    """Losses from the sums over negatives and the logits of the positives; 0 for a row without negatives."""
+    alone = negative_sums == 0
+    x = (negative_sums.masked_fill(alone, 1).log() - positive).masked_fill(alone, -math.inf)
+    return F.softplus(x, threshold=40).to(positive.dtype)

@@ -6,7 +6,7 @@ from stochastic_bottleneck.bottleneck import BottleneckOutput, StochasticBottlen
 from stochastic_bottleneck.encoders import Encoder, as_encoder
 from stochastic_bottleneck.fitting import fit_bottleneck
 from stochastic_bottleneck.gradient_cache import cached_backward
-from stochastic_bottleneck.losses import ClipLoss, InfoNCELoss, StochConLoss
+from stochastic_bottleneck.losses import ClipLoss, InfoNCELoss, StochConLoss, SupConLoss
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
 from stochastic_bottleneck.schedules import TemperatureSchedule
 from stochastic_bottleneck.wrapper import StochConOutput, StochConWrapper
@@ -22,6 +22,7 @@ __all__ = [
     "StochConOutput",
     "StochConWrapper",
     "StochasticBottleneck",
+    "SupConLoss",
     "TemperatureSchedule",
     "__version__",
     "as_encoder",

@@ -300,3 +300,20 @@ def check_towers(queries: Tensor, keys: Tensor, negatives: Tensor | None, symmet
     if negatives.ndim != keys.ndim or (*shape[:-2], "M", shape[-1]) != wanted:
         raise ValueError(f"negatives must have shape ({', '.join(map(str, wanted))}), as keys, got {shape}")
     _check_pair(negatives, keys, "negatives", "keys")
+
+
+def check_labels(labels: Tensor, v: Tensor) -> None:
+    """Check that labels are one integer for each row of `v`, on its device."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"labels must be a tensor of one integer per image, got {labels!r}; pass labels=torch.as_tensor(...)"
+        )
+    if labels.layout != torch.strided or labels.is_nested or labels.dtype not in _INTEGERS:
+        kind = "nested" if labels.is_nested else f"{labels.layout} {labels.dtype}"
+        raise TypeError(f"labels must be a dense tensor of integers, got a {kind} one; convert it with labels.long()")
+    if labels.ndim != 1 or len(labels) != v.shape[-2]:
+        raise ValueError(f"labels must have shape ({v.shape[-2]},), one per image, got {tuple(labels.shape)}")
+    _check_device("labels", labels, v, "v")
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

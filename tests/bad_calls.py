@@ -32,6 +32,7 @@ from stochastic_bottleneck import (
     StochasticBottleneck,
     StochConLoss,
     StochConWrapper,
+    SupConLoss,
 )
 
 PACKAGE = "stochastic_bottleneck"
@@ -143,8 +144,12 @@ def rejection_curve() -> Any:
 GOOD: dict[str, Callable[[], Any]] = by_name(
     # Tensors
     (lambda: floats(N, D), "v logits mean log_std z like noise"),
-    (lambda: floats(N, D) + 0.1, "v_prime losses.InfoNCELoss.forward.v_prime losses.ClipLoss.forward.keys"),
-    (lambda: floats(N, D) + 0.2, "losses.ClipLoss.forward.queries losses.ClipLoss.forward.negatives"),
+    (lambda: floats(N, D) + 0.1, "v_prime losses.InfoNCELoss.forward.v_prime losses.SupConLoss.forward.v_prime"),
+    (lambda: torch.arange(N) % 3, "losses.SupConLoss.forward.labels"),
+    (
+        lambda: floats(N, D) + 0.2,
+        "losses.ClipLoss.forward.keys losses.ClipLoss.forward.queries losses.ClipLoss.forward.negatives",
+    ),
     (lambda: floats(2, N, D), "losses.StochConLoss.forward.output losses.StochConLoss.terms.output"),
     (lambda: floats(2, N, D) + 0.1, "losses.StochConLoss.forward.v_prime losses.StochConLoss.terms.v_prime"),
     (
@@ -229,6 +234,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "wrapper.StochConWrapper": model,
     "encoders.Encoder": lambda: public("encoders").Encoder(backbone(), F),
     "losses.InfoNCELoss": InfoNCELoss,
+    "losses.SupConLoss": SupConLoss,
     "losses.ClipLoss": lambda: ClipLoss(symmetric=False),
     "losses.StochConLoss": StochConLoss,
     "posteriors.BernoulliPosterior": bern,
@@ -374,6 +380,7 @@ some_views = kinds.also(
     Bad("[3]", [3], ("3",)),
 )
 image_batch = kinds.tensor("0-d", "empty", "fewer dimensions", *ELSEWHERE)
+label_tensor = kinds.tensor("0-d", "fewer rows", "more dimensions", "meta", wrong=("float32", "bool", "complex64"))
 pictures = kinds.array("0-d", "empty", "fewer dimensions", "nan", "2", "-1")
 part_of_simclr = kinds.values("missing", 3, nn.Linear)
 encoder_names = ("resnet18", "other:resnet18", "torchvision:no_such_model", "timm:no_such_model", "timm:a/b")
@@ -500,6 +507,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.array("0-d", "empty", "fewer dimensions", "fewer rows", "0.5", "-1"), "true"),
     (kinds.array("empty", "fewer dimensions", "narrower", "nan", "inf"), "train_features test_features"),
     (kinds.labels(), "labels test_labels query_labels database_labels"),
+    (label_tensor, "losses.SupConLoss.forward.labels"),
     (kinds.labels("-1", "9"), "evaluation.expected_calibration_error.labels"),
     (kinds.train_labels, "train_labels"),
     (kinds.array("0-d", "empty", "more dimensions", "nan"), "uncertainty scores"),

@@ -65,6 +65,17 @@ def clip(queries, keys, temperature):
     return torch.cat([one_tower(a, b, a[:0], temperature) for a, b in ((queries, keys), (keys, queries))])
 
 
+def supcon(rows, labels, temperature):
+    """Khosla et al. (arXiv 2004.11362), equation 2: one loss for each row, 0 without positives."""
+    views, losses = rows.unbind(), []
+    for i, v in enumerate(views):
+        logits = {k: cosine(v, w) / temperature for k, w in enumerate(views) if k != i}
+        total = sum((s.exp() for s in logits.values()), torch.zeros((), dtype=rows.dtype))
+        terms = [(s.exp() / total).log() for k, s in logits.items() if labels[k] == labels[i]]
+        losses.append(-sum(terms) / len(terms) if terms else 0 * v.sum() * temperature)
+    return torch.stack(losses)
+
+
 def sigmoid(x):
     return 1 / (1 + (-x).exp())
 

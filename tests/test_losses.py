@@ -22,6 +22,7 @@ from stochastic_bottleneck import (
     InfoNCELoss,
     StochConLoss,
     StochConOutput,
+    SupConLoss,
     functional,
 )
 
@@ -74,12 +75,34 @@ def test_compiles_without_graph_breaks_and_agrees(options, fresh_compiler):
 
 # ---- forms of InfoNCE, with a temperature that may be learned --------------------------------------------------
 
+
+class WithLabels(SupConLoss):
+    """Of the labels 7, -1, -1, 7, -1, 5, ..., some of which have one image."""
+
+    def forward(self, *views):
+        return super().forward(*views, labels=labels_of(len(views[0])))
+
+
+def labels_of(n):
+    return torch.tensor([7, -1, -1, 7, -1, 5, 3, 2])[:n]
+
+
 FORMS = {  # name: loss, shapes of the inputs but for N rows, oracle of the losses per row
     "clip": (ClipLoss, [(..., 6)] * 2, oracles.clip),
     "one tower": (
         partial(ClipLoss, symmetric=False),
         [(..., 6)] * 2,
         lambda q, k, t: oracles.one_tower(q, k, q[:0], t),
+    ),
+    "several positives": (
+        WithLabels,
+        [(..., 6), (..., 6)],
+        lambda v, w, t: oracles.supcon(torch.cat((v, w)), [*labels_of(len(v))] * 2, t),
+    ),
+    "one view of each image": (
+        WithLabels,
+        [(..., 6)],
+        lambda v, t: oracles.supcon(v, labels_of(len(v)), t),
     ),
     "queue": (partial(ClipLoss, symmetric=False), [(..., 6), (..., 6), (3, 6)], oracles.one_tower),
 }
@@ -115,6 +138,19 @@ def test_forms_follow_the_float64_loop(name, dtype, learnable):
         options = {"learnable": learnable, "reduction": "none", "block_size": block_size}
         loss = FORMS[name][0](temperature, **options).to(dtype)
         compare_with_loop(name, loss, loss, n, dtype)
+
+
+def test_labels_that_all_differ_or_are_all_equal():
+    v, v_prime = form_inputs("clip", 5)
+    loss = SupConLoss(0.2)
+    assert_close(loss(v, v_prime, torch.arange(5)), InfoNCELoss(0.2)(v, v_prime))
+    output = StochConOutput(v, v_prime, v, v, v, None)
+    expected = oracles.supcon(torch.cat((v, v_prime)), [1] * 10, 0.2).mean()
+    assert_close(loss(output, labels=torch.ones(5, dtype=torch.int8)), expected)
+    both = loss(torch.stack((v, v_prime)), torch.stack((v_prime, v)), torch.ones(5, dtype=torch.int64))
+    assert_close(both, expected)
+    with pytest.raises(TypeError, match="labels must be a tensor of one integer per image, got None"):
+        loss(v, torch.arange(5))
 
 
 @pytest.mark.parametrize("name", FORMS)

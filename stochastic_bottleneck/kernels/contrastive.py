@@ -50,6 +50,31 @@ def two_tower_losses(
     return torch.cat([_one_positive(negative_sums, positive) for negative_sums in sums], dim=-1)
 
 
+def several_positives_losses(x: Tensor, labels: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Mean over positives of the cross-entropy of each row among all other rows.
+
+    Args:
+        x: Shape: (R, D) or (K, R, D)
+        labels: integers; rows with equal ones are positives of each other. Shape: (R,)
+        options: see `Options`.
+
+    Returns:
+        Losses in nats, float32 or float64, 0 for rows without positives. Shape: (R,) or (K, R). And whether a row has
+        positives. Shape: (R,)
+    """
+    u = l2_normalize(x)
+    # Numbers the labels below R by their first index in sorted order: unlike torch.unique, without a host sync.
+    index = torch.searchsorted(labels.sort().values, labels)
+    n_positives = labels.new_zeros(len(labels)).index_add(0, index, torch.ones_like(labels))[index] - 1
+    class_sums = torch.zeros_like(u).index_add(-2, index, u)
+    positives = (u * (class_sums.index_select(-2, index) - u)).sum(dim=-1) / options.temperature
+    row_sums, _ = exp_sums(u, None, (0,), options)
+    has_positives = n_positives > 0
+    log_sums = row_sums.masked_fill(~has_positives, 1).log()
+    losses = (log_sums - positives / n_positives.clamp_min(1)).masked_fill(~has_positives, 0)
+    return losses.to(u.dtype), has_positives
+
+
 def _gather(queries: Tensor, keys: Tensor, options: Options, group: str) -> tuple[Tensor, Tensor, int]:
     """Unit rows of all processes, and the index of this process's first one."""
     needs_grad = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)

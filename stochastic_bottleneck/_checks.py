@@ -177,6 +177,18 @@ def check_info_nce_options(temperature: float, reduction: str, block_size: int |
         integer("block_size", block_size, hint="None chooses by size")
 
 
+def check_temperature_tensor(temperature: Tensor, min_temperature: float, v: Tensor) -> None:
+    """Check a temperature that is a tensor, and its lower bound."""
+    real("min_temperature", min_temperature, least=MIN_TEMPERATURE)
+    check_floating(temperature, "temperature")
+    if temperature.ndim:
+        raise ValueError(
+            f"temperature must be a number or have shape (), got {tuple(temperature.shape)}; index it, as in "
+            "temperature[0]"
+        )
+    _check_device("temperature", temperature, v, "v")
+
+
 def check_floating(x: Tensor, name: str) -> None:
     """Check that `x` is a dense tensor of real floating point numbers."""
     if not isinstance(x, Tensor):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._noise import gaussian_noise, logistic_noise, normal_noise, relaxed_noise
-from stochastic_bottleneck.kernels import bernoulli, gaussian, nt_xent, nt_xent_op
+from stochastic_bottleneck.kernels import bernoulli, contrastive, exp_sums, gaussian, nt_xent, nt_xent_op
 from stochastic_bottleneck.kernels.elementwise import without_autocast
 
 __all__ = [
@@ -37,10 +37,11 @@ __all__ = [
 def info_nce(
     v: Tensor,
     v_prime: Tensor,
-    temperature: float = 0.5,
+    temperature: float | Tensor = 0.5,
     *,
     reduction: Literal["mean", "none"] = "mean",
     block_size: int | None = None,
+    min_temperature: float = _checks.MIN_TEMPERATURE,
 ) -> Tensor:
     r"""NT-Xent over 2N views, the self pair masked.
 
@@ -58,18 +59,20 @@ def info_nce(
     Args:
         v: first views. Shape: (N, D), or (K, N, D) for K independent losses over the same images.
         v_prime: second views, the same shape, dtype and device as `v`.
-        temperature: tau, at least 0.01.
+        temperature: tau, at least 0.01; or a tensor on the device of `v`, which may require a gradient. Shape: ()
         reduction: "mean" over all rows, or "none".
         block_size: largest number of rows and of columns in a tile of pairs; saves memory. None chooses by batch
             size: the matrix of all pairs for small batches, otherwise tiles that fit the processor's cache. Memory
             does not grow with N x N.
+        min_temperature: lower bound of a temperature that is a tensor: smaller values, which are not read on a GPU,
+            count as this one. Below 0.025, exponentials are float64, which GPUs compute several times slower.
 
     Returns:
         Loss in nats, float32 or float64. Shape: () for "mean"; (2N,) or (K, 2N) for "none", the rows of `v`
         first.
 
     Raises:
-        ValueError: for shapes that differ or are empty, a temperature below 0.01, an unknown reduction.
+        ValueError: for shapes that differ or are empty, a number below 0.01 as temperature, an unknown reduction.
         TypeError: for dtypes that differ or are not floating point.
 
     Example:
@@ -83,6 +86,13 @@ def info_nce(
         SimCLR (arXiv 2002.05709), equation 1; StochCon (arXiv 2110.00552) uses it unchanged.
     """
     _checks.check_views(v, v_prime)
+    if isinstance(temperature, Tensor):
+        _checks.check_temperature_tensor(temperature, min_temperature, v)
+        _checks.check_info_nce_options(min_temperature, reduction, block_size)
+        with without_autocast(v.device.type):
+            options = exp_sums.make_options(temperature, min_temperature, v, block_size)
+            losses = contrastive.two_view_losses(v, v_prime, options)
+        return losses.mean() if reduction == "mean" else losses
     _checks.check_info_nce_options(temperature, reduction, block_size)
     temperature, block_size = float(temperature), None if block_size is None else int(block_size)
     # Under autocast, products of rows would be half precision and lose the small differences between logits.

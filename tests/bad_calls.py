@@ -389,6 +389,10 @@ KINDS: dict[str, Kind] = by_name(
     # Numbers
     (kinds.number(0, -1), "location_std start end lr"),
     (kinds.number(0, -1, 1e-46), "temperature"),
+    (
+        kinds.also(kinds.number(0, -1), *kinds.tensor("more dimensions", "meta")(torch.tensor([0.5]))[:3]),
+        "functional.info_nce.temperature",
+    ),
     (kinds.number(-0.1, 1.5), "chance shrinkage"),
     (kinds.number(0, 1), "query_share"),
     (kinds.number(-1), "weight_decay stochastic deterministic covariance kl"),
@@ -415,11 +419,8 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.numbers(0.5, 0, INF), "regularisations"),
     (kinds.numbers(1, -1, D, 1.5), "plots.bit_images.bits"),
     # Flags and choices
-    (
-        kinds.flag,
-        "hard learnable learnable_scale frozen gather_distributed symmetric detach_encoder checkpoint_encoder",
-    ),
-    (kinds.flag, "sample strip dynamic_batch validate check_replay progress"),
+    (kinds.flag, "hard learnable_scale frozen gather_distributed symmetric detach_encoder checkpoint_encoder"),
+    (kinds.flag, "learnable sample strip dynamic_batch validate check_replay progress"),
     (kinds.choice, "kind output variance variance_from normalization reduction representation shape"),
     (kinds.choice, "metric method precision"),
     (representations, "evaluation.encode.representation"),
@@ -470,12 +471,8 @@ KINDS: dict[str, Kind] = by_name(
     (files("text"), "save_directory"),
     (files("empty", "text", "no/file"), "checkpoint"),
     # Tensors
-    (kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE), "v v_prime"),
-    (kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE), "keys"),
-    (
-        kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE),
-        "losses.ClipLoss.forward.queries",
-    ),
+    (kinds.tensor("0-d", "empty", "fewer rows", "narrower", "fewer dimensions", *ELSEWHERE), "v v_prime keys"),
+    (kinds.tensor("0-d", "empty", "fewer rows", "narrower", *ELSEWHERE), "losses.ClipLoss.forward.queries"),
     (kinds.tensor("0-d", "narrower", "fewer dimensions", *ELSEWHERE), "negatives"),
     (two_directions, "losses.StochConLoss.forward.v_prime losses.StochConLoss.terms.v_prime"),
     (some_views, "views evaluation.BottleneckTransformer.fit.X"),

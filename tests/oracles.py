@@ -55,14 +55,9 @@ def one_tower(queries, keys, negatives, temperature):
     """MoCo (arXiv 1911.05722), equation 1: one loss for each query, with all keys and negatives in the denominator."""
     losses = []
     for q, own in zip(queries.unbind(), keys.unbind(), strict=True):
-        total = sum((cosine(q, k) / temperature).exp() for k in (*keys.unbind(), *negatives.unbind()))
+        total = sum((cosine(q, k) / temperature).exp() for k in (*keys.unbind(), *negatives))
         losses.append(-((cosine(q, own) / temperature).exp() / total).log())
     return torch.stack(losses)
-
-
-def clip(queries, keys, temperature):
-    """CLIP (arXiv 2103.00020), figure 3, before the mean: the losses of the queries, then those of the keys."""
-    return torch.cat([one_tower(a, b, a[:0], temperature) for a, b in ((queries, keys), (keys, queries))])
 
 
 def supcon(rows, labels, temperature):

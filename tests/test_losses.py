@@ -3,13 +3,13 @@
 import copy
 import pickle
 from fractions import Fraction
-from functools import partial
 
 import numpy as np
 import oracles
 import pytest
 import torch
 import toy_model
+from processes import launch
 from random_tensors import leaves, normal, views
 from tolerances import assert_close
 from torch.autograd import gradcheck, gradgradcheck
@@ -75,102 +75,109 @@ def test_compiles_without_graph_breaks_and_agrees(options, fresh_compiler):
 
 # ---- forms of InfoNCE, with a temperature that may be learned --------------------------------------------------
 
-
-class WithLabels(SupConLoss):
-    """Of the labels 7, -1, -1, 7, -1, 5, ..., some of which have one image."""
-
-    def forward(self, *views):
-        return super().forward(*views, labels=labels_of(len(views[0])))
-
-
-def labels_of(n):
-    return torch.tensor([7, -1, -1, 7, -1, 5, 3, 2])[:n]
-
-
-FORMS = {  # name: loss, shapes of the inputs but for N rows, oracle of the losses per row
-    "clip": (ClipLoss, [(..., 6)] * 2, oracles.clip),
-    "one tower": (
-        partial(ClipLoss, symmetric=False),
-        [(..., 6)] * 2,
-        lambda q, k, t: oracles.one_tower(q, k, q[:0], t),
+LABELS = torch.tensor([7, -1, -1, 7, -1, 5])  # some have one image
+ONE_WAY = {"symmetric": False}
+FORMS = {  # name: loss, its options, number of inputs, and the oracle of the losses per row
+    "two views": (InfoNCELoss, {}, 2, oracles.nt_xent),
+    "clip": (
+        ClipLoss,
+        {},
+        2,
+        lambda q, k, t: torch.cat([oracles.one_tower(q, k, [], t), oracles.one_tower(k, q, [], t)]),
     ),
-    "several positives": (
-        WithLabels,
-        [(..., 6), (..., 6)],
-        lambda v, w, t: oracles.supcon(torch.cat((v, w)), [*labels_of(len(v))] * 2, t),
-    ),
-    "one view of each image": (
-        WithLabels,
-        [(..., 6)],
-        lambda v, t: oracles.supcon(v, labels_of(len(v)), t),
-    ),
-    "queue": (partial(ClipLoss, symmetric=False), [(..., 6), (..., 6), (3, 6)], oracles.one_tower),
+    "queue": (ClipLoss, ONE_WAY, 3, lambda q, k, queue, t: oracles.one_tower(q, k, queue.unbind(), t)),
+    "labels": (SupConLoss, {}, 2, lambda v, w, t: oracles.supcon(torch.cat((v, w)), [*LABELS[: len(v)]] * 2, t)),
 }
 
 
-def form_inputs(name, n, dtype=torch.float64):
-    shapes = FORMS[name][1]
-    return leaves(*(normal(*(n if d is ... else d for d in s), seed=i).to(dtype) for i, s in enumerate(shapes)))
+def form(name, temperature, n, dtype=torch.float64, **options):
+    """A loss with a learned temperature, its inputs for n images, and its oracle."""
+    make, own, count, oracle = FORMS[name]
+    loss = make(temperature, learnable=True, reduction="none", **own, **options).to(dtype)
+    inputs = leaves(*(normal(n + (i == 2), 6, seed=i).to(dtype) for i in range(count)))
+    return loss, inputs + ([LABELS[:n]] if name == "labels" else []), lambda *x: oracle(*x[:-1], x[-1].exp()[0])
 
 
-def compare_with_loop(name, loss, module, n, dtype):
-    """Losses, and the gradients of rows weighted differently in all inputs and a learned temperature."""
-    inputs, tau = form_inputs(name, n, dtype), module.temperature
-    exact, wanted = [oracles.as_float64(x) for x in inputs], list(inputs)
-    leaf = list(exact)
-    if module.learnable:
-        log = oracles.as_float64(module.log_temperature)
-        tau, wanted, leaf = log.exp()[0], [*inputs, module.log_temperature], [*exact, log]
-    losses, expected = loss(*inputs), FORMS[name][2](*exact, tau)
+def compare_with_loop(loss, inputs, oracle, compiled=None):
+    """Losses, and the gradients of rows weighted differently in all inputs and the temperature."""
+    leaf = [x for x in inputs if x.is_floating_point()] + [loss.log_temperature]
+    exact = [oracles.as_float64(x) for x in leaf]
+    losses, expected = (compiled or loss)(*inputs), oracle(*exact)
     assert_close(losses, expected)
     weights = normal(len(expected), seed=9)
-    grads = torch.autograd.grad(losses, wanted, weights.to(losses.dtype))
-    for x, a, b in zip(wanted, grads, torch.autograd.grad(expected, leaf, weights), strict=True):
+    grads = torch.autograd.grad(losses, leaf, weights.to(losses.dtype))
+    for x, a, b in zip(leaf, grads, torch.autograd.grad(expected, exact, weights), strict=True):
         assert a.dtype == x.dtype
-        assert_close(a, b, factor=1 / torch.as_tensor(tau).item())
+        assert_close(a, b, factor=1 / loss.temperature.item())
 
 
-@pytest.mark.parametrize("learnable", [False, True], ids=["fixed", "learned"])
 @pytest.mark.parametrize("dtype", [torch.float64, F32, torch.bfloat16])
 @pytest.mark.parametrize("name", FORMS)
-def test_forms_follow_the_float64_loop(name, dtype, learnable):
-    for temperature, n, block_size in ((0.2, 1, None), (0.2, 2, None), (0.05, 5, 2), (0.0125, 4, None)):
-        options = {"learnable": learnable, "reduction": "none", "block_size": block_size}
-        loss = FORMS[name][0](temperature, **options).to(dtype)
-        compare_with_loop(name, loss, loss, n, dtype)
-
-
-def test_labels_that_all_differ_or_are_all_equal():
-    v, v_prime = form_inputs("clip", 5)
-    loss = SupConLoss(0.2)
-    assert_close(loss(v, v_prime, torch.arange(5)), InfoNCELoss(0.2)(v, v_prime))
-    output = StochConOutput(v, v_prime, v, v, v, None)
-    expected = oracles.supcon(torch.cat((v, v_prime)), [1] * 10, 0.2).mean()
-    assert_close(loss(output, labels=torch.ones(5, dtype=torch.int8)), expected)
-    both = loss(torch.stack((v, v_prime)), torch.stack((v_prime, v)), torch.ones(5, dtype=torch.int64))
-    assert_close(both, expected)
-    with pytest.raises(TypeError, match="labels must be a tensor of one integer per image, got None"):
-        loss(v, torch.arange(5))
+def test_forms_follow_the_float64_loop(name, dtype):
+    for temperature, n, block_size in ((0.2, 1, None), (0.05, 5, 2), (0.0125, 4, None)):
+        loss, inputs, oracle = form(name, temperature, n, dtype, block_size=block_size)
+        compare_with_loop(loss, inputs, oracle)
+        fixed = type(loss)(loss.temperature.item(), reduction="none", **FORMS[name][1])
+        assert_close(fixed(*inputs), loss(*inputs).double(), factor=10)
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_compile_without_graph_breaks(name, fresh_compiler):
-    loss = FORMS[name][0](0.2, learnable=True, reduction="none")
+    loss, *_ = form(name, 0.2, 4, F32)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
-    for n in (4, 7):
-        compare_with_loop(name, compiled, loss, n, F32)
+    for n in (4, 5):
+        compare_with_loop(loss, *form(name, 0.2, n, F32)[1:], compiled)
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_second_derivatives_of_the_forms(name):
-    loss, inputs = FORMS[name][0](0.3, learnable=True, reduction="none").double(), form_inputs(name, 3)
+    loss, inputs, _ = form(name, 0.3, 3)
+
+    def function(log, *x):
+        return torch.func.functional_call(loss, {"log_temperature": log}, x)
+
     log = loss.log_temperature.detach().clone().requires_grad_()
-
-    def function(log, *inputs):
-        return torch.func.functional_call(loss, {"log_temperature": log}, inputs)
-
     assert gradcheck(function, [log, *inputs])
     assert gradgradcheck(function, [log, *inputs])
+
+
+def test_labels_that_all_differ_or_are_all_equal():
+    v, w, labels = form("labels", 0.2, 5)[1]
+    loss, equal = SupConLoss(0.2), torch.ones_like(labels)
+    assert_close(loss(v, w, torch.arange(5)), InfoNCELoss(0.2)(v, w))
+    assert loss(v, labels=torch.arange(5)) == 0  # one view of each image, and no positives
+    expected = oracles.supcon(torch.cat((v, w)), [1] * 10, 0.2).mean()
+    assert_close(loss(StochConOutput(v, w, v, v, v, None), labels=equal), expected)
+    assert_close(loss(torch.stack((v, w)), torch.stack((w, v)), equal), expected)
+
+
+def test_a_learned_temperature_stops_at_its_bound_and_returns():
+    _, inputs, _ = form("clip", 1, 5)
+    loss, expected = ClipLoss(0.02, learnable=True, min_temperature=0.02), ClipLoss(0.02)(*inputs)
+    loss.log_temperature.data -= 0.5
+    assert_close(loss(*inputs), expected)
+    gradients = [torch.autograd.grad(sign * loss(*inputs), loss.log_temperature)[0] for sign in (1, -1)]
+    assert min(gradients) < 0 == max(gradients)  # a step along it raises the temperature
+    with pytest.raises(ValueError, match="learnable must be False with gather_distributed=True"):
+        InfoNCELoss(learnable=True, gather_distributed=True)
+    with pytest.raises(ValueError, match="negatives must be None in the symmetric loss"):
+        loss(*inputs, inputs[0])
+
+
+def clip_step(rank=slice(None)):
+    loss, inputs, _ = form("clip", 0.2, 6, gather_distributed=True)
+    inputs = leaves(*(x.view(2, 3, 6)[rank].reshape(-1, 6) for x in inputs))
+    losses = loss(*inputs)
+    return {"losses": losses.detach(), "gradients": torch.autograd.grad(losses.mean(), [*inputs, loss.log_temperature])}
+
+
+@pytest.mark.distributed
+def test_clip_over_two_processes_equals_one(tmp_path):
+    ranks, expected = launch(clip_step, tmp_path), clip_step()
+    assert_close(torch.cat([x["losses"].view(2, 3) for x in ranks], dim=1).flatten(), expected["losses"])
+    first, second = (x["gradients"] for x in ranks)
+    for i, gradient in enumerate(expected["gradients"]):
+        assert_close(torch.cat((first[i], second[i])) / 2 if i < 2 else (first[i] + second[i]) / 2, gradient)
 
 
 # ---- StochConLoss ----------------------------------------------------------------------------------------------

@@ -22,6 +22,15 @@ from stochastic_bottleneck.kernels.exp_sums import Options, exp_sums
 from stochastic_bottleneck.kernels.l2_normalize import l2_normalize
 
 
+def two_view_losses(v: Tensor, v_prime: Tensor, options: Options) -> Tensor:
+    """`plain_nt_xent` for a temperature that may be a tensor. Shape: (2N,) or (K, 2N)."""
+    n = v.shape[-2]
+    u = l2_normalize(torch.cat((v, v_prime), dim=-2))
+    positive = (u[..., :n, :] * u[..., n:, :]).sum(dim=-1) / options.temperature
+    negative_sums, _ = exp_sums(u, None, (0, n, -n), options)
+    return _one_positive(negative_sums, torch.cat((positive, positive), dim=-1))
+
+
 def two_tower_losses(
     queries: Tensor, keys: Tensor, negatives: Tensor | None, options: Options, symmetric: bool, group: str | None
 ) -> Tensor:

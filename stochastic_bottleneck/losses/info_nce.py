@@ -19,7 +19,8 @@ class InfoNCELoss(ContrastiveLoss):
     See `functional.info_nce` for the formula. Training and evaluation mode are the same.
 
     Args:
-        temperature: tau, at least 0.01. SimCLR uses 0.5 for CIFAR10 and 0.1 for ImageNet.
+        temperature: tau, at least 0.01; with `learnable`, where it starts. SimCLR uses 0.5 for CIFAR10 and 0.1 for
+            ImageNet.
         gather_distributed: use the rows of all processes as negatives, with the exact gradient: under
             DistributedDataParallel, loss and gradients equal those of one process on the whole batch. All processes
             need the same batch size, which is checked on the host before rows are sent, so CUDA graphs cannot
@@ -29,6 +30,8 @@ class InfoNCELoss(ContrastiveLoss):
         reduction: "mean", or "none" for one loss per row.
         block_size: largest number of rows and of columns in a tile of pairs; None chooses by batch size. See
             `functional.info_nce`.
+        learnable: make the temperature a parameter, as in `ClipLoss`; not with `gather_distributed`.
+        min_temperature: lower bound of a learned temperature, as in `ClipLoss`.
 
     Raises:
         ValueError: for a value out of range, in the constructor or in the call; on every process, if their batches
@@ -54,14 +57,23 @@ class InfoNCELoss(ContrastiveLoss):
         group: dist.ProcessGroup | None = None,
         reduction: Literal["mean", "none"] = "mean",
         block_size: int | None = None,
+        learnable: bool = False,
+        min_temperature: float = _checks.MIN_TEMPERATURE,
     ) -> None:
         super().__init__(
             temperature,
+            learnable=learnable,
+            min_temperature=min_temperature,
             gather_distributed=gather_distributed,
             group=group,
             reduction=reduction,
             block_size=block_size,
         )
+        if learnable and gather_distributed:
+            raise ValueError(
+                "learnable must be False with gather_distributed=True, got True; learn the temperature with ClipLoss, "
+                "or on the rows of each process"
+            )
 
     def forward(self, v: Any, v_prime: Tensor | None = None) -> Tensor:
         """Loss of a batch of view pairs.
@@ -78,7 +90,12 @@ class InfoNCELoss(ContrastiveLoss):
             v, v_prime = getattr(v, "v", v), cast(Tensor, getattr(v, "v_prime", None))
         if not (self.gather_distributed and self._gathers()):
             return functional.info_nce(
-                v, v_prime, self.temperature, reduction=self.reduction, block_size=self.block_size
+                v,
+                v_prime,
+                self.temperature,
+                reduction=self.reduction,
+                block_size=self.block_size,
+                min_temperature=self.min_temperature,
             )
         try:
             _checks.check_info_nce_options(self.temperature, self.reduction, self.block_size)

@@ -43,7 +43,7 @@ class SupConLoss(ContrastiveLoss):
         >>> v, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
         >>> criterion = SupConLoss()
         >>> round(criterion(v, v, labels).item(), 4)  # or criterion(output, labels=labels)
-        6.6671
+        6.6669
 
     Source:
         Khosla et al. (arXiv 2004.11362), equation 2, without the factor of temperatures of their code.

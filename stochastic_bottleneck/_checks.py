@@ -318,7 +318,8 @@ def check_labels(labels: Tensor, v: Tensor) -> None:
     """Check that labels are one integer for each row of `v`, on its device."""
     if not isinstance(labels, Tensor):
         raise TypeError(
-            f"labels must be a tensor of one integer per image, got {labels!r}; pass labels=torch.as_tensor(...)"
+            f"labels must be a tensor of one integer per image, got {type(labels).__name__}; convert them with "
+            "torch.as_tensor"
         )
     if labels.layout != torch.strided or labels.is_nested or labels.dtype not in _INTEGERS:
         kind = "nested" if labels.is_nested else f"{labels.layout} {labels.dtype}"

@@ -185,6 +185,7 @@ GOOD: dict[str, Callable[[], Any]] = by_name(
     (lambda: floats(N, D).numpy(), "probs"),
     # Numbers and words
     (lambda: 0.5, "temperature end"),
+    (lambda: torch.tensor(0.5), "functional.info_nce.temperature"),  # which min_temperature bounds
     (
         lambda: 1,
         "fitting.fit_bottleneck.epochs evaluation.BottleneckTransformer.epochs evaluation.fine_tune.epochs "
@@ -380,6 +381,7 @@ some_views = kinds.also(
     Bad("[3]", [3], ("3",)),
 )
 image_batch = kinds.tensor("0-d", "empty", "fewer dimensions", *ELSEWHERE)
+no_temperature = kinds.tensor("meta", "more dimensions", wrong=("int64",))
 label_tensor = kinds.tensor("0-d", "fewer rows", "more dimensions", "meta", wrong=("float32", "bool", "complex64"))
 pictures = kinds.array("0-d", "empty", "fewer dimensions", "nan", "2", "-1")
 part_of_simclr = kinds.values("missing", 3, nn.Linear)
@@ -389,10 +391,7 @@ KINDS: dict[str, Kind] = by_name(
     # Numbers
     (kinds.number(0, -1), "location_std start end lr"),
     (kinds.number(0, -1, 1e-46), "temperature"),
-    (
-        kinds.also(kinds.number(0, -1), *kinds.tensor("more dimensions", "meta")(torch.tensor([0.5]))[:3]),
-        "functional.info_nce.temperature",
-    ),
+    (lambda x: [*kinds.number(0, -1)(x), *no_temperature(x)[:5]], "functional.info_nce.temperature"),
     (kinds.number(-0.1, 1.5), "chance shrinkage"),
     (kinds.number(0, 1), "query_share"),
     (kinds.number(-1), "weight_decay stochastic deterministic covariance kl"),

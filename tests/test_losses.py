@@ -98,11 +98,11 @@ def form(name, temperature, n, dtype=torch.float64, **options):
     return loss, inputs + ([LABELS[:n]] if name == "labels" else []), lambda *x: oracle(*x[:-1], x[-1].exp()[0])
 
 
-def compare_with_loop(loss, inputs, oracle, compiled=None):
+def compare_with_loop(call, loss, inputs, oracle):
     """Losses, and the gradients of rows weighted differently in all inputs and the temperature."""
     leaf = [x for x in inputs if x.is_floating_point()] + [loss.log_temperature]
     exact = [oracles.as_float64(x) for x in leaf]
-    losses, expected = (compiled or loss)(*inputs), oracle(*exact)
+    losses, expected = call(*inputs), oracle(*exact)
     assert_close(losses, expected)
     weights = normal(len(expected), seed=9)
     grads = torch.autograd.grad(losses, leaf, weights.to(losses.dtype))
@@ -116,7 +116,7 @@ def compare_with_loop(loss, inputs, oracle, compiled=None):
 def test_forms_follow_the_float64_loop(name, dtype):
     for temperature, n, block_size in ((0.2, 1, None), (0.05, 5, 2), (0.0125, 4, None)):
         loss, inputs, oracle = form(name, temperature, n, dtype, block_size=block_size)
-        compare_with_loop(loss, inputs, oracle)
+        compare_with_loop(loss, loss, inputs, oracle)
         fixed = type(loss)(loss.temperature.item(), reduction="none", **FORMS[name][1])
         assert_close(fixed(*inputs), loss(*inputs).double(), factor=10)
 
@@ -126,7 +126,7 @@ def test_forms_compile_without_graph_breaks(name, fresh_compiler):
     loss, *_ = form(name, 0.2, 4, F32)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
     for n in (4, 5):
-        compare_with_loop(loss, *form(name, 0.2, n, F32)[1:], compiled)
+        compare_with_loop(compiled, loss, *form(name, 0.2, n, F32)[1:])
 
 
 @pytest.mark.parametrize("name", FORMS)

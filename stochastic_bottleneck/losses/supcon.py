@@ -82,7 +82,7 @@ class SupConLoss(ContrastiveLoss):
         self._check_options()
         if v_prime is None:
             v, v_prime = getattr(v, "v", v), getattr(v, "v_prime", None)
-        if labels is None:
+        if labels is None:  # first, since they may have been passed as the second views
             raise TypeError("labels must be a tensor of one integer per image, got None; pass labels=labels")
         _checks.check_views(v, v if v_prime is None else v_prime)
         _checks.check_labels(labels, v)

@@ -30,7 +30,7 @@ ALLOWED = {
     "schedules": "bottleneck encoders _checks",
     "bottleneck": "posteriors _whitening _checks _layers",
     "posteriors": "functional _checks",
-    "losses": "functional distributed _arrays _checks",
+    "losses": "functional distributed kernels _arrays _checks",
     "gradient_cache": "_checks _replay",
     "encoders": "_simclr _strip _checks",
     "codes": "_arrays _checks _hamming",

@@ -1,4 +1,4 @@
-"""Choose the kernel for a loss, `nt_xent_triton` on recent GPUs and `nt_xent_tiled` elsewhere, and its precision.
+"""Choose the kernel for a loss, `nt_xent_triton` on recent NVIDIA GPUs and `nt_xent_tiled` elsewhere, and its precision.
 
 Unit rows bound every logit by 1 / tau, so exponentials need no running maximum: down to a temperature of
 `MIN_TEMPERATURE_FLOAT32`, float32 holds them and their sums, with headroom for any number of rows and any reasonable
@@ -7,7 +7,9 @@ upstream gradient. Below it, exponentials are float64. Half-precision inputs are
 From `MIN_ROWS_BFLOAT16` rows on, bfloat16 inputs are multiplied in bfloat16 if the hardware is faster at that. Three
 roundings of relative size 2^-9 then affect a logit (both rows and their product) and one its exponential, so that a
 loss is off by at most 2^-9 (3 / tau + 1), and by far less in practice, because the roundings of many pairs average
-out. At temperatures below `MIN_TEMPERATURE_BFLOAT16` that bound is too weak, and products are float32.
+out. At temperatures below `MIN_TEMPERATURE_BFLOAT16` that bound is too weak, and products are float32. Under the same
+conditions the Triton kernels multiply float16 inputs in TF32, which drops at most 2^-10 of either factor, so that a
+loss is off by at most 2^-9 / tau.
 """
 
 from __future__ import annotations
@@ -29,10 +31,8 @@ Pairs: TypeAlias = Union[TiledPairs, "TritonPairs"]
 MIN_TEMPERATURE_FLOAT32 = 0.025
 MIN_TEMPERATURE_BFLOAT16 = 0.05
 MIN_ROWS_BFLOAT16 = 1024
-MAX_TRITON_WIDTH = 128
-"""Width of rows up to which the blocks of the Triton kernels fit into registers."""
-MIN_SHARED_MEMORY = 225 << 10
-"""Bytes of shared memory that the largest Triton program takes; data-centre GPUs have them from the H100 on."""
+MIN_CAPABILITY = 8
+"""Major compute capability from which on tensor cores multiply bfloat16 and TF32."""
 
 
 def make_pairs(
@@ -54,7 +54,7 @@ def make_pairs(
 
 def uses_triton(rows: Tensor) -> bool:
     """Whether the Triton kernels take rows like these, except in float64 and at very low temperatures."""
-    return rows.device.type == "cuda" and rows.shape[-1] <= MAX_TRITON_WIDTH and _supports_triton(rows.device)
+    return rows.device.type == "cuda" and _supports_triton(rows.device)
 
 
 def choose_precision(dtype: torch.dtype, n_columns: int, temperature: float, device: torch.device) -> Precision:
@@ -62,9 +62,11 @@ def choose_precision(dtype: torch.dtype, n_columns: int, temperature: float, dev
     if dtype == torch.float64:
         return Precision(torch.float64, torch.float64, torch.float64)
     sums = sums_dtype(dtype, temperature)
-    suits_bfloat16 = temperature >= MIN_TEMPERATURE_BFLOAT16 and n_columns >= MIN_ROWS_BFLOAT16
-    if dtype == torch.bfloat16 and suits_bfloat16 and has_fast_bfloat16(device):
+    suits_half = temperature >= MIN_TEMPERATURE_BFLOAT16 and n_columns >= MIN_ROWS_BFLOAT16
+    if dtype == torch.bfloat16 and suits_half and has_fast_bfloat16(device):
         return Precision(torch.bfloat16, torch.bfloat16, sums)
+    if dtype == torch.float16 and suits_half and device.type == "cuda" and _supports_triton(device):
+        return Precision(torch.float16, torch.float32, sums)
     return Precision(torch.float32, sums, sums)
 
 
@@ -78,9 +80,7 @@ def sums_dtype(dtype: torch.dtype, temperature: float) -> torch.dtype:
 def _supports_triton(device: torch.device) -> bool:
     if not _is_triton_installed():
         return False
-    properties = torch.cuda.get_device_properties(device)
-    shared_memory = getattr(properties, "shared_memory_per_block_optin", 0)
-    return properties.major >= 9 and shared_memory >= MIN_SHARED_MEMORY
+    return torch.cuda.get_device_capability(device)[0] >= MIN_CAPABILITY
 
 
 @functools.cache

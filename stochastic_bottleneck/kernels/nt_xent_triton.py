@@ -1,54 +1,60 @@
-"""The row sums and gradients of `nt_xent_tiled` in Triton, for GPUs; each product is consumed in registers.
+"""The row sums and gradients of `nt_xent_tiled` in Triton, for GPUs with tensor cores, at any width of rows.
 
-A program computes a block of rows against a split of the columns, block by block. Exponentials never reach memory:
-only row sums, or the gradient of the rows, are written, once per split, and splits are added in a fixed order. If the
-columns are the rows, every pair is computed twice, once from either side. That takes one product more than
-`nt_xent_tiled` and saves what is scarcer on a GPU: memory traffic, and launches, of which there are two.
+Row sums: a program computes a block of rows against a split of the columns, block by block; exponentials never reach
+memory. Only sums are written, once per split, and splits are added in a fixed order.
+
+Gradients, in one of two ways, of which no launch depends on values:
+
+- In registers, for bfloat16 rows of width D <= 128: as the row sums, with the gradient of a block of rows accumulated
+  in registers. Every pair is computed twice if the columns are the rows, once from either side.
+- In chunks, otherwise: G is computed one chunk of pairs at a time (`CHUNK_BYTES`, whatever the number of rows), written
+  to memory in the dtype of the products, and multiplied with the chunk's columns, and transposed with its rows. If the
+  columns are the rows, only half of G is computed. The product is cuBLAS's for bfloat16, from the release of torch on
+  that accumulates it in float32, and a Triton kernel's otherwise.
+
+Per pair and backward pass, registers cost 2 products of D multiplications and no memory traffic; chunks cost 1.5 and 3
+transfers of a number (write, and read twice, for two pairs of a symmetric chunk): 4 D operations beside 3 D operations
+and 3 bytes in bfloat16. At 400 TFLOP/s and 3 TB/s that is equal at D = 400, but a program's gradient fills the
+registers at D = 128 already: at D = 256 it would have to compute the similarities twice, for 6 D operations, which
+chunks beat from D = 134 on. In float32 the parts of three products spill registers at D = 128, so all widths go in
+chunks. Both rates are assumptions, not measurements.
 
 float32 rows are multiplied on tensor cores in three TF32 products (hi hi, hi lo, lo hi), which is float32 except for
-the last bits; bfloat16 rows in one product. Exponentials and sums are float32.
+the last bits; bfloat16 rows in one product; rows of float16 inputs in one TF32 product, which has the 10 bits of
+float16's mantissa and the range of float32, without which small weights in G would vanish. Exponentials and sums are
+float32.
 """
 
-# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+
+from stochastic_bottleneck.kernels import nt_xent_triton_kernels as kernels
+from stochastic_bottleneck.kernels.nt_xent_blocks import BlockSizes, block_sizes, candidates, kind_of
 
 UNUSED_DIAGONAL = -(1 << 31)
 """A diagonal that contains no pair."""
-
-
-class BlockSizes(NamedTuple):
-    """Launch configuration of a kernel."""
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-
-
-# By the dtype of the products: the fastest on an H100 in benchmarks/results/h100/fused_blocks.csv.
-SUMS_BLOCKS = {torch.bfloat16: BlockSizes(128, 128, 8, 3), torch.float32: BlockSizes(128, 64, 8, 2)}
-GRADIENTS_BLOCKS = {torch.bfloat16: BlockSizes(64, 64, 4, 2), torch.float32: BlockSizes(128, 64, 8, 2)}
-INPUT_PRECISION = {torch.bfloat16: "ieee", torch.float32: "tf32x3"}
-"""`input_precision` of tl.dot; it has no effect on bfloat16."""
+CHUNK_BYTES = 32 << 20
+"""Memory of a chunk of G: 4,096 rows and columns in bfloat16, enough for a product to fill the largest GPUs."""
+INPUT_PRECISION = {torch.bfloat16: "ieee", torch.float16: "tf32", torch.float32: "tf32x3"}
+"""`input_precision` of tl.dot by the dtype of products; it has no effect on bfloat16."""
 
 
 class TritonPairs:
     """Similarities of rows with columns, or of the rows with each other; see `TiledPairs`.
 
     Args:
-        rows: unit rows in float32. Shape: (R, D), D at most `MAX_TRITON_WIDTH`
+        rows: unit rows in float32. Shape: (R, D)
         columns: unit rows in float32; None for the rows themselves. Shape: (C, D)
         diagonals: offsets d, at most three, of the excluded pairs (i, i + d).
         temperature: tau.
-        products: float32 or bfloat16.
+        products: float32, bfloat16, or float16 for one TF32 product.
     """
 
     def __init__(
@@ -59,22 +65,24 @@ class TritonPairs:
         temperature: float,
         products: torch.dtype,
     ) -> None:
-        self.rows = rows.to(products).contiguous()
-        self.columns = self.rows if columns is None else columns.to(products).contiguous()
+        dtype = torch.bfloat16 if products == torch.bfloat16 else torch.float32
+        self.rows = rows.to(dtype).contiguous()
+        self.columns = self.rows if columns is None else columns.to(dtype).contiguous()
         self.symmetric = columns is None
         self.scale = math.log2(math.e) / temperature
         self.diagonals = diagonals
+        self.products = products
 
     def row_sums(self) -> Tensor:
         """Sum of each row's exponentials, in float32. Shape: (R,)."""
-        blocks = SUMS_BLOCKS[self.rows.dtype]
+        blocks = self._blocks("sums")
         n_splits, split_size = _split_columns(self.rows, self.columns, blocks)
         sums = self.rows.new_empty(n_splits, len(self.rows), dtype=torch.float32)
         with torch.cuda.device_of(self.rows):  # Triton launches on the current device
-            _row_sums_kernel[triton.cdiv(len(self.rows), blocks.rows), n_splits](
+            kernels.row_sums_kernel[triton.cdiv(len(self.rows), blocks.rows), n_splits](
                 *(self.rows, self.columns, sums, len(self.rows), len(self.columns), split_size, self.scale),
                 *_pad_diagonals(self.diagonals),
-                **_launch_options(self.rows, blocks),
+                **self._options(blocks),
             )
         return sums.sum(0) if n_splits > 1 else sums[0]
 
@@ -89,32 +97,100 @@ class TritonPairs:
         Returns:
             Shape: (R, D) and (C, D), the second (0, D) if not computed.
         """
-        if self.symmetric:
-            grad_rows = _grad_rows(self.rows, self.rows, a, a, self.diagonals, self.scale)
-            return grad_rows, grad_rows
-        if b is None:
-            b = a.new_zeros(len(self.columns))
-        grad_rows = _grad_rows(self.rows, self.columns, a, b, self.diagonals, self.scale)
-        if not needs_grad_columns:
-            return grad_rows, grad_rows[:0]
+        a = a.float().contiguous()
+        if b is None or self.symmetric:
+            b = a if self.symmetric else a.new_zeros(len(self.columns))
+        b = b.float().contiguous()
+        if not candidates(kind_of("gradients", self.products, self.rows.shape[1])):
+            return self._gradients_in_chunks(a, b, needs_grad_columns)
+        grad_rows = self._grad_rows(self.rows, self.columns, a, b, self.diagonals)
+        if self.symmetric or not needs_grad_columns:
+            return grad_rows, grad_rows if self.symmetric else grad_rows[:0]
         transposed = tuple(-d for d in self.diagonals)
-        return grad_rows, _grad_rows(self.columns, self.rows, b, a, transposed, self.scale)
+        return grad_rows, self._grad_rows(self.columns, self.rows, b, a, transposed)
+
+    def _grad_rows(self, rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, diagonals: tuple[int, ...]) -> Tensor:
+        if not len(rows):
+            return rows.float()
+        blocks = self._blocks("gradients")
+        n_splits, split_size = _split_columns(rows, columns, blocks)
+        grad_rows = rows.new_empty(n_splits, *rows.shape, dtype=torch.float32)
+        with torch.cuda.device_of(rows):
+            kernels.grad_rows_kernel[triton.cdiv(len(rows), blocks.rows), n_splits](
+                *(rows, columns, a, b, grad_rows, len(rows), len(columns), split_size, self.scale),
+                *_pad_diagonals(diagonals),
+                **self._options(blocks),
+            )
+        return grad_rows.sum(0) if n_splits > 1 else grad_rows[0]
+
+    def _gradients_in_chunks(self, a: Tensor, b: Tensor, needs_grad_columns: bool) -> tuple[Tensor, Tensor]:
+        grad_rows = torch.zeros_like(self.rows, dtype=torch.float32)
+        grad_columns = grad_rows
+        if not self.symmetric:
+            grad_columns = torch.zeros_like(
+                self.columns if needs_grad_columns else self.columns[:0], dtype=torch.float32
+            )
+        side = math.isqrt(CHUNK_BYTES // self.rows.itemsize) // 128 * 128
+        # cuBLAS is slow at rows that do not start at a multiple of 16 bytes.
+        stride = triton.cdiv(min(side, len(self.columns)), 8) * 8
+        memory = self.rows.new_empty(min(side, len(self.rows)), stride)
+        for i in range(0, len(self.rows), side):
+            rows = self.rows[i : i + side]
+            for j in range(i if self.symmetric else 0, len(self.columns), side):
+                columns = self.columns[j : j + side]
+                weights = memory[: len(rows), : len(columns)]
+                self._write_weights(weights, rows, columns, a[i : i + side], b[j : j + side], i - j)
+                self._add_product(grad_rows[i : i + side], weights, columns)
+                if i != j if self.symmetric else needs_grad_columns:
+                    self._add_product(grad_columns[j : j + side], weights.t(), rows)
+        return grad_rows, grad_columns
+
+    def _write_weights(
+        self, weights: Tensor, rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, diagonal_shift: int
+    ) -> None:
+        """G of a chunk, in which diagonal d of all pairs is d + `diagonal_shift`."""
+        blocks = self._blocks("weights")
+        with torch.cuda.device_of(rows):
+            kernels.weights_kernel[triton.cdiv(len(rows), blocks.rows), triton.cdiv(len(columns), blocks.columns)](
+                *(rows, columns, a, b, weights, len(rows), len(columns), weights.stride(0), self.scale),
+                *_pad_diagonals(tuple(d + diagonal_shift for d in self.diagonals)),
+                **self._options(blocks),
+            )
+
+    def _add_product(self, total: Tensor, weights: Tensor, columns: Tensor) -> None:
+        """Add weights @ columns to `total`, accumulated in float32."""
+        if _cublas_accumulates_in_float32(weights):
+            total.add_(torch.mm(weights, columns, out_dtype=torch.float32))
+            return
+        blocks = self._blocks("product")
+        with torch.cuda.device_of(total):
+            kernels.add_product_kernel[triton.cdiv(len(total), blocks.rows), triton.cdiv(total.shape[1], blocks.width)](
+                *(total, weights, columns, *weights.shape, *weights.stride()), **self._options(blocks)
+            )
+
+    def _blocks(self, kernel: str) -> BlockSizes:
+        return block_sizes(kernel, self.products, self.rows.shape[1], self.rows.device)
+
+    def _options(self, blocks: BlockSizes) -> dict[str, Any]:
+        return launch_options(self.rows.shape[1], blocks, self.products)
 
 
-def _grad_rows(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, diagonals: tuple[int, ...], scale: float) -> Tensor:
-    if not len(rows):
-        return rows.float()
-    blocks = GRADIENTS_BLOCKS[rows.dtype]
-    n_splits, split_size = _split_columns(rows, columns, blocks)
-    grad_rows = rows.new_empty(n_splits, *rows.shape, dtype=torch.float32)
-    with torch.cuda.device_of(rows):
-        _grad_rows_kernel[triton.cdiv(len(rows), blocks.rows), n_splits](
-            *(rows, columns, a.float().contiguous(), b.float().contiguous(), grad_rows),
-            *(len(rows), len(columns), split_size, scale),
-            *_pad_diagonals(diagonals),
-            **_launch_options(rows, blocks),
-        )
-    return grad_rows.sum(0) if n_splits > 1 else grad_rows[0]
+def launch_options(width: int, blocks: BlockSizes, products: torch.dtype) -> dict[str, Any]:
+    """Compile-time arguments that all kernels have in common."""
+    return {
+        "D": width,
+        "WIDTH": blocks.width,
+        "BLOCK_ROWS": blocks.rows,
+        "BLOCK_COLUMNS": blocks.columns,
+        "PRECISION": INPUT_PRECISION[products],
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }
+
+
+def _cublas_accumulates_in_float32(weights: Tensor) -> bool:
+    # torch.mm has out_dtype since 2.8, on CUDA.
+    return weights.is_cuda and weights.dtype == torch.bfloat16 and "dtype" in torch.ops.aten.mm.overloads()
 
 
 def _split_columns(rows: Tensor, columns: Tensor, blocks: BlockSizes) -> tuple[int, int]:
@@ -134,73 +210,3 @@ def _n_multiprocessors(device: torch.device) -> int:
 
 def _pad_diagonals(diagonals: tuple[int, ...]) -> tuple[int, ...]:
     return (*diagonals, *(UNUSED_DIAGONAL,) * (3 - len(diagonals)))
-
-
-def _launch_options(rows: Tensor, blocks: BlockSizes) -> dict[str, Any]:
-    return {
-        "D": rows.shape[1],
-        "PADDED_D": max(16, triton.next_power_of_2(rows.shape[1])),
-        "BLOCK_ROWS": blocks.rows,
-        "BLOCK_COLUMNS": blocks.columns,
-        "PRECISION": INPUT_PRECISION[rows.dtype],
-        "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
-    }
-
-
-# ---- kernels ---------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _masked_exp(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Exponentials of a block, 0 for excluded pairs. r: Shape (BLOCK_ROWS, PADDED_D), c: (BLOCK_COLUMNS, PADDED_D)."""
-    e = tl.exp2(tl.dot(r, tl.trans(c), input_precision=PRECISION) * scale)
-    d = j[None, :] - i[:, None]
-    included = (j[None, :] < n_columns) & (d != d0) & (d != d1) & (d != d2)
-    return tl.where(included, e, 0.0)
-
-
-@triton.jit
-def _load_rows(x, i, n, D: tl.constexpr, PADDED_D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows i of a matrix of n rows, zeros outside."""
-    k = tl.arange(0, PADDED_D)
-    return tl.load(x + i[:, None] * D + k[None, :], mask=(i[:, None] < n) & (k[None, :] < D), other=0.0)
-
-
-@triton.jit(do_not_specialize=["d0", "d1", "d2"])
-def _row_sums_kernel(  # type: ignore[no-untyped-def]
-    rows, columns, row_sums, n_rows, n_columns, split_size, scale, d0, d1, d2,
-    D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    i = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    begin = tl.program_id(1) * split_size
-    r = _load_rows(rows, i, n_rows, D, PADDED_D)
-    sums = tl.zeros([BLOCK_ROWS], tl.float32)
-    for start in range(begin, tl.minimum(begin + split_size, n_columns), BLOCK_COLUMNS):
-        j = start + tl.arange(0, BLOCK_COLUMNS)
-        c = _load_rows(columns, j, n_columns, D, PADDED_D)
-        sums += tl.sum(_masked_exp(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION), 1)
-    tl.store(row_sums + tl.program_id(1) * n_rows + i, sums, mask=i < n_rows)
-
-
-@triton.jit(do_not_specialize=["d0", "d1", "d2"])
-def _grad_rows_kernel(  # type: ignore[no-untyped-def]
-    rows, columns, a, b, grad_rows, n_rows, n_columns, split_size, scale, d0, d1, d2,
-    D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    i = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    begin = tl.program_id(1) * split_size
-    r = _load_rows(rows, i, n_rows, D, PADDED_D)
-    row_weight = tl.load(a + i, mask=i < n_rows, other=0.0)
-    grad = tl.zeros([BLOCK_ROWS, PADDED_D], tl.float32)
-    for start in range(begin, tl.minimum(begin + split_size, n_columns), BLOCK_COLUMNS):
-        j = start + tl.arange(0, BLOCK_COLUMNS)
-        c = _load_rows(columns, j, n_columns, D, PADDED_D)
-        e = _masked_exp(r, c, i, j, n_columns, scale, d0, d1, d2, PRECISION)
-        g = e * (row_weight[:, None] + tl.load(b + j, mask=j < n_columns, other=0.0)[None, :])
-        grad = tl.dot(g.to(c.dtype), c, grad, input_precision=PRECISION)
-    k = tl.arange(0, PADDED_D)
-    offset = (tl.program_id(1) * n_rows + i[:, None]) * D + k[None, :]
-    tl.store(grad_rows + offset, grad, mask=(i[:, None] < n_rows) & (k[None, :] < D))

@@ -112,7 +112,7 @@ def limits(device: torch.device) -> tuple[tuple[int, int], int]:
 
 
 def shared_bytes(kind: Kind, blocks: BlockSizes) -> int:
-    """Upper bound of the shared memory of a kernel: its operands, once per stage, and parts of operands in float32.
+    """Upper bound of the shared memory of a kernel: operands, once per stage, their parts in float32, and weights.
 
     A float32 product is three products of the operands' leading and trailing bits, which Hopper's tensor cores read
     from shared memory.
@@ -124,5 +124,7 @@ def shared_bytes(kind: Kind, blocks: BlockSizes) -> int:
     resident = kind.kernel == "gradients" or (kind.kernel == "sums" and kind.narrow and itemsize == 2)
     operands = rows + blocks.stages * columns if resident else blocks.stages * (rows + columns)
     parts = 0 if itemsize == 2 else rows + columns
-    result = blocks.rows * blocks.columns if kind.kernel == "weights" else 0  # rearranged before it is written
-    return max(operands + parts, result) * itemsize + RESERVED
+    weights = blocks.rows * blocks.columns * 4  # rearranged before they are written, or multiplied
+    if kind.kernel == "gradients":
+        return operands * itemsize + weights + RESERVED
+    return max((operands + parts) * itemsize, weights if kind.kernel == "weights" else 0) + RESERVED

@@ -1,4 +1,4 @@
-"""Choose the kernel for a loss, `nt_xent_triton` on recent NVIDIA GPUs and `nt_xent_tiled` elsewhere, and its precision.
+"""Choose the kernel for a loss, `nt_xent_triton` on recent GPUs by NVIDIA, else `nt_xent_tiled`, and its precision.
 
 Unit rows bound every logit by 1 / tau, so exponentials need no running maximum: down to a temperature of
 `MIN_TEMPERATURE_FLOAT32`, float32 holds them and their sums, with headroom for any number of rows and any reasonable

@@ -41,7 +41,7 @@ def interpret():
     errors = {}
     for n in (1, 4):  # one split of the columns, or several
         nt_xent_triton._n_multiprocessors = lambda _, n=n: n
-        for dtype in (F32, BF16):
+        for dtype in (F32,) if n == 1 else (F32, BF16):
             errors |= {f"{name}, {n}, {dtype}": pairs_errors(*case, dtype) for name, case in CASES.items()}
     nt_xent_dispatch.uses_triton = nt_xent_op.uses_triton = lambda rows: True
     g = torch.Generator().manual_seed(0)

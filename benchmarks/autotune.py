@@ -1,90 +1,153 @@
-"""Times the blocks that the fused loss could use on a GPU: `python -m benchmarks.fused_blocks > FILE.csv`.
+"""Finds the fastest block sizes of the loss's Triton kernels on this GPU: `python -m benchmarks.autotune`.
 
-Each row is a kernel with its blocks, its error against float64 at N = 1024, and the median time of a launch at three
-sizes (`triton.testing.do_bench`), of 2N unit rows of width 128 at a temperature of 0.2. Times far below 0.1 ms include
-launch overhead. `kernels/nt_xent_triton.py` uses the fastest blocks; run this to find them for another GPU.
+Each kernel runs with a short list of block sizes that fit the device's shared memory, on unit rows of width 128 and
+512. A row of `OUTPUT/autotune.csv` is one choice with its relative error against float64 and its median time
+(`triton.testing.do_bench`). The fastest of those that are right go to `OUTPUT/nt_xent_blocks.json` and to
+`stochastic_bottleneck/kernels/nt_xent_blocks.json`, which the loss reads, under the device's compute capability.
+
+`--dry` runs a few block sizes in Triton's interpreter on the CPU (set TRITON_INTERPRET=1), and changes no table.
 """
 
 from __future__ import annotations
 
 import csv
-import itertools
-import sys
-from collections.abc import Callable
-from typing import Any
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from unittest import mock
 
 import torch
+import triton
+import tyro
 from torch import Tensor
 from torch.nn import functional as F
+from triton.runtime.errors import OutOfResources, PTXASError
 
-from stochastic_bottleneck.kernels import nt_xent_triton
+from benchmarks import environment
+from stochastic_bottleneck.kernels import nt_xent_blocks, nt_xent_triton
+from stochastic_bottleneck.kernels.nt_xent_blocks import BlockSizes, Kind, kind_of
 
-SIZES = (1024, 4096, 16384)
-CHECKED = SIZES[0]
-WIDTH, TEMPERATURE = 128, 0.2
-BLOCKS = (
-    *((128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 128, 8, 2), (64, 64, 8, 2)),
-    *((64, 64, 4, 2), (64, 32, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2)),
+KERNELS = ("sums", "gradients", "weights", "product")
+WIDTHS = (128, 512)
+TEMPERATURE = 0.2
+MAX_ERROR = {torch.bfloat16: 8e-3, torch.float32: 4e-6}
+"""Relative error above which a kernel is wrong: twice bfloat16's last bit, and of float32 some bits for long sums."""
+BFLOAT16 = (
+    *((128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (128, 128, 32, 8, 4), (64, 128, 64, 4, 3)),
+    *((128, 64, 64, 4, 4), (64, 64, 32, 4, 4)),
 )
-PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32x3"), (torch.float32, "ieee"))
-KERNELS = {"sums": nt_xent_triton.SUMS_BLOCKS, "gradients": nt_xent_triton.GRADIENTS_BLOCKS}
-HEADER = ("kernel", "dtype", "precision", "rows", "columns", "warps", "stages", "error")
+FLOAT32 = (
+    *((128, 128, 32, 8, 2), (128, 64, 32, 4, 3), (128, 64, 16, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 2)),
+    *((64, 64, 16, 4, 3),),
+)
+RESIDENT = ((128, 128, 128, 8, 2), (128, 64, 128, 8, 2), (64, 128, 128, 8, 2), (64, 64, 128, 4, 3))
+GRADIENTS = ((128, 64, 128, 8, 3), (128, 64, 128, 8, 2), (64, 32, 128, 4, 2), (64, 32, 128, 4, 3))
+PRODUCT = ((128, 32, 128, 8, 3), (128, 32, 64, 4, 3), (64, 32, 64, 4, 3), (128, 16, 64, 8, 4), (64, 32, 32, 4, 3))
 
 
-def main() -> None:
-    """Write a row for each kernel, dtype and block that the device can launch."""
-    data = {n: batch(n) for n in SIZES}
-    exact = oracle(*data[CHECKED])
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow((*HEADER, *(f"ms N = {n}" for n in SIZES)))
-    for kernel, table in KERNELS.items():
-        for (dtype, precision), blocks in itertools.product(PRECISIONS, BLOCKS):
-            chosen = mock.patch.dict(table, {dtype: nt_xent_triton.BlockSizes(*blocks)})
-            with chosen, mock.patch.dict(nt_xent_triton.INPUT_PRECISION, {dtype: precision}):
-                measured = measure(kernel, dtype, data, exact[kernel])
-            if measured is not None:
-                name = str(dtype).removeprefix("torch.")
-                said = name if dtype == torch.bfloat16 else precision
-                writer.writerow((kernel, name, said, *blocks, *measured))
-                sys.stdout.flush()
+def search_space(kind: Kind) -> Iterator[BlockSizes]:
+    """Block sizes to try, those that would be used without a measurement first."""
+    bfloat16 = kind.products == torch.bfloat16
+    known = nt_xent_blocks.candidates(kind)
+    more = {"gradients": GRADIENTS, "product": PRODUCT}.get(kind.kernel, BFLOAT16 if bfloat16 else FLOAT32)
+    if known and known[0].width == nt_xent_blocks.NARROW and kind.kernel == "sums":
+        more = RESIDENT
+    return (blocks for blocks in (*known, *(BlockSizes(*sizes) for sizes in more)) if known)
 
 
-def batch(n: int) -> tuple[Tensor, Tensor]:
-    """Unit rows, and their weights in the gradient. Shapes: (2N, D) and (2N,)."""
-    g = torch.Generator("cuda").manual_seed(n)
-    rows = torch.randn(2 * n, WIDTH, device="cuda", generator=g)
-    return F.normalize(rows, dim=1), torch.randn(2 * n, device="cuda", generator=g)
-
-
-def oracle(rows: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Sums and gradient in float64, from the matrix of all pairs."""
-    u, a = rows.double(), weights.double()
+def work_and_oracle(
+    kernel: str, n_rows: int, width: int, dtype: torch.dtype, device: str
+) -> tuple[Callable[[], Tensor], Tensor]:
+    """A function that launches the kernel once, and its result in float64."""
+    g = torch.Generator().manual_seed(width)
+    rows = F.normalize(torch.randn(n_rows, width, generator=g), dim=1).to(device)
+    a = torch.rand(n_rows, generator=g).to(device)
+    pairs = nt_xent_triton.TritonPairs(rows, None, (0, n_rows // 2, -(n_rows // 2)), TEMPERATURE, dtype)
+    u = pairs.rows.double()
+    i = torch.arange(n_rows, device=device)
     e = (u @ u.T / TEMPERATURE).exp()
-    i = torch.arange(len(u), device=u.device)
-    e[i, i] = e[i, i.roll(len(u) // 2)] = 0
-    return {"sums": e.sum(1), "gradients": (e * (a[:, None] + a)) @ u}
+    e[i, i] = e[i, i.roll(n_rows // 2)] = 0
+    if kernel == "sums":
+        return pairs.row_sums, e.sum(1)
+    weights = e * (a[:, None] + a.double())
+    if kernel == "gradients":
+        return (lambda: pairs.gradients(a)[0]), weights @ u
+    if kernel == "product":
+        total, factor = torch.zeros_like(pairs.rows, dtype=torch.float32), weights.to(pairs.rows.dtype)
+
+        def add() -> Tensor:
+            pairs._add_product(total.zero_(), factor, pairs.rows)
+            return total
+
+        return add, factor.double() @ u
+    written = torch.empty_like(weights, dtype=pairs.rows.dtype)
+
+    def write() -> Tensor:
+        pairs._write_weights(written, pairs.rows, pairs.rows, a, a, 0)
+        return written
+
+    return write, weights
 
 
-def measure(kernel: str, dtype: torch.dtype, data: dict[int, Any], exact: Tensor) -> tuple[str, ...] | None:
-    """Error and times of a kernel with the blocks that it now has; None where they do not fit the device."""
-    from triton.runtime.errors import OutOfResources
-    from triton.testing import do_bench
+def measure(work: Callable[[], Tensor], exact: Tensor, device: str) -> tuple[float, float]:
+    """Relative error and milliseconds."""
+    error = float((work().double() - exact).norm() / exact.norm())
+    if device == "cpu":
+        return error, 0.0
+    times = [triton.testing.do_bench(work, warmup=5, rep=20, return_mode="median") for _ in range(3)]
+    return error, statistics.median(times)
 
-    cells = []
-    try:
-        for n, (rows, weights) in data.items():
-            pairs = nt_xent_triton.TritonPairs(rows, None, (0, n, -n), TEMPERATURE, dtype)
-            work: Callable[[], Tensor] = (
-                pairs.row_sums if kernel == "sums" else lambda p=pairs, a=weights: p.gradients(a)[0]  # type: ignore[misc]
-            )
-            if n == CHECKED:
-                cells.append(f"{((work() - exact).norm() / exact.norm()).item():.1e}")
-            cells.append(f"{do_bench(work, warmup=5, rep=30, return_mode='median'):.3f}")
-    except OutOfResources:
-        return None
-    return tuple(cells)
+
+def main(output: Path = environment.RESULTS / "gpu", dry: bool = False) -> None:
+    """Measure and write both files."""
+    device = "cpu" if dry else "cuda"
+    capability, shared_memory = nt_xent_blocks.limits(torch.device(device))
+    output.mkdir(parents=True, exist_ok=True)
+    table, results, seen = json.loads(nt_xent_blocks.TABLE.read_text(encoding="utf-8")), {}, set()
+    with (output / "autotune.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("kernel", *BlockSizes._fields, "error", "ms"))
+        for kernel in KERNELS:
+            for dtype in MAX_ERROR:
+                for width in WIDTHS:
+                    kind = kind_of(kernel, dtype, width)
+                    if kernel == "product" and dtype == torch.bfloat16 and not dry:
+                        continue  # cuBLAS's
+                    if kernel == "weights" and nt_xent_blocks.candidates(kind_of("gradients", dtype, width)):
+                        continue  # in registers
+                    space = [x for x in search_space(kind) if nt_xent_blocks.shared_bytes(kind, x) <= shared_memory]
+                    if not space:
+                        continue
+                    work, exact = work_and_oracle(kernel, 40 if dry else 4096, width, dtype, device)
+                    for blocks in space[:2] if dry else space:
+                        with mock.patch.object(nt_xent_triton, "block_sizes", lambda *_, blocks=blocks: blocks):
+                            try:
+                                error, ms = measure(work, exact, device)
+                            except (OutOfResources, PTXASError):
+                                continue
+                        seen.add(kind)
+                        writer.writerow((str(kind), *blocks, f"{error:.1e}", f"{ms:.4f}"))
+                        file.flush()
+                        # The interpreter multiplies the bits of bfloat16 as integers, so that only launches are tried.
+                        if error <= MAX_ERROR[dtype] or (dry and dtype == torch.bfloat16):
+                            results[kind] = min(results.get(kind, (ms, blocks)), (ms, blocks))
+    if missing := [str(kind) for kind in seen if kind not in results]:
+        raise SystemExit(f"no block sizes give the right result for: {'; '.join(missing)}")
+    name = "Triton's interpreter" if dry else torch.cuda.get_device_name()
+    key = ".".join(map(str, capability))
+    source = f"python -m benchmarks.autotune, {name}, torch {torch.__version__}, Triton {triton.__version__}"
+    table["measured by"][key] = source
+    table["blocks"][key] = {str(kind): list(blocks) for kind, (_, blocks) in results.items()}
+    for path in (output / nt_xent_blocks.TABLE.name, *(() if dry else (nt_xent_blocks.TABLE,))):
+        environment.write_atomically(path, as_text(table))
+
+
+def as_text(table: dict[str, dict[str, object]]) -> str:
+    """The table as JSON, with a kernel a line."""
+    return re.sub(r"\[[^]]*\]", lambda m: " ".join(m[0].split()), json.dumps(table, indent=2)) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

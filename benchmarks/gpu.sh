@@ -32,7 +32,7 @@ tests() { # each test's outcome as it ends, so that those of an interrupted run 
     local code=$?
     grep -E '(FAILED|ERROR) +tests/|tests/.* (FAILED|ERROR)' "$OUT/gpu_tests.txt" >"$OUT/gpu_tests_failed.txt"
     tail -n 1 "$OUT/gpu_tests.txt"
-    return $code
+    [ $code -le 1 ] # 1: some failed, which is a result
 }
 export -f tests
 export PYTHON OUT
@@ -58,4 +58,5 @@ else
             --resume --compile --finetune-epochs 0 --out "$OUT/training"
     fi
 fi
+[ -s "$OUT/gpu_tests_failed.txt" ] && { echo "failed tests:"; cat "$OUT/gpu_tests_failed.txt"; }
 [ ${#failed[@]} = 0 ] || { echo "not finished: ${failed[*]}"; exit 1; }

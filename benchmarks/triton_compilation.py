@@ -36,10 +36,11 @@ KERNELS = {
     "gradients": kernels.grad_rows_kernel,
     "weights": kernels.weights_kernel,
     "product": kernels.add_product_kernel,
+    "product, transposed": kernels.add_product_kernel,
 }
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 FLOAT32 = ("row_sums", "a", "b", "grad_rows", "total")
-ALIGNED = ("n_rows", "n_columns", "split_size", "stride", "row_stride")
+ALIGNED = ("n_rows", "n_columns", "split_size", "stride", "row_stride", "column_stride")
 
 
 def specializations() -> Iterator[tuple[str, torch.dtype, int]]:
@@ -54,18 +55,18 @@ def specializations() -> Iterator[tuple[str, torch.dtype, int]]:
 
 def compile_kernel(arch: int, name: str, dtype: torch.dtype, width: int) -> dict[str, Any]:
     """A row of the table."""
-    kernel = KERNELS[name]
+    kernel, used = KERNELS[name], name.partition(",")[0]
     capability = divmod(arch, 10)
-    chosen = blocks.choose(name, dtype, width, capability, blocks.SHARED_MEMORY.get(capability, 99 << 10))
+    chosen = blocks.choose(used, dtype, width, capability, blocks.SHARED_MEMORY.get(capability, 99 << 10))
     constants = launch_options(width, chosen, dtype)
     options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
-    if name == "product":
-        constants["column_stride"] = 1
+    if used == "product":
+        constants["column_stride" if name == used else "row_stride"] = 1
     matrix = "*bf16" if dtype == torch.bfloat16 else "*fp32"
     types = dict.fromkeys(FLOAT32, "*fp32") | dict.fromkeys(("rows", "columns", "weights"), matrix)
     types |= {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
     names = kernel.arg_names
-    aligned = [x for x in names if x in ALIGNED or types.get(x, "i32").startswith("*")]
+    aligned = [x for x in names if types.get(x, "i32").startswith("*") or (x in ALIGNED and x not in constants)]
     source = ASTSource(
         fn=kernel,
         signature={x: types.get(x, "i32") for x in names},

@@ -1,5 +1,6 @@
 """The Triton kernels of the loss without a GPU: in Triton's interpreter, and compiled for every architecture."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_cuda import device, needs_fake_device
+from fake_cuda import SyncDetector, device, needs_fake_device
 from tolerances import TOLERANCES
 
 from stochastic_bottleneck.kernels import nt_xent_blocks, nt_xent_dispatch
@@ -44,10 +45,10 @@ def table():
 def test_the_compiled_kernels_fit_every_architecture(table):
     assert {row["arch"] for row in table["rows"]} == {80, 86, 89, 90, 100, 120}
     for row in table["rows"]:
-        capability, dtype = divmod(row["arch"], 10), DTYPES[row["products"]]
+        capability, kernel, dtype = divmod(row["arch"], 10), row["kernel"].partition(",")[0], DTYPES[row["products"]]
         shared_memory = nt_xent_blocks.SHARED_MEMORY.get(capability, 99 << 10)
-        chosen = nt_xent_blocks.choose(row["kernel"], dtype, row["width"], capability, shared_memory)
-        bound = nt_xent_blocks.shared_bytes(nt_xent_blocks.kind_of(row["kernel"], dtype, row["width"]), chosen)
+        chosen = nt_xent_blocks.choose(kernel, dtype, row["width"], capability, shared_memory)
+        bound = nt_xent_blocks.shared_bytes(nt_xent_blocks.kind_of(kernel, dtype, row["width"]), chosen)
         assert row["blocks"] == list(chosen), "run python -m benchmarks.triton_compilation"
         assert row["shared_bytes"] <= bound <= shared_memory, row
         assert row["spilled_bytes"] == 0, row
@@ -86,6 +87,44 @@ def test_a_gpu_with_tensor_cores_uses_triton(capability, monkeypatch):
     assert nt_xent_dispatch.uses_triton(narrow) is nt_xent_dispatch.uses_triton(wide) is expected
     precision = nt_xent_dispatch.choose_precision(torch.float16, 1024, 0.5, narrow.device)
     assert precision.products == (torch.float16 if expected else torch.float32)
+
+
+@needs_fake_device
+@pytest.mark.parametrize(
+    ("products", "width", "backward"),
+    [
+        (torch.bfloat16, 128, ["grad_rows_kernel"]),
+        (torch.bfloat16, 500, ["weights_kernel"]),  # and cuBLAS's product
+        (torch.float16, 20, ["weights_kernel", "add_product_kernel"]),
+        (torch.float32, 128, ["weights_kernel", "add_product_kernel"]),
+    ],
+)
+def test_launches_are_few_and_do_not_wait_for_the_device(products, width, backward, monkeypatch):
+    from stochastic_bottleneck.kernels import nt_xent_triton
+
+    class Recorder:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *args, **options: launched.append(self.name)
+
+    launched, kernels = [], nt_xent_triton.kernels
+    for name in ("row_sums_kernel", "grad_rows_kernel", "weights_kernel", "add_product_kernel"):
+        monkeypatch.setattr(kernels, name, Recorder(name))
+    properties = type("Properties", (), {"major": 8, "minor": 9, "multi_processor_count": 58})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda _: contextlib.nullcontext())
+    nt_xent_blocks.limits.cache_clear()
+    with device():
+        rows, a = torch.randn(1200, width), torch.randn(1200)
+        with SyncDetector():
+            pairs = nt_xent_triton.TritonPairs(rows, None, (0, 600, -600), 0.5, products)
+            sums, gradient = pairs.row_sums(), pairs.gradients(a)[0]
+    nt_xent_blocks.limits.cache_clear()
+    assert launched == ["row_sums_kernel", *backward]
+    assert sums.shape == (1200,)
+    assert (gradient.shape, gradient.dtype) == (rows.shape, torch.float32)
 
 
 def test_measured_block_sizes_come_first(monkeypatch):

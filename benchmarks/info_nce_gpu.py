@@ -1,10 +1,10 @@
 """InfoNCE end to end on one GPU, against N and the width D: `python -m benchmarks.info_nce_gpu --output FILE.jsonl`.
 
 Forward and backward of the mean loss, in one process, in float32 and bfloat16. A line of the file is one loss at one
-size: the median and quartiles of its time (`triton.testing.do_bench`), the memory at the peak beyond the inputs, the
-relative errors of value and gradient against float64 up to N = 4096, and TFLOP/s counted as 6 (2N)^2 D. "product" is
-one square matrix product, the card's rate. Sizes that matter most come first; the run stops after `seconds`, and goes
-on where it stopped if it is started again. `--dry` runs tiny sizes on the CPU, untimed.
+size: the median and quartiles of its time (`triton.testing.do_bench`), the memory at the peak beyond the inputs and
+their gradients, the relative errors of value and gradient against float64 up to N = 4096, and TFLOP/s counted as
+6 (2N)^2 D. "product" is one product of square matrices, the card's rate. Sizes that matter most come first; the run
+stops after `seconds`, and goes on where it stopped if it is started again. `--dry` runs tiny sizes on the CPU, untimed.
 """
 
 from __future__ import annotations

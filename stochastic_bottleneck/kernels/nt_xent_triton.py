@@ -42,6 +42,8 @@ UNUSED_DIAGONAL = -(1 << 31)
 """A diagonal that contains no pair."""
 CHUNK_BYTES = 32 << 20
 """Memory of a chunk of G: 4,096 rows and columns in bfloat16, enough for a product to fill the largest GPUs."""
+MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
+"""Whether torch.mm can write the float32 sums of a bfloat16 product, on CUDA alone; torch 2.8 and later."""
 INPUT_PRECISION = {torch.bfloat16: "ieee", torch.float16: "tf32", torch.float32: "tf32x3"}
 """`input_precision` of tl.dot by the dtype of products; it has no effect on bfloat16."""
 
@@ -159,7 +161,7 @@ class TritonPairs:
 
     def _add_product(self, total: Tensor, weights: Tensor, columns: Tensor) -> None:
         """Add weights @ columns to `total`, accumulated in float32."""
-        if _cublas_accumulates_in_float32(weights):
+        if MM_HAS_OUT_DTYPE and weights.is_cuda and weights.dtype == torch.bfloat16:
             total.add_(torch.mm(weights, columns, out_dtype=torch.float32))
             return
         blocks = self._blocks("product")
@@ -186,11 +188,6 @@ def launch_options(width: int, blocks: BlockSizes, products: torch.dtype) -> dic
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
     }
-
-
-def _cublas_accumulates_in_float32(weights: Tensor) -> bool:
-    # torch.mm has out_dtype since 2.8, on CUDA.
-    return weights.is_cuda and weights.dtype == torch.bfloat16 and "dtype" in torch.ops.aten.mm.overloads()
 
 
 def _split_columns(rows: Tensor, columns: Tensor, blocks: BlockSizes) -> tuple[int, int]:

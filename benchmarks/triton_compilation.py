@@ -1,6 +1,6 @@
 """Compiles the loss's Triton kernels for every architecture; needs no GPU: `python -m benchmarks.triton_compilation`.
 
-Writes `benchmarks/results/triton_compilation.json`: for each kernel with the block sizes that `nt_xent_blocks` chooses,
+Writes `benchmarks/results/triton/compilation.json`: for each kernel with the block sizes that `nt_xent_blocks` chooses,
 the registers of a thread, the bytes that spill from them to memory, the shared memory of a block, and the instruction
 that its tensor cores run, as Triton's own ptxas reports them. `--arch 90` compiles for one architecture only, and
 keeps the rows of the others.
@@ -27,7 +27,7 @@ from stochastic_bottleneck.kernels import nt_xent_blocks as blocks
 from stochastic_bottleneck.kernels import nt_xent_triton_kernels as kernels
 from stochastic_bottleneck.kernels.nt_xent_triton import launch_options
 
-PATH = environment.RESULTS / "triton_compilation.json"
+PATH = environment.RESULTS / "triton" / "compilation.json"
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # A100; 3090; 4090 and L4; H100 and H200; B200; 5090
 WIDTHS = (128, 768)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

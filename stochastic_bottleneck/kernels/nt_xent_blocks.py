@@ -3,7 +3,7 @@
 `nt_xent_blocks.json` holds the fastest block sizes by compute capability, as `python -m benchmarks.autotune` measured
 them. For a kernel that is not in it, the first of `CANDIDATES` whose shared memory fits the device is used. Registers
 need no such rule: all these GPUs have 65,536 in a multiprocessor and 255 in a thread, and with these blocks no kernel
-spills on any of them (benchmarks/results/triton_compilation.json).
+spills on any of them (benchmarks/results/triton/compilation.json).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from stochastic_bottleneck.kernels import nt_xent_blocks, nt_xent_dispatch
 
 pytest.importorskip("triton", reason="triton, which the kernels are written in, is not installed")
 SCRIPT = Path(__file__).with_name("triton_without_gpu.py")
-TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton_compilation.json"
+TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "triton" / "compilation.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 

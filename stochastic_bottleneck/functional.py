@@ -54,7 +54,7 @@ def info_nce(
 
     Statistics are float32 or better. For 512 or more images at temperatures of 0.05 or more, bfloat16 rows are
     multiplied in bfloat16 on hardware that is faster at it; the error of a loss is at most
-    :math:`2^{-9} (3 / \tau + 1)`.
+    :math:`2^{-9} (3 / \tau + 1)`. So are float16 rows in TF32, on GPUs with the Triton kernels: :math:`2^{-9} / \tau`.
 
     Args:
         v: first views. Shape: (N, D), or (K, N, D) for K independent losses over the same images.

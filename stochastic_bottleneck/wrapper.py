@@ -70,9 +70,8 @@ class StochConWrapper(TimmMethods):
             trains without noise: the latent is its mode, for "bern" with the gradient of the relaxed bits.
         feature_dim: width F of the encoder's features; None to read it from the encoder's structure, or from
             the first batch.
-        detach_encoder: stop the gradient between the encoder and the bottleneck, so that the latent does not change
-            what the encoder learns from the deterministic branch. With `StochConLoss`, whose deterministic term then
-            trains the encoder as SimCLR does.
+        detach_encoder: stop the gradient between encoder and bottleneck: the encoder learns from the deterministic
+            branch alone, with the deterministic term of `StochConLoss` as in SimCLR.
         checkpoint_encoder: recompute the encoder's activations in the backward pass to save memory. Compiled
             by torch 2.7 or older, BatchNorm's running statistics then count each batch twice.
         temperature: as for `StochasticBottleneck`.

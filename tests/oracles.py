@@ -169,3 +169,23 @@ def retrieval_over_orders(distances, relevant, r, k):
             first = sum(hits[:k])
             scores.append((sum(precisions) / max(len(precisions), 1), first / k, first / max(sum(hits), 1)))
     return [sum(column) / len(scores) for column in zip(*scores, strict=True)]
+
+
+# ---- random tensors ----------------------------------------------------------------------------------------
+
+
+def normal(*shape, dtype=torch.float64, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def views(*shape, dtype=torch.float64, seed=0):
+    """Two views, as leaves that require a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(dtype)
+    return tuple(view.clone().requires_grad_() for view in x)
+
+
+def leaves(*tensors):
+    """Copies that require a gradient."""
+    return [t.detach().clone().requires_grad_() for t in tensors]

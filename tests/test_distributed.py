@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from oracles import normal, views
 from processes import launch
-from random_tensors import normal, views
 from tolerances import assert_close
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

@@ -206,10 +206,6 @@ def test_width_is_read_from_an_attribute(name):
     assert as_encoder(Returns(MAPS, **{name: True})).feature_dim is None
 
 
-def test_attribute_of_the_output_goes_before_one_of_the_inside():
-    assert as_encoder(Returns(MAPS, embed_dim=3, num_features=5)).feature_dim == 5
-
-
 def head_of(kind):
     return {
         "linear": nn.Linear(16, 10),
@@ -268,14 +264,6 @@ def test_convolutional_scores_are_stripped_with_their_relu():
     assert encoder.feature_dim == 16
     assert torch.equal(encoder(IMAGES), kept(IMAGES)), "features may be negative: no ReLU is left"
     assert isinstance(model[1], nn.Dropout)
-
-
-def test_shared_activation_does_not_hide_that_the_classifier_is_gone():
-    relu = nn.ReLU()
-    model = nn.Sequential(nn.Flatten(), relu, nn.Linear(192, 12), relu)
-    with pytest.raises(ValueError, match="strip=True needs"):
-        as_encoder(model, strip=True)
-    assert isinstance(model[2], nn.Linear)
 
 
 @pytest.mark.parametrize(
@@ -409,20 +397,6 @@ def test_pooling_that_begins_the_head_moves_to_the_encoder(pool):
     torch.testing.assert_close(head(encoder(IMAGES)), expected)
     assert not encoder.training
     assert not head.training
-
-
-def test_pooling_keeps_the_flags_of_its_neighbours():
-    model = Parts(backbone=nn.Sequential(conv(), nn.BatchNorm2d(16)), head=nn.Sequential(POOL, *mlp()))
-    model.backbone[1].eval()
-    encoder, _ = simclr_parts(model)
-    assert encoder.training
-    assert not model.backbone[1].training
-    assert model.backbone[0].training
-
-
-def test_one_module_under_two_names_is_no_ambiguity():
-    backbone = conv()
-    assert simclr_parts(Parts(backbone=backbone, encoder=backbone, head=mlp()))[0].backbone is backbone
 
 
 def test_parts_named_by_attribute():

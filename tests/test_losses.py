@@ -9,8 +9,8 @@ import oracles
 import pytest
 import torch
 import toy_model
+from oracles import leaves, normal, views
 from processes import launch
-from random_tensors import leaves, normal, views
 from tolerances import assert_close
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._pytree import tree_map

@@ -3,7 +3,7 @@
 import oracles
 import pytest
 import torch
-from random_tensors import normal
+from oracles import normal
 from tolerances import assert_close
 
 from stochastic_bottleneck import BernoulliPosterior, GaussianPosterior, functional

@@ -14,8 +14,8 @@ single bits stand for, and how many of them does a classifier need?
 # eight to a byte.
 
 from matplotlib import pyplot as plt
-
 from shipped import load
+
 from stochastic_bottleneck import plots
 from stochastic_bottleneck.codes import bit_class_information, bit_correlation, unpack_bits
 from stochastic_bottleneck.evaluation import bit_statistics, encode, forest_curve

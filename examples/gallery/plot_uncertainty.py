@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from scipy.special import entr
+from shipped import load
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from shipped import load
 from stochastic_bottleneck import plots
 from stochastic_bottleneck.evaluation import auroc, encode, expected_calibration_error, rejection_curve
 

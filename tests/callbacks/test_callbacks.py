@@ -1,10 +1,8 @@
 """The Lightning callbacks: logged statistics, annealing of the temperature, and both Lightning packages."""
 
-import copy
 import csv
 import importlib
 import math
-import pickle
 import re
 import sys
 from functools import partial
@@ -331,14 +329,6 @@ def test_lightning_cli_reads_them_from_the_file_in_the_docs(package, tmp_path, m
     assert run.model.model.bottleneck.temperature.item() == pytest.approx(0.25 ** (4 / 10_000))
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_can_be_copied(copier):
-    other = copier(LatentMonitor(["a", "b"]))
-    assert type(other) is LatentMonitor
-    assert other.bottlenecks == ("a", "b")
-    assert copier(TemperatureAnnealing(0.5, 3, bottleneck="a")).state_key == "TemperatureAnnealing[a]"
-
-
 @pytest.mark.usefixtures("not_yet_imported")
 def test_without_lightning_the_error_names_the_extra(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] in ("lightning", "pytorch_lightning")]:
@@ -485,24 +475,3 @@ def test_an_annealing_finds_its_bottleneck():
     ):
         with pytest.raises(ValueError, match=message):
             TemperatureAnnealing(0.25, 2, start=1.0, bottleneck=name).on_train_start(trainer, module)
-
-
-def test_the_state_of_an_annealing_is_its_start():
-    annealing, trainer = TemperatureAnnealing(0.25, 2), SimpleNamespace(global_step=0)
-    assert annealing.state_dict() == {"start": None}
-    annealing.on_train_start(trainer, modules(a=bits(temperature=4.0)))
-    state = annealing.state_dict()
-    assert state == {"start": 4.0}
-    for start, expected in ((None, 4.0), (2.0, 2.0)):  # a given start takes precedence
-        other = TemperatureAnnealing(0.25, 2, start=start)
-        other.load_state_dict(state)
-        assert other.state_dict() == {"start": expected}
-    annealing.setup(trainer, None, "fit")  # another run starts from its own bottleneck's temperature
-    annealing.on_train_start(trainer, modules(a=bits(temperature=2.0)))
-    assert annealing.state_dict() == {"start": 2.0}
-    message = "start must be given: the run resumes at step 3, got a checkpoint without"
-    with pytest.raises(ValueError, match=message):
-        TemperatureAnnealing(0.25, 2).on_train_start(SimpleNamespace(global_step=3), modules(a=bits()))
-    for bad in ({}, None, {"start": math.nan}, {"start": "1"}):
-        with pytest.raises((TypeError, ValueError), match="state_dict"):
-            TemperatureAnnealing(0.25, 2).load_state_dict(bad)

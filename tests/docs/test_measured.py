@@ -1,4 +1,4 @@
-"""What docs/measured.rst says in words holds for the committed results; and its tables show their numbers."""
+"""What docs/measured.rst and docs/choosing.rst say in words holds for the committed results."""
 
 import itertools
 import json
@@ -104,3 +104,102 @@ def test_tables_show_means_and_deviations(tmp_path, monkeypatch):
         assert texts[f"claim_{claim}"].count("\n") == len(found["table"]["rows"]) + 5
     assert page.count(".png") == 11
     del sys.modules["claims"]
+
+
+# ---- docs/choosing.rst -------------------------------------------------------------------------------------
+
+RESULTS = Path(__file__).parents[2] / "examples" / "results"
+
+
+def load(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def seeds(claim, score, **wanted):
+    """One number per seed, from the row of a claim's table with the wanted values."""
+    table = load(claim)["table"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    [found] = [row[score] for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return found if isinstance(found, list) else [found]
+
+
+def trial(model, setting, score):
+    return seeds("settings", score, epochs=11, model=model, setting=setting)
+
+
+def kl(scale, weight, score, model="StochCon Bern"):
+    return seeds("kl_weight", score, model=model, scale=scale, **{"KL weight": weight})
+
+
+def probes(run, part):
+    """Of SimCLR, bern and gauss, and the standard error of a difference: two variances of at most 1/4."""
+    results = load(run)
+    models = (results["models"][name] for name in ("simclr", "bern", "gauss"))
+    return [model.get(part, {}).get("probe") for model in models], (0.5 / results["data"]["test"]) ** 0.5
+
+
+def test_by_algorithm_1_simclr_is_ahead_until_fine_tuned():
+    simclr, bern = (load("cifar10_cpu")["models"][name] for name in ("simclr", "bern"))
+    assert bern["z"]["probe"] < bern["h"]["probe"] < simclr["h"]["probe"]
+    fine_tuned = simclr["finetuned"]["accuracy"] - bern["finetuned"]["accuracy"]
+    assert abs(fine_tuned) < simclr["h"]["probe"] - bern["h"]["probe"]
+
+
+def test_with_the_pair_and_the_penalty_all_features_are_equal_within_the_error():
+    found, error = probes("cifar10_quick", "h")
+    assert max(found) - min(found) < error
+    settings = load("cifar10_quick")["settings"]
+    assert settings["deterministic"] > 0 < settings["covariance"]
+
+
+@pytest.mark.parametrize(("run", "errors"), [("cifar10_quick", 2), ("cifar10_cpu", 1)])
+def test_means_and_bits_differ_little(run, errors):
+    (_, bern, gauss), error = probes(run, "z")
+    assert abs(gauss - bern) < errors * error
+
+
+def test_25_of_128_bits_have_four_fifths_of_the_score_and_the_rest_adds():
+    z = load("cifar10_cpu")["models"]["bern"]["z"]
+    f1 = dict(zip(z["forest"]["counts"], z["forest"]["f1"], strict=True))
+    assert (f1[25] - 0.1) / (f1[128] - 0.1) > 0.8
+    assert f1[25] < f1[50] < f1[128]
+    assert z["bits"]["entropy"] > 0.99
+    assert z["bits"]["correlation"] > 0.15
+    assert z["bits"]["distinct"] >= 0.999
+
+
+def test_without_normalization_z_is_worse_and_a_gaussian_falls_below_pixels():
+    for model in ("StochCon Bern", "StochCon Gauss"):
+        plain, normalized = (trial(model, f"symmetric=True{x}", "probe on z") for x in (", location_std=None", ""))
+        assert max(plain) < min(normalized)
+    h = trial("StochCon Gauss", "symmetric=True, location_std=None", "probe on h")
+    assert max(h) < seeds("settings", "probe on h", epochs=11, model="raw pixels")[0]
+
+
+@pytest.mark.parametrize(("kind", "score", "ahead"), [("Bern", "h", True), ("Bern", "z", True), ("Gauss", "z", False)])
+def test_a_location_std_of_4_is_ahead_for_bits_and_behind_for_means(kind, score, ahead):
+    settings = "symmetric=True, location_std=4.0", "symmetric=True"
+    four, two = (trial(f"StochCon {kind}", setting, f"probe on {score}") for setting in settings)
+    assert all((a > b) == ahead for a, b in zip(four, two, strict=True))
+
+
+def test_a_kl_weight_makes_outliers_with_a_fixed_scale_and_not_with_a_learned_one():
+    assert min(kl("fixed", 0.1, "kurtosis")) > 50
+    assert max(kl("learned", 0.1, "kurtosis") + kl("none", 0.1, "kurtosis")) < 6
+    fixed, learned, none = (kl(scale, 0.1, "KL") for scale in ("fixed", "learned", "none"))
+    assert all(a > b > c for a, b, c in zip(fixed, learned, none, strict=True))
+    assert all(max(kl(scale, 0.1, "KL")) < min(kl(scale, 0.0, "KL")) for scale in ("fixed", "learned", "none"))
+    pairs = zip(kl("learned", 0.1, "kNN on z"), kl("fixed", 0.1, "kNN on z"), strict=True)
+    assert all(learned >= fixed for learned, fixed in pairs)
+    assert learned[0] < kl("learned, one per dimension", 0.1, "KL")[0]
+
+
+def test_a_fixed_scale_limits_the_kl_of_gaussians():
+    limit = 64 * 2.0**2 / 2
+    assert kl("fixed", 0.1, "KL", "StochCon Gauss") == pytest.approx([limit], rel=0.1)
+    assert kl("learned", 0.1, "KL", "StochCon Gauss")[0] < 0.1 * limit
+
+
+def test_without_a_weight_a_learned_scale_grows_and_h_is_no_better():
+    assert min(kl("learned", 0.0, "standard deviation")) > 2 * max(kl("fixed", 0.0, "standard deviation"))
+    assert sum(kl("learned", 0.0, "kNN on h")) < sum(kl("fixed", 0.0, "kNN on h")) + 3 * (0.5 / 1000) ** 0.5

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stochastic_bottleneck.hub import HubModel
+
 CLASSES = ("blue", "green", "red")
 CHANNEL = {"red": 0, "green": 1, "blue": 2}
 
@@ -100,3 +102,24 @@ def write_shards(folder, split, each, shards):
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
     return folder / f"{split}-{{0..{shards - 1}}}.tar"
+
+
+# ---- a model -----------------------------------------------------------------------------------------------
+
+CFG = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+ENCODER = {"layers": (1, 1, 1, 1), "channels": (16, 32, 32, 48), "stem_width": 8}
+
+
+def write_model(folder, *, seed=0, **options):
+    """Save a model with 20 bits, so that the last byte is padded, whose norms have seen some images."""
+    torch.manual_seed(seed)
+    model = HubModel(
+        "timm:resnet10t",
+        **{"encoder_options": ENCODER, "small_images": True, "pretrained_cfg": CFG, "dim": 20} | options,
+    )
+    images = (batch(48).float() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        for _ in range(20):
+            model(images, images)
+    model.save_pretrained(folder)
+    return folder

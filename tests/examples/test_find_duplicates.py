@@ -8,8 +8,7 @@ import image_codes
 import numpy as np
 import pytest
 from PIL import Image
-from small_images import photograph
-from small_search import write_model
+from small_images import photograph, write_model
 
 PLANTED = {("c.png", "recompressed.jpg"), ("d.png", "one_pixel.png"), ("e.png", "mirrored.jpg")}
 

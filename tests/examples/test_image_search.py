@@ -14,8 +14,7 @@ import image_search
 import numpy as np
 import pytest
 from PIL import Image
-from small_images import photograph, write_folder
-from small_search import write_model
+from small_images import photograph, write_folder, write_model
 
 from stochastic_bottleneck import codes
 from stochastic_bottleneck.hub import HubModel, preprocessing

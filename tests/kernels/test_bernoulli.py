@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_tensors import leaves, normal
+from oracles import leaves, normal
 from tolerances import DTYPES, LOW_DTYPES, assert_close
 from torch.autograd import gradcheck, gradgradcheck
 

@@ -8,7 +8,7 @@ import warnings
 import oracles
 import pytest
 import torch
-from random_tensors import normal
+from oracles import normal
 from tolerances import DTYPES, assert_close
 from training_steps import BOTTLENECKS, STEPS, WRAPPERS
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_tensors import leaves, normal
+from oracles import leaves, normal
 from tolerances import LOW_DTYPES, assert_close
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -149,16 +149,6 @@ def test_chunks_change_nothing(kind, layout, request):
             torch.testing.assert_close(found, right, rtol=1e-14, atol=1e-14)
 
 
-def test_backward_is_chunked_unless_gradients_are_recorded(small_chunks):
-    (logits,), noise = arguments("bern", (6, 4))
-    (logits,) = leaves(logits)
-    for create_graph in (True, False):
-        z = functional.relaxed_bernoulli_rsample(logits, 0.7, noise=noise)
-        small_chunks.clear()
-        torch.autograd.grad(z.sum(), logits, create_graph=create_graph)
-        assert len(small_chunks) == (1 if create_graph else 5)
-
-
 @each_kind
 @pytest.mark.parametrize("shape", [(), (0,), (0, 4), (1,)])
 def test_the_smallest_tensors(kind, shape, small_chunks):
@@ -212,20 +202,6 @@ def test_forward_mode_agrees_with_reverse_mode(kind):
         assert any(r.abs().max() > 0 for r in right)
         for a, b in zip(found, right, strict=True):
             assert_close(a, b)
-
-
-@forward_mode
-@pytest.mark.parametrize("kind", ["bern", "gauss", "gauss isotropic"])
-def test_hessians(kind):
-    parameters, noise = arguments(kind, (1, 3))
-
-    def loss(flat):
-        values = flat.split([p.numel() for p in parameters])
-        z, kl = one_pass(kind)(*(x.view_as(p) for x, p in zip(values, parameters, strict=True)), noise)
-        return (z.square() * kl).sum()
-
-    flat = torch.cat([p.reshape(-1) for p in parameters])
-    assert_close(torch.func.hessian(loss)(flat), torch.autograd.functional.hessian(loss, flat))
 
 
 @pytest.mark.parametrize("dtype", LOW_DTYPES[1:])

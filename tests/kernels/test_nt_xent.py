@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_tensors import normal, views
+from oracles import normal, views
 from tolerances import LOW_DTYPES, assert_close
 from torch.autograd import gradcheck, gradgradcheck
 

@@ -7,7 +7,7 @@ import sys
 import oracles
 import pytest
 import torch
-from random_tensors import normal, views
+from oracles import normal, views
 from tolerances import assert_close
 
 from stochastic_bottleneck import InfoNCELoss, functional

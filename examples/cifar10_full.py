@@ -223,10 +223,9 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
     if name == "bern":
         results["z"] |= bits | {"bits": bit_statistics(sets[1]["z"], labels[1])._asdict()}
         results["logits"] = scores(logits(model.bottleneck, sets), labels, "cosine", s.probe)
-    if name in s.models:
+    if name in ("simclr", "penalized"):
         results["codes"] = {"fitted": fitted_codes(source, sets, labels, s, train)}
         results["codes"]["fitted"]["z"] |= bits
-    if name in ("simclr", "penalized"):
         for code, codes, metric in other_codes(*(x["h"] for x in sets), s.dim, s.seed):
             results["codes"][code] = {"codes": scores(codes, labels, metric, s.probe) | bits}
     return results

@@ -421,7 +421,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.flag, "hard learnable_scale frozen gather_distributed symmetric detach_encoder checkpoint_encoder"),
     (kinds.flag, "learnable sample strip dynamic_batch validate check_replay progress"),
     (kinds.choice, "kind output variance variance_from normalization reduction representation shape"),
-    (kinds.choice, "metric method precision"),
+    (kinds.choice, "metric precision"),
     (representations, "evaluation.encode.representation"),
     # Objects
     (kinds.device, "device map_location"),
@@ -460,7 +460,7 @@ KINDS: dict[str, Kind] = by_name(
     (curves, "curves"),
     (states, "state_dict"),
     (kinds.values(None, "x", {}), "callbacks.TemperatureAnnealing.load_state_dict.state_dict"),
-    (kinds.lines, "names captions"),
+    (kinds.lines, "captions"),
     (kinds.labelled_by_class, "train test"),
     (kinds.labelled, "batches"),
     (some_images_or_batches, "evaluation.encode.images"),

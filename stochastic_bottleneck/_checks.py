@@ -314,6 +314,9 @@ def check_towers(queries: Tensor, keys: Tensor, negatives: Tensor | None, symmet
     _check_pair(negatives, keys, "negatives", "keys")
 
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 def check_labels(labels: Tensor, v: Tensor) -> None:
     """Check that labels are one integer for each row of `v`, on its device."""
     if not isinstance(labels, Tensor):
@@ -327,6 +330,3 @@ def check_labels(labels: Tensor, v: Tensor) -> None:
     if labels.ndim != 1 or len(labels) != v.shape[-2]:
         raise ValueError(f"labels must have shape ({v.shape[-2]},), one per image, got {tuple(labels.shape)}")
     _check_device("labels", labels, v, "v")
-
-
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

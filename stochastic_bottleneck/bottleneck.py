@@ -62,11 +62,11 @@ class StochasticBottleneck(nn.Module):
             not small next to the noise, whose standard deviation is 1.8 for a bit and 1 for a Gaussian. None leaves
             the projector's output as it is, as in the paper's formula. To weight the KL, use None or
             `learnable_scale`: under a fixed scale the KL cannot make logits smaller, and makes some of them outliers.
-        learnable_scale: make that factor a parameter, one for all dimensions, for a loss with a weight on the KL;
+        learnable_scale: learn that standard deviation, one for all dimensions, for a loss with a weight on the KL;
             InfoNCE alone makes it grow.
-        normalization: of logits or means, before that factor: "batch" (BatchNorm without affine parameters), "whiten"
-            to take out correlations between dimensions too, over all processes, None for neither and no factor.
-        shrinkage: for "whiten", weight of the identity in the correlation matrix, 0 (for batches above D) to 1.
+        normalization: "batch" (BatchNorm without affine parameters), "whiten" to take out correlations between
+            dimensions too, over all processes, or None, which implies `location_std=None`.
+        shrinkage: of "whiten": weight of the identity in the correlation matrix, 0 to 1. 0 needs batches larger than D.
 
     Raises:
         ValueError: for a value outside its range, or features of another width.

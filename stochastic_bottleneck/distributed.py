@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from stochastic_bottleneck import _checks
-from stochastic_bottleneck.kernels.all_gather import all_gather, get_group
 from stochastic_bottleneck.kernels.all_gather import (
     check_equal_on_all_processes as check_equal_on_all_processes,
 )
+from stochastic_bottleneck.kernels.all_gather import gather_checked
 from stochastic_bottleneck.kernels.all_gather import group_name as group_name
 from stochastic_bottleneck.kernels.all_gather import has_several_processes as has_several_processes
 from stochastic_bottleneck.kernels.nt_xent_distributed import distributed_nt_xent as distributed_nt_xent
@@ -37,7 +36,6 @@ def gather_rows(*tensors: Tensor, group: dist.ProcessGroup | None = None) -> tup
     """
     name = group_name(group)
     gathers = has_several_processes(name)
-    needs_grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
     try:
         _check_rows(tensors)
     except (TypeError, ValueError):
@@ -46,10 +44,7 @@ def gather_rows(*tensors: Tensor, group: dist.ProcessGroup | None = None) -> tup
         raise
     if not gathers:
         return tensors, 0
-    check_equal_on_all_processes(*tensors, group=name, needs_grad=needs_grad, caller="gather_rows")
-    # One collective for all tensors: a small gather costs latency, not bandwidth.
-    gathered = all_gather(torch.stack(tensors), dim=-2, group=name)
-    return tuple(gathered.unbind(0)), dist.get_rank(get_group(name)) * tensors[0].shape[-2]
+    return gather_checked(*tensors, group=name, caller="gather_rows")
 
 
 def _check_rows(tensors: tuple[Tensor, ...]) -> None:

@@ -63,7 +63,7 @@ class StochConWrapper(TimmMethods):
             without a width takes the encoder's.
         head: head g, mapping features to (N, P); None for SimCLR's MLP.
         projection_dim: output width P of the default head.
-        variance_from: gauss: take the variance from the "opposing" view, against a collapse, or from the "own" one.
+        variance_from: gauss: view that gives the variance: "opposing", which prevents its collapse, or "own".
         symmetric: run the algorithm in both directions on one encoder pass, each view stochastic once.
         samples: latents drawn per image in training, on one encoder pass; the loss is then the mean over them. 0
             trains without noise: the latent is its mode, for "bern" with the gradient of the relaxed bits.

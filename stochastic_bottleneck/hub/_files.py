@@ -118,9 +118,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if written < FORMAT_VERSION:
         found = ADDED[""] | found
-        for part in ("encoder", "bottleneck", "head"):
+        for part, added in ADDED.items():
             if isinstance(section := found.get(part), dict):
-                found[part] = ADDED[part] | section
+                found[part] = added | section
         if isinstance(head := found.get("head"), dict):
             head.setdefault("hidden_dim", head.get("width"))
     for part, names in LAYOUT.items():

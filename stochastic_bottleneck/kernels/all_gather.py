@@ -188,6 +188,24 @@ def check_equal_on_all_processes(
             raise ValueError(f"{caller} needs one {name} on every process, got {by_rank}; {fix}")
 
 
+def gather_checked(
+    *tensors: Tensor, group: str, caller: str, temperature: float | None = None
+) -> tuple[tuple[Tensor, ...], int]:
+    """Rows of all processes, after `check_equal_on_all_processes`, and the index of this process's first one.
+
+    Args:
+        *tensors: Shape: (..., N, D) each.
+        group: name of the process group.
+        caller: name in the error message.
+        temperature: of the loss.
+    """
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    check_equal_on_all_processes(*tensors, group=group, temperature=temperature, needs_grad=needs_grad, caller=caller)
+    # One collective for all tensors: a small gather costs latency, not bandwidth.
+    gathered = all_gather(torch.stack(tensors), dim=-2, group=group)
+    return tuple(gathered.unbind(0)), dist.get_rank(get_group(group)) * tensors[0].shape[-2]
+
+
 def _describe(tensors: tuple[object, ...], dense: list[Tensor], get: Callable[[Tensor], object]) -> str:
     """A property of each tensor, or the type of an argument that is not a dense tensor."""
     words = [

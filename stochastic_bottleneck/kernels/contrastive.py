@@ -13,11 +13,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from stochastic_bottleneck.kernels.all_gather import all_gather, check_equal_on_all_processes, get_group
+from stochastic_bottleneck.kernels.all_gather import gather_checked
 from stochastic_bottleneck.kernels.exp_sums import Options, exp_sums
 from stochastic_bottleneck.kernels.l2_normalize import l2_normalize
 
@@ -49,7 +48,11 @@ def two_tower_losses(
     """
     u, w = l2_normalize(queries), l2_normalize(keys)
     positive = (u * w).sum(dim=-1) / options.temperature
-    all_u, all_w, offset = (u, w, 0) if group is None else _gather(queries, keys, options, group)
+    all_u, all_w, offset = u, w, 0
+    if group is not None:
+        shared = None if isinstance(options.temperature, Tensor) else options.temperature
+        rows, offset = gather_checked(queries, keys, group=group, caller="gather_distributed", temperature=shared)
+        all_u, all_w = map(l2_normalize, rows)
     columns = all_w if negatives is None else torch.cat((all_w, l2_normalize(negatives)), dim=-2)
     if symmetric and group is None:
         sums: tuple[Tensor, ...] = exp_sums(u, columns, (0,), options, both=True)
@@ -82,15 +85,6 @@ def several_positives_losses(x: Tensor, labels: Tensor, options: Options) -> tup
     log_sums = row_sums.masked_fill(~has_positives, 1).log()
     losses = (log_sums - positives / n_positives.clamp_min(1)).masked_fill(~has_positives, 0)
     return losses.to(u.dtype), has_positives
-
-
-def _gather(queries: Tensor, keys: Tensor, options: Options, group: str) -> tuple[Tensor, Tensor, int]:
-    """Unit rows of all processes, and the index of this process's first one."""
-    needs_grad = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
-    temperature = None if isinstance(options.temperature, Tensor) else options.temperature
-    check_equal_on_all_processes(queries, keys, group=group, temperature=temperature, needs_grad=needs_grad)
-    u, w = l2_normalize(all_gather(torch.stack((queries, keys)), dim=-2, group=group)).unbind(0)
-    return u, w, dist.get_rank(get_group(group)) * queries.shape[-2]
 
 
 def _one_positive(negative_sums: Tensor, positive: Tensor) -> Tensor:

@@ -67,6 +67,11 @@ class ContrastiveLoss(nn.Module):
         temperature = self.min_temperature if self.learnable else self.temperature
         _checks.check_info_nce_options(temperature, self.reduction, self.block_size)
 
+    @staticmethod
+    def _views(v: Any, v_prime: Any) -> tuple[Any, Any]:
+        """Both views, which an output given alone has; the checks name what is none."""
+        return (v, v_prime) if v_prime is not None else (getattr(v, "v", v), getattr(v, "v_prime", None))
+
     def _gathers(self) -> bool:
         """Whether there are other processes to gather from."""
         gathers = distributed.has_several_processes()

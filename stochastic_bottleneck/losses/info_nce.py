@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch.distributed as dist
 from torch import Tensor
@@ -86,8 +86,7 @@ class InfoNCELoss(ContrastiveLoss):
         Returns:
             Loss in nats. Shape: () for "mean"; (2N,) or (K, 2N) for "none"
         """
-        if v_prime is None:  # the checks name what is not an output
-            v, v_prime = getattr(v, "v", v), cast(Tensor, getattr(v, "v_prime", None))
+        v, v_prime = self._views(v, v_prime)
         if not (self.gather_distributed and self._gathers()):
             return functional.info_nce(
                 v,
@@ -98,7 +97,7 @@ class InfoNCELoss(ContrastiveLoss):
                 min_temperature=self.min_temperature,
             )
         try:
-            _checks.check_info_nce_options(self.temperature, self.reduction, self.block_size)
+            self._check_options()
             _checks.check_views(v, v_prime)
             if v.is_meta:
                 raise ValueError("v must hold values to be gathered, got a meta tensor; move the model with .to()")

@@ -80,8 +80,7 @@ class SupConLoss(ContrastiveLoss):
             or for one view (N,) or (K, N)
         """
         self._check_options()
-        if v_prime is None:
-            v, v_prime = getattr(v, "v", v), getattr(v, "v_prime", None)
+        v, v_prime = self._views(v, v_prime)
         if labels is None:  # first, since they may have been passed as the second views
             raise TypeError("labels must be a tensor of one integer per image, got None; pass labels=labels")
         _checks.check_views(v, v if v_prime is None else v_prime)

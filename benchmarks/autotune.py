@@ -11,6 +11,7 @@ Each kernel runs with a short list of block sizes that fit the device's shared m
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import statistics
@@ -109,30 +110,28 @@ def main(output: Path = environment.RESULTS / "gpu", dry: bool = False) -> None:
     with (output / "autotune.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("kernel", *BlockSizes._fields, "error", "ms"))
-        for kernel in KERNELS:
-            for dtype in MAX_ERROR:
-                for width in WIDTHS:
-                    kind = kind_of(kernel, dtype, width)
-                    if kernel == "product" and dtype == torch.bfloat16 and not dry:
-                        continue  # cuBLAS's
-                    if kernel == "weights" and nt_xent_blocks.candidates(kind_of("gradients", dtype, width)):
-                        continue  # in registers
-                    space = [x for x in search_space(kind) if nt_xent_blocks.shared_bytes(kind, x) <= shared_memory]
-                    if not space:
+        for kernel, dtype, width in itertools.product(KERNELS, MAX_ERROR, WIDTHS):
+            kind = kind_of(kernel, dtype, width)
+            if kernel == "product" and dtype == torch.bfloat16 and not dry:
+                continue  # cuBLAS's
+            if kernel == "weights" and nt_xent_blocks.candidates(kind_of("gradients", dtype, width)):
+                continue  # in registers
+            space = [x for x in search_space(kind) if nt_xent_blocks.shared_bytes(kind, x) <= shared_memory]
+            if not space:
+                continue
+            work, exact = work_and_oracle(kernel, 40 if dry else 4096, width, dtype, device)
+            for blocks in space[:2] if dry else space:
+                with mock.patch.object(nt_xent_triton, "block_sizes", lambda *_, blocks=blocks: blocks):
+                    try:
+                        error, ms = measure(work, exact, device)
+                    except (OutOfResources, PTXASError):
                         continue
-                    work, exact = work_and_oracle(kernel, 40 if dry else 4096, width, dtype, device)
-                    for blocks in space[:2] if dry else space:
-                        with mock.patch.object(nt_xent_triton, "block_sizes", lambda *_, blocks=blocks: blocks):
-                            try:
-                                error, ms = measure(work, exact, device)
-                            except (OutOfResources, PTXASError):
-                                continue
-                        seen.add(kind)
-                        writer.writerow((str(kind), *blocks, f"{error:.1e}", f"{ms:.4f}"))
-                        file.flush()
-                        # The interpreter multiplies the bits of bfloat16 as integers, so that only launches are tried.
-                        if error <= MAX_ERROR[dtype] or (dry and dtype == torch.bfloat16):
-                            results[kind] = min(results.get(kind, (ms, blocks)), (ms, blocks))
+                seen.add(kind)
+                writer.writerow((str(kind), *blocks, f"{error:.1e}", f"{ms:.4f}"))
+                file.flush()
+                # The interpreter multiplies the bits of bfloat16 as integers, so that only launches are tried.
+                if error <= MAX_ERROR[dtype] or (dry and dtype == torch.bfloat16):
+                    results[kind] = min(results.get(kind, (ms, blocks)), (ms, blocks))
     if missing := [str(kind) for kind in seen if kind not in results]:
         raise SystemExit(f"no block sizes give the right result for: {'; '.join(missing)}")
     name = "Triton's interpreter" if dry else torch.cuda.get_device_name()

@@ -37,15 +37,7 @@ def local_step(name: str, case: Case, rank: int) -> tuple[Callable[[], Tensor], 
     n, loss = case.size["n"], getattr(losses, name)(gather_distributed=True)
     rows = losses.views(WORLD_SIZE * n, case.size["d"], "float32")
     leaves = [x[rank * n : (rank + 1) * n].clone().requires_grad_() for x in rows]
-
-    def step() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
-        value = loss(*leaves)
-        value.backward()
-        return value.detach()
-
-    return step, leaves
+    return losses.forward_backward(loss, leaves), leaves
 
 
 def join(rank: int, folder: str, threads: int) -> None:

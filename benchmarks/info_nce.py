@@ -43,13 +43,6 @@ def loss_work(
         loss = torch.compile(make(), fullgraph=True, dynamic=False) if compiled else make()
         leaves = [x.to(device).requires_grad_() for x in inputs(case, precision)]
 
-        def run() -> Tensor:
-            for leaf in leaves:
-                leaf.grad = None
-            value = loss(*leaves)
-            value.backward()
-            return value.detach()
-
         def check(value: Tensor, truth: dict[str, Any] | None) -> dict[str, float]:
             assert truth is not None
             gradient = torch.cat([leaf.grad for leaf in leaves])
@@ -59,7 +52,7 @@ def loss_work(
                 "gradient": losses.relative_error(gradient, expected),
             }
 
-        return Work(run, check)
+        return Work(losses.forward_backward(loss, leaves), check)
 
     return build
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
 
 from benchmarks import environment, losses
 
@@ -44,13 +43,7 @@ def measure(name: str, n: int, d: int, precision: str, device: str) -> dict[str,
         loss = torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
     leaves = [x.to(device).requires_grad_() for x in losses.views(n, d, precision)]
 
-    def run() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
-        value = loss(*leaves)
-        value.backward()
-        return value.detach()
-
+    run = losses.forward_backward(loss, leaves)
     value = run()
     row: dict[str, Any] = {}
     if n <= CHECKED:

@@ -15,6 +15,19 @@ BLOCK = 512  # rows that the oracle computes at a time, which bounds its memory
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def forward_backward(loss: Loss, leaves: list[Tensor]) -> Callable[[], Tensor]:
+    """A step whose gradients stay in the leaves; it returns the value."""
+
+    def step() -> Tensor:
+        for leaf in leaves:
+            leaf.grad = None
+        value = loss(*leaves)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    return step
+
+
 def ours(**options: Any) -> Loss:
     from stochastic_bottleneck import InfoNCELoss
 

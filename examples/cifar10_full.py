@@ -42,7 +42,6 @@ NORMALIZE = K.Normalize(torch.tensor(MEAN), torch.tensor(STD))
 SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 PREPROCESSING = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": MEAN, "std": STD}
 ModelName = Literal["simclr", "penalized", "bern", "gauss", "supervised"]
-OPTIONS = ("temperature", "location_std", "learnable_scale", "normalization", "variance_from", "samples")
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -128,7 +127,9 @@ def views(s: Settings) -> nn.Module:
     """SimCLR's random views for CIFAR-10 (arXiv 2002.05709, appendices A and B.9; no blur), drawn on the device."""
     mode = "slice" if DEVICE.type == "cpu" else "resample"  # image by image, or all in a few launches
     return nn.Sequential(
-        K.RandomResizedCrop((32, 32), scale=(s.min_crop, 1.0), align_corners=False, cropping_mode=mode),
+        K.RandomResizedCrop(
+            (32, 32), scale=(s.min_crop, 1.0), align_corners=False, cropping_mode=mode
+        ),  # as torchvision
         K.RandomHorizontalFlip(),
         K.ColorJitter(*(s.jitter * x for x in (0.8, 0.8, 0.8, 0.2)), p=0.8),
         K.RandomGrayscale(p=s.gray),
@@ -153,7 +154,8 @@ def build_model(name: ModelName, s: Settings) -> nn.Module:
     simclr = nn.Sequential(OrderedDict(encoder=encoder, head=head))
     if name == "simclr":
         return simclr
-    options = {key: getattr(s, key) for key in OPTIONS} | {"detach_encoder": s.detach_encoder}
+    names = "temperature location_std learnable_scale normalization variance_from samples detach_encoder"
+    options = {name: getattr(s, name) for name in names.split()}
     options |= {"kind": "gauss" if name == "gauss" else "bern", "symmetric": s.symmetric or name == "penalized"}
     return StochConWrapper.from_simclr(simclr, dim=s.dim, **options)
 
@@ -217,17 +219,17 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
     sets = [encode(source.to(DEVICE), NORMALIZE(images.pixels / 255), parts).features for images in (train, test)]
     labels, metrics = (train.labels, test.labels), {"h": "cosine", "z": "hamming" if name == "bern" else "cosine"}
     results = {part: scores([x[part] for x in sets], labels, metrics[part], s.probe) for part in parts}
-    bits = {"compression": compression_ratio((32, 32, 3), s.dim)}
+    ratio = {"compression": compression_ratio((32, 32, 3), s.dim)}
     if has_latent:
         results["z"]["forest"] = forest_curve(sets[0]["z"], labels[0], sets[1]["z"], labels[1], trees=50)._asdict()
     if name == "bern":
-        results["z"] |= bits | {"bits": bit_statistics(sets[1]["z"], labels[1])._asdict()}
+        results["z"] |= ratio | {"bits": bit_statistics(sets[1]["z"], labels[1])._asdict()}
         results["logits"] = scores(logits(model.bottleneck, sets), labels, "cosine", s.probe)
     if name in ("simclr", "penalized"):
         results["codes"] = {"fitted": fitted_codes(source, sets, labels, s, train)}
-        results["codes"]["fitted"]["z"] |= bits
+        results["codes"]["fitted"]["z"] |= ratio
         for code, codes, metric in other_codes(*(x["h"] for x in sets), s.dim, s.seed):
-            results["codes"][code] = {"codes": scores(codes, labels, metric, s.probe) | bits}
+            results["codes"][code] = {"codes": scores(codes, labels, metric, s.probe) | ratio}
     return results
 
 

@@ -26,9 +26,11 @@ def measure(runs: list[Run]):
     """Scores of each code at each number of bits."""
     rows, splits = [], {}
     for run in runs:
-        for name in {"simclr", "penalized"} & run.results["models"].keys():
-            splits[name, run] = run.split(run.model(name))
+        for name in ("simclr", "penalized"):
+            if name in run.results["models"]:
+                splits[name, run] = run.split(run.model(name))
     simclr = [run for name, run in splits if name == "simclr"]
+    shape = simclr[0].images()[0].pixels.shape[1:]
     for bits, group in by(runs, "dim").items():
         found = defaultdict(list)
         for (name, run), (x, y, x_test, y_test) in sorted(splits.items(), key=lambda item: item[0][1].seed):
@@ -37,8 +39,7 @@ def measure(runs: list[Run]):
                 for metric, value in scores(codes, (y, y_test), distance, run.given.probe).items():
                     found[metric, label].append(value)
         for metric, title in METRICS.items():
-            row = {"metric": title, "bits": bits}
-            row |= {"compression": compression_ratio(simclr[0].images()[0].pixels.shape[1:], bits)}
+            row = {"metric": title, "bits": bits, "compression": compression_ratio(shape, bits)}
             row |= {OURS: values(group, "bern", "z", metric)}
             row |= {FITTED: values(group, "simclr", "codes", "fitted", "z", metric)}
             row |= {label: of for (measured, label), of in found.items() if measured == metric}

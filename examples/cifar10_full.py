@@ -225,9 +225,10 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
     if name == "bern":
         results["z"] |= ratio | {"bits": bit_statistics(sets[1]["z"], labels[1])._asdict()}
         results["logits"] = scores(logits(model.bottleneck, sets), labels, "cosine", s.probe)
-    if name in ("simclr", "penalized"):
+    if name in ("simclr", "penalized", "bern"):
         results["codes"] = {"fitted": fitted_codes(source, sets, labels, s, train)}
         results["codes"]["fitted"]["z"] |= ratio
+    if name in ("simclr", "penalized"):
         for code, codes, metric in other_codes(*(x["h"] for x in sets), s.dim, s.seed):
             results["codes"][code] = {"codes": scores(codes, labels, metric, s.probe) | ratio}
     return results

@@ -418,7 +418,7 @@ KINDS: dict[str, Kind] = by_name(
     (kinds.numbers(0.5, 0, INF), "regularisations"),
     (kinds.numbers(1, -1, D, 1.5), "plots.bit_images.bits"),
     # Flags and choices
-    (kinds.flag, "hard learnable_scale frozen gather_distributed symmetric detach_encoder checkpoint_encoder"),
+    (kinds.flag, "hard learnable_scale frozen gather_distributed ring symmetric detach_encoder checkpoint_encoder"),
     (kinds.flag, "learnable sample strip dynamic_batch validate check_replay progress"),
     (kinds.choice, "kind output variance variance_from normalization reduction representation shape"),
     (kinds.choice, "metric precision"),

@@ -52,6 +52,8 @@ LOSSES = {  # name: options of the loss, and how it is computed
     "with create_graph": ({}, {"create_graph": True}),
     "float16": ({}, {"dtype": torch.float16}),
     "bfloat16": ({}, {"dtype": torch.bfloat16}),
+    "ring": ({"ring": True}, {}),
+    "ring, compiled": ({"ring": True}, {"wrap": lambda loss: torch.compile(loss, fullgraph=True, backend="aot_eager")}),
     "without gathering": ({"gather_distributed": False}, {}),
 }
 SHAPES = {"one loss": (WHOLE, 4), "two losses": (2, WHOLE, 4)}
@@ -324,6 +326,20 @@ def group_views(column, rows=slice(None)):
     return [normal(WHOLE, 4, seed=10 * column + s)[rows].requires_grad_() for s in (3, 4)]
 
 
+def saved_numbers(inputs, **options):
+    """How many numbers are saved for backward."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        InfoNCELoss(gather_distributed=True, block_size=64, **options)(*inputs)
+    return sum(sizes)
+
+
+def whole_step(loss, rows=slice(None)):
+    inputs = [normal(4 * ROWS, 4, seed=seed)[rows].requires_grad_() for seed in (3, 4)]
+    loss = loss(*inputs)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
 def two_by_two(rank):
     """Four processes as 2 x 2: ranks 0 and 2, and 1 and 3, are data-parallel, with batches of their own."""
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
@@ -345,6 +361,14 @@ def two_by_two(rank):
         InfoNCELoss(gather_distributed=True, group=groups[1 - column])
     with pytest.raises(ValueError, match=r"rank 0: 0\.1, rank 1: 0\.2"):
         InfoNCELoss(0.1 + 0.1 * row, **options)(*inputs)
+    inputs = group_views(column, rows_of(row))
+    for ring in (False, True):
+        for block_size in (None, 2):
+            loss = InfoNCELoss(gather_distributed=True, ring=ring, block_size=block_size)
+            result["all", ring, block_size] = whole_step(loss, rows_of(rank))
+        result["saved", ring] = [saved_numbers(inputs, ring=ring, group=group) for group in (groups[column], None)]
+        loss = InfoNCELoss(ring=ring, **options)(*inputs)
+        result["gradients with ring"] = torch.autograd.grad(loss, inputs)
     return result
 
 
@@ -360,7 +384,7 @@ def test_a_group_equals_one_process_on_its_whole_batch(grouped, column):
     ranks = [grouped[column], grouped[column + 2]]
     assert_close(sum(rank["loss"] for rank in ranks) / 2, expected)
     for view, gradient in enumerate(torch.autograd.grad(expected, inputs)):
-        for way in ("gradients", "gradients with create_graph"):
+        for way in ("gradients", "gradients with create_graph", "gradients with ring"):
             assert_close(torch.cat([rank[way][view] for rank in ranks]) / 2, gradient)
     torch.manual_seed(0)
     model = nn.Linear(4, 5).double()
@@ -370,9 +394,27 @@ def test_a_group_equals_one_process_on_its_whole_batch(grouped, column):
         assert_close(rank["weight"], model.weight.grad)
 
 
-def test_a_group_needs_gathering():
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("ring", [False, True])
+def test_four_processes_equal_one_on_the_whole_batch(grouped, ring, block_size):
+    loss, *gradients = whole_step(InfoNCELoss())
+    results = [rank["all", ring, block_size] for rank in grouped]
+    assert_close(sum(result[0] for result in results) / 4, loss)
+    for view, gradient in enumerate(gradients, 1):
+        assert_close(torch.cat([result[view] for result in results]) / 4, gradient)
+
+
+def test_only_without_a_ring_memory_grows_with_the_number_of_processes(grouped):
+    for rank in grouped:
+        (small, large), (ring, larger_ring) = rank["saved", False], rank["saved", True]
+        assert ring == larger_ring < small < large
+
+
+def test_options_that_need_gathering():
     with pytest.raises(ValueError, match="group must be None without gather_distributed=True"):
         InfoNCELoss(group="data")
+    with pytest.raises(ValueError, match="ring must be False without gather_distributed=True"):
+        InfoNCELoss(ring=True)
 
 
 # ---- nothing to gather -------------------------------------------------------------------------------------

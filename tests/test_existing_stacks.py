@@ -1,4 +1,4 @@
-"""The wrapper inside the training loops of lightly, solo-learn and plain PyTorch."""
+"""The wrapper inside the training loops of lightly and solo-learn; for plain PyTorch see `examples/wrap_simclr.py`."""
 
 import lightly.loss
 import pytest
@@ -112,52 +112,3 @@ def test_solo_learn_training(name):
 
     assert_trains(both, torch.optim.SGD(both.parameters(), lr=0.1), loss)
     assert getattr(solo, name) is model.encoder.backbone
-
-
-# ---- plain PyTorch -----------------------------------------------------------------------------------------
-
-
-class ResNetSimCLR(nn.Module):
-    """As in sthalles/SimCLR, models/resnet_simclr.py: the head replaces the classifier."""
-
-    def __init__(self, out_dim=128):
-        super().__init__()
-        self.backbone = resnet(num_classes=out_dim)
-        dim_mlp = self.backbone.fc.in_features
-        self.backbone.fc = nn.Sequential(nn.Linear(dim_mlp, dim_mlp), nn.ReLU(), self.backbone.fc)
-
-    def forward(self, x):
-        return self.backbone(x)
-
-
-def info_nce_loss(features, temperature):
-    """As in its simclr.py: logits with the positive first, for cross entropy with label 0."""
-    labels = torch.cat([torch.arange(N)] * 2)
-    labels = (labels[None] == labels[:, None]).float()
-    features = F.normalize(features, dim=1)
-    similarity = features @ features.T
-    mask = torch.eye(len(labels), dtype=torch.bool)
-    labels, similarity = (x[~mask].view(len(labels), -1) for x in (labels, similarity))
-    positives = similarity[labels.bool()].view(len(labels), -1)
-    negatives = similarity[~labels.bool()].view(len(labels), -1)
-    logits = torch.cat((positives, negatives), dim=1) / temperature
-    return logits, torch.zeros(len(logits), dtype=torch.long)
-
-
-@each_kind
-def test_plain_training_with_the_head_inside_the_backbone(kind):
-    """Only the computation of the features changes; the other lines of its loop stay the same."""
-    simclr = ResNetSimCLR()
-    head = simclr.backbone.fc
-    model = StochConWrapper.from_simclr(simclr, kind=kind, dim=DIM, head="backbone.fc")
-    assert model.head is head
-
-    def loss():
-        output = model(X0, X1, generator=same_noise())
-        features = torch.cat((output.v, output.v_prime))
-        logits, labels = info_nce_loss(features, 0.07)
-        value = F.cross_entropy(logits, labels)
-        assert_close(InfoNCELoss(0.07)(output.v, output.v_prime), value, factor=10)
-        return value
-
-    assert_trains(model, torch.optim.Adam(model.parameters(), lr=3e-4, weight_decay=1e-4), loss)

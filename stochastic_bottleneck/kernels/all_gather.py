@@ -13,7 +13,7 @@ A process group is identified by its name, a string that operators and pickles c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -127,6 +127,41 @@ class AsyncGather:
             self._work.wait()
         rank = dist.get_rank(self._group)
         return torch.stack(self._shards[:rank] + self._shards[rank + 1 :], dim=1).flatten(1, 3)
+
+
+class Ring:
+    """Pass tensors of the same shape around the processes, each on to the next one; iterate over those received.
+
+    Sending starts at once, and a tensor is sent on while the caller uses it. A process holds two of them at a time.
+
+    Args:
+        x: Shape: (K, 2, N, ...)
+        group: name of the process group.
+    """
+
+    def __init__(self, x: Tensor, group: str) -> None:
+        self._group = get_group(group)
+        self._rank, self._n_processes = dist.get_rank(self._group), dist.get_world_size(self._group)
+        self._send(x.contiguous())
+
+    def _send(self, x: Tensor) -> None:
+        self._received = torch.empty_like(x)
+        operations = []
+        for operation, tensor, step in ((dist.isend, x, 1), (dist.irecv, self._received, -1)):
+            peer = (self._rank + step) % self._n_processes
+            peer = peer if self._group is None else dist.get_global_rank(self._group, peer)
+            operations.append(dist.P2POp(operation, tensor, peer, self._group))
+        self._works = dist.batch_isend_irecv(operations)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The tensor of each other process, which must not be changed. Shape: (K, 2N, ...)."""
+        for remaining in reversed(range(self._n_processes - 1)):
+            for work in self._works:
+                work.wait()
+            x = self._received
+            if remaining:
+                self._send(x)
+            yield x.flatten(1, 2)
 
 
 FIXES = {

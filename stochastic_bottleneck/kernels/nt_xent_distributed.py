@@ -6,12 +6,19 @@ The gradient of the sum of all processes' losses in a row i of this process is
 
 as in `nt_xent_op`, with k over the rows of all processes. So backward needs only the other rows' weights a_k: one
 number per row is sent, instead of D numbers for a sum of every process's gradient of every row. The local pairs are
-symmetric, and are computed while the other processes' rows are in transit.
+symmetric, and are computed while the other processes' rows are in transit. These come in blocks, so that the products
+with one block overlap with the transfer of the next.
+
+The blocks are gathered from all processes at once and kept for backward. With `ring`, a block is the rows of one
+process, which are passed around once in forward and, with their weights, again in backward: memory is that of this
+process's rows, whatever the number of processes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -21,6 +28,7 @@ from torch import Tensor
 from stochastic_bottleneck.kernels import l2_normalize as normalization
 from stochastic_bottleneck.kernels.all_gather import (
     AsyncGather,
+    Ring,
     all_gather,
     check_equal_on_all_processes,
     get_group,
@@ -42,8 +50,12 @@ from stochastic_bottleneck.kernels.nt_xent_op import (
 )
 from stochastic_bottleneck.kernels.nt_xent_tiled import cache_bytes
 
+MAX_BLOCKS = 4  # that rows are gathered in: more are more collectives, each with its latency
 
-def distributed_nt_xent(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, group: str) -> Tensor:
+
+def distributed_nt_xent(
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, group: str, ring: bool
+) -> Tensor:
     """Losses of this process's rows, equal to `plain_nt_xent` over the rows of all processes.
 
     Backward computes the gradient of the sum of all processes' losses. Every process must run both passes, with rows
@@ -55,6 +67,7 @@ def distributed_nt_xent(v: Tensor, v_prime: Tensor, temperature: float, block_si
         temperature: tau, at least 0.01.
         block_size: largest number of rows and of columns in a tile; None to fit the processor's cache.
         group: name of the process group; "" for all processes.
+        ring: whether to pass rows around instead of gathering and keeping all of them.
 
     Returns:
         Losses in nats, float32 or float64, the rows of `v` first. Shape: (2N,) or (K, 2N)
@@ -63,7 +76,7 @@ def distributed_nt_xent(v: Tensor, v_prime: Tensor, temperature: float, block_si
         ValueError: on every process, if they differ in shape, dtype, device, temperature or need of a gradient.
     """
     needs_grad = torch.is_grad_enabled() and (v.requires_grad or v_prime.requires_grad)
-    losses: Tensor = _DistributedNTXent.apply(v, v_prime, temperature, block_size, needs_grad, group)[0]
+    losses: Tensor = _DistributedNTXent.apply(v, v_prime, temperature, block_size, needs_grad, group, ring)[0]
     return losses
 
 
@@ -75,7 +88,7 @@ class _DistributedNTXent(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        v, v_prime, ctx.temperature, ctx.block_size, _, ctx.group = inputs
+        v, v_prime, ctx.temperature, ctx.block_size, _, ctx.group, ctx.ring = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(v, v_prime, *output[1:])
         ctx.set_materialize_grads(False)  # they would be zeros as large as the caches
@@ -84,43 +97,49 @@ class _DistributedNTXent(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         v, v_prime, *saved = ctx.saved_tensors
         if grads[0] is None:
-            return (None,) * 6
+            return (None,) * 7
         if torch.is_grad_enabled():  # with create_graph=True
             # Views, since one of the two may have been computed from the other.
             views = [v.view_as(v), v_prime.view_as(v_prime)]
             wanted = [x for x in views if x.requires_grad]
             losses = _differentiable_losses(views[0], views[1], ctx.temperature, ctx.group)
             gradients = iter(torch.autograd.grad(losses, wanted, grads[0], create_graph=True))
-            return *(next(gradients) if x.requires_grad else None for x in views), *(None,) * 4
-        grad = _distributed_backward(grads[0], *saved, ctx.temperature, ctx.block_size, v.dtype, ctx.group)
-        return *unstack_views(grad, v), *(None,) * 4
+            return *(next(gradients) if x.requires_grad else None for x in views), *(None,) * 5
+        options = ctx.temperature, ctx.block_size, ctx.group, ctx.ring
+        grad = _distributed_backward(grads[0], v, v_prime, *saved, *options)
+        return *unstack_views(grad, v), *(None,) * 5
 
 
 @torch.library.custom_op(
     "stochastic_bottleneck::nt_xent_distributed",
     mutates_args=(),
-    schema="(Tensor v, Tensor v_prime, float temperature, SymInt? block_size, bool needs_grad, str group)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor v, Tensor v_prime, float temperature, SymInt? block_size, bool needs_grad, str group,"
+    " bool ring) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _distributed_forward(
-    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, needs_grad: bool, group: str
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, needs_grad: bool, group: str, ring: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, then the tensors that `_distributed_backward` takes."""
     check_equal_on_all_processes(v, v_prime, group=group, temperature=temperature, needs_grad=needs_grad)
-    remote_rows = AsyncGather(stack_views(v, v_prime), group)
+    stacked = stack_views(v, v_prime)
+    local_cache, remote_cache = _new_caches(stacked, caches_exponentials(needs_grad, block_size, v), group, ring)
+    remote_rows = _exchange(stacked, group, ring, remote_cache)
     u, norm = normalization.l2_normalize_(at_least_float32(stack_views(v, v_prime)))
-    caches = _new_caches(u, caches_exponentials(needs_grad, block_size, v), group)
     options = pairs_options(v.dtype, u, temperature, block_size, _world_size(group))
-    row_sums = torch.stack([p.row_sums() for p in pairs_among_views(u, options, caches[0])])
-    remote_u, _ = normalization.l2_normalize_(remote_rows.wait().to(u.dtype))
-    row_sums += torch.stack([p.row_sums() for p in _remote_pairs(u, remote_u, options, caches[1])])
+    row_sums = torch.stack([p.row_sums() for p in pairs_among_views(u, options, local_cache)])
+    remote_u, end = u.new_empty(len(u), _n_kept(u, group, ring), u.shape[-1]), 0
+    for rows in remote_rows:
+        block, _ = normalization.l2_normalize_(rows.to(u.dtype, copy=ring))  # the ring still sends its rows
+        row_sums += torch.stack([p.row_sums() for p in _remote_pairs(u, block, options, remote_cache)])
+        if not ring:
+            remote_u[:, end : (end := end + block.shape[1])] = block
     losses, weight, pull = losses_from_sums(row_sums.view(u.shape[:-1]), positive_cosine(u), temperature)
-    return losses.view(*v.shape[:-2], -1), weight, pull, u, norm, remote_u, *caches
+    return losses.view(*v.shape[:-2], -1), weight, pull, u, norm, remote_u, local_cache, remote_cache
 
 
 @_distributed_forward.register_fake
 def _(
-    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, needs_grad: bool, group: str
+    v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, needs_grad: bool, group: str, ring: bool
 ) -> tuple[Tensor, ...]:
     u = empty_unit_rows(v)
     k, _, n, d = u.shape
@@ -130,20 +149,22 @@ def _(
         u.new_empty(u.shape[:-1]),
         u,
         u.new_empty(*u.shape[:-1], 1),
-        u.new_empty(k, 2 * n * (_world_size(group) - 1), d),
-        *_new_caches(u, caches_exponentials(needs_grad, block_size, v), group),
+        u.new_empty(k, _n_kept(u, group, ring), d),
+        *_new_caches(u, caches_exponentials(needs_grad, block_size, v), group, ring),
     )
 
 
 @torch.library.custom_op(
     "stochastic_bottleneck::nt_xent_distributed_backward",
     mutates_args=(),
-    schema="(Tensor grad_losses, Tensor weight, Tensor pull, Tensor u, Tensor norm, Tensor remote_u,"
-    " Tensor local_cache, Tensor remote_cache, float temperature, SymInt? block_size, ScalarType dtype, str group)"
-    " -> Tensor",
+    schema="(Tensor grad_losses, Tensor v, Tensor v_prime, Tensor weight, Tensor pull, Tensor u, Tensor norm,"
+    " Tensor remote_u, Tensor local_cache, Tensor remote_cache, float temperature, SymInt? block_size, str group,"
+    " bool ring) -> Tensor",
 )
 def _distributed_backward(
     grad_losses: Tensor,
+    v: Tensor,
+    v_prime: Tensor,
     weight: Tensor,
     pull: Tensor,
     u: Tensor,
@@ -153,26 +174,34 @@ def _distributed_backward(
     remote_cache: Tensor,
     temperature: float,
     block_size: int | None,
-    dtype: torch.dtype,
     group: str,
+    ring: bool,
 ) -> Tensor:
     """Gradient of the sum of all processes' losses in the stacked views, in the inputs' dtype."""
     g = grad_losses.reshape(weight.shape)
     a = g * weight
-    remote_a = AsyncGather(a, group)
-    options = pairs_options(dtype, u, temperature, block_size, _world_size(group))
+    remote_rows: Iterable[Any] = Ring(stack_views(v, v_prime), group) if ring else repeat(None)
+    remote_a = _exchange(a, group, ring, remote_cache)
+    options = pairs_options(v.dtype, u, temperature, block_size, _world_size(group))
     local_a = a.flatten(1)
     local = zip(pairs_among_views(u, options, local_cache), local_a, strict=True)
-    grad_u = stack_losses([p.gradients(a_k)[0] for p, a_k in local])
-    remote = zip(_remote_pairs(u, remote_u, options, remote_cache), local_a, remote_a.wait(), strict=True)
-    grad_u = grad_u.add_(stack_losses([p.gradients(a_k, b_k)[0] for p, a_k, b_k in remote])).view_as(u)
+    grad_u, end = stack_losses([p.gradients(a_k)[0] for p, a_k in local]), 0
+    for rows, block_a in zip(remote_rows, remote_a, strict=False):
+        block = remote_u[:, end : (end := end + block_a.shape[1])]
+        if ring:
+            block, _ = normalization.l2_normalize_(rows.to(u.dtype, copy=True))
+        pairs = zip(_remote_pairs(u, block, options, remote_cache), local_a, block_a, strict=True)
+        grad_u = grad_u.add_(stack_losses([p.gradients(a_k, b_k)[0] for p, a_k, b_k in pairs]))
+    grad_u = grad_u.view_as(u)
     add_positive_gradient_(grad_u, g * -pull, u)
-    return saturating_cast(normalization.l2_normalize_backward_(grad_u, u, norm), dtype)
+    return saturating_cast(normalization.l2_normalize_backward_(grad_u, u, norm), v.dtype)
 
 
 @_distributed_backward.register_fake
 def _(
     grad_losses: Tensor,
+    v: Tensor,
+    v_prime: Tensor,
     weight: Tensor,
     pull: Tensor,
     u: Tensor,
@@ -182,10 +211,10 @@ def _(
     remote_cache: Tensor,
     temperature: float,
     block_size: int | None,
-    dtype: torch.dtype,
     group: str,
+    ring: bool,
 ) -> Tensor:
-    return torch.empty_like(u, dtype=dtype)
+    return torch.empty_like(u, dtype=v.dtype)
 
 
 def _differentiable_losses(v: Tensor, v_prime: Tensor, temperature: float, group: str) -> Tensor:
@@ -206,16 +235,40 @@ def _world_size(group: str) -> int:
     return dist.get_world_size(get_group(group))
 
 
+def _exchange(x: Tensor, group: str, ring: bool, cache: Tensor) -> Iterable[Tensor]:
+    """Start sending rows or their weights, and iterate over blocks of the other processes'.
+
+    Args:
+        x: Shape: (K, 2, N, ...)
+        group: name of the process group.
+        ring: see `distributed_nt_xent`.
+        cache: for the exponentials of the remote pairs, which are one block if they are cached.
+
+    Returns:
+        Blocks of Shape: (K, M, ...)
+    """
+    if ring:
+        return Ring(x, group)
+    n_blocks = 1 if cache.numel() else min(_world_size(group) - 1, MAX_BLOCKS)
+    gathers = [AsyncGather(block, group) for block in x.chunk(n_blocks, dim=2)]
+    return (gather.wait() for gather in gathers)
+
+
 def _remote_pairs(u: Tensor, remote_u: Tensor, options: PairsOptions, cache: Tensor) -> list[Pairs]:
     """Pairs of this process's rows with the other processes', for each loss; all of them are negatives."""
     losses = zip(u.flatten(1, 2), remote_u, cache, strict=True)
     return [make_pairs(rows, columns, (), *options, row_cache) for rows, columns, row_cache in losses]
 
 
-def _new_caches(u: Tensor, cache: bool, group: str) -> tuple[Tensor, Tensor]:
-    """Memory for the cached exponentials of local and of remote pairs."""
-    k, _, n, _ = u.shape
-    n_columns = (2 * n, 2 * n * (_world_size(group) - 1))
-    sizes = [cache_bytes(2 * k, 2 * n, columns) if cache else 0 for columns in n_columns]
-    local, remote = (u.new_empty(k, size, dtype=torch.uint8) for size in sizes)
+def _n_kept(u: Tensor, group: str, ring: bool) -> int:
+    """Number of the other processes' rows that are kept for backward."""
+    return 0 if ring else 2 * u.shape[2] * (_world_size(group) - 1)
+
+
+def _new_caches(x: Tensor, cache: bool, group: str, ring: bool) -> tuple[Tensor, Tensor]:
+    """Memory for the cached exponentials of local and of remote pairs; none of these with a ring."""
+    k, _, n, _ = x.shape
+    columns = (2 * n, 2 * n * (_world_size(group) - 1))
+    sizes = [cache_bytes(2 * k, 2 * n, n_columns) if cache else 0 for n_columns in columns]
+    local, remote = (x.new_empty(k, size, dtype=torch.uint8) for size in (sizes[0], 0 if ring else sizes[1]))
     return local, remote

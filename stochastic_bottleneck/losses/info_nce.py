@@ -32,6 +32,8 @@ class InfoNCELoss(ContrastiveLoss):
             `functional.info_nce`.
         learnable: make the temperature a parameter, as in `ClipLoss`; not with `gather_distributed`.
         min_temperature: lower bound of a learned temperature, as in `ClipLoss`.
+        ring: with `gather_distributed`, pass rows from process to process in both passes instead of keeping all of
+            them: memory does not grow with the number of processes, but twice as many rows are sent.
 
     Raises:
         ValueError: for a value out of range, in the constructor or in the call; on every process, if their batches
@@ -59,6 +61,7 @@ class InfoNCELoss(ContrastiveLoss):
         block_size: int | None = None,
         learnable: bool = False,
         min_temperature: float = _checks.MIN_TEMPERATURE,
+        ring: bool = False,
     ) -> None:
         super().__init__(
             temperature,
@@ -69,6 +72,9 @@ class InfoNCELoss(ContrastiveLoss):
             reduction=reduction,
             block_size=block_size,
         )
+        self.ring = _checks.flag("ring", ring)
+        if ring and not gather_distributed:
+            raise ValueError("ring must be False without gather_distributed=True, got True; pass both")
         if learnable and gather_distributed:
             raise ValueError(
                 "learnable must be False with gather_distributed=True, got True; learn the temperature with ClipLoss, "
@@ -105,5 +111,6 @@ class InfoNCELoss(ContrastiveLoss):
             # The other processes compare inputs now: without this one they would wait forever.
             distributed.check_equal_on_all_processes(v, v_prime, group=self._group, failed=True)
             raise
-        losses = distributed.distributed_nt_xent(v, v_prime, self.temperature, self.block_size, self._group)
+        options = self.temperature, self.block_size, self._group, self.ring
+        losses = distributed.distributed_nt_xent(v, v_prime, *options)
         return losses.mean() if self.reduction == "mean" else losses

@@ -173,13 +173,14 @@ def _exp_sums_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row sums, column sums, and exponentials for `_exp_sums_backward`."""
     cached_exponentials = _new_cache(rows, columns, cache)
-    options = (temperature, least_temperature, dtype, block_size)
-    row_sums = [p.row_sums() for p in _pairs(rows, columns, diagonals, options, cached_exponentials)]
-    column_sums = rows.new_empty(len(rows), 0, dtype=row_sums[0].dtype)
+    pairs = _pairs(rows, columns, diagonals, (temperature, least_temperature, dtype, block_size), cached_exponentials)
     if both and columns is not None:
-        transposed = _pairs(columns, rows, tuple(-d for d in diagonals), options, cached_exponentials[:, :0])
-        column_sums = stack_losses([p.row_sums() for p in transposed])
-    return stack_losses(row_sums), column_sums, cached_exponentials
+        row_sums, column_sums = (
+            stack_losses([*x]) for x in zip(*(p.row_and_column_sums() for p in pairs), strict=True)
+        )
+        return row_sums, column_sums, cached_exponentials
+    row_sums = stack_losses([p.row_sums() for p in pairs])
+    return row_sums, row_sums.new_empty(len(rows), 0), cached_exponentials
 
 
 @_exp_sums_forward.register_fake

@@ -105,17 +105,26 @@ class TiledPairs:
 
     def row_sums(self) -> Tensor:
         """Sum of each row's exponentials, in the dtype of sums. Shape: (R,)."""
+        return self._sums(columns_too=False)[0]
+
+    def row_and_column_sums(self) -> tuple[Tensor, Tensor]:
+        """The sums of each column too, for columns that are not the rows. Shape: (R,) and (C,)."""
+        return self._sums(columns_too=True)
+
+    def _sums(self, columns_too: bool) -> tuple[Tensor, Tensor]:
         dtype = self.precision.sums
-        sums = self.rows.new_zeros(self.rows.shape[0], dtype=dtype)
-        sums_by_block = torch.split(sums, self.side)
+        row_sums, column_sums = (x.new_zeros(x.shape[0], dtype=dtype) for x in (self.rows, self.columns))
+        if self.symmetric:
+            column_sums = row_sums
+        row_sum_blocks, column_sum_blocks = (torch.split(x, self.side) for x in (row_sums, column_sums))
         buffer, logits = self._new_buffer(self.precision.exponentials), self._logits_buffer()
         for tile in self._tiles():
             memory = self._view(buffer, tile) if tile.cache_offset is None else self._cached(tile)
             exponentials = self._exponentials(tile, memory, logits)
-            sums_by_block[tile.row_block].add_(exponentials.sum(1, dtype=dtype))
-            if self.symmetric and tile.row_block != tile.column_block:
-                sums_by_block[tile.column_block].add_(exponentials.sum(0, dtype=dtype))
-        return sums
+            row_sum_blocks[tile.row_block].add_(exponentials.sum(1, dtype=dtype))
+            if columns_too or (self.symmetric and tile.row_block != tile.column_block):
+                column_sum_blocks[tile.column_block].add_(exponentials.sum(0, dtype=dtype))
+        return row_sums, column_sums
 
     def gradients(self, a: Tensor, b: Tensor | None = None, needs_grad_columns: bool = False) -> tuple[Tensor, Tensor]:
         """Gradients of the rows and of the columns; in the symmetric case, both hold their sum.

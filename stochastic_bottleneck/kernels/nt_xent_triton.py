@@ -71,12 +71,15 @@ class TritonPairs:
         self.rows = rows.to(dtype).contiguous()
         self.columns = self.rows if columns is None else columns.to(dtype).contiguous()
         self.symmetric = columns is None
+        self.temperature = temperature
         self.scale = math.log2(math.e) / temperature
         self.diagonals = diagonals
         self.products = products
 
     def row_sums(self) -> Tensor:
         """Sum of each row's exponentials, in float32. Shape: (R,)."""
+        if not len(self.rows):
+            return self.rows.new_empty(0, dtype=torch.float32)
         blocks = self._blocks("sums")
         n_splits, split_size = _split_columns(self.rows, self.columns, blocks)
         sums = self.rows.new_empty(n_splits, len(self.rows), dtype=torch.float32)
@@ -87,6 +90,13 @@ class TritonPairs:
                 **self._options(blocks),
             )
         return sums.sum(0) if n_splits > 1 else sums[0]
+
+    def row_and_column_sums(self) -> tuple[Tensor, Tensor]:
+        """The sums of each column too, for columns that are not the rows. Shape: (R,) and (C,)."""
+        transposed = TritonPairs(
+            self.columns, self.rows, tuple(-d for d in self.diagonals), self.temperature, self.products
+        )
+        return self.row_sums(), transposed.row_sums()
 
     def gradients(self, a: Tensor, b: Tensor | None = None, needs_grad_columns: bool = False) -> tuple[Tensor, Tensor]:
         """Gradients of the rows and of the columns in float32; in the symmetric case, both are their sum.

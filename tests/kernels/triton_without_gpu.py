@@ -84,7 +84,8 @@ def pairs_errors(n_rows, n_columns, d, diagonals, temperature, products):
     compared = [*zip(pairs.gradients(a, b, True), tiles.gradients(*exact[2:], True), strict=True)]
     if columns is not None:
         compared += zip(pairs.gradients(a), tiles.gradients(exact[2]), strict=True)
-    return [relative_error(pairs.row_sums(), tiles.row_sums()), max(relative_error(*pair) for pair in compared)]
+    sums = [(x.row_sums(),) if columns is None else x.row_and_column_sums() for x in (pairs, tiles)]
+    return [max(relative_error(*pair) for pair in of) for of in (zip(*sums, strict=True), compared)]
 
 
 def relative_error(x, y):

@@ -35,7 +35,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchvision.transforms import v2
 
-from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWrapper
+from stochastic_bottleneck import StochasticBottleneck, StochConLoss, StochConWrapper
 from stochastic_bottleneck.callbacks import LatentMonitor, OnlineKNN
 from stochastic_bottleneck.codes import compression_ratio
 from stochastic_bottleneck.encoders import as_encoder
@@ -84,7 +84,10 @@ class Settings:
     variance_from: Literal["opposing", "own"] = "opposing"  # View that gives a Gaussian's variance
     symmetric: bool = False  # Use each view once as the stochastic one
     samples: int = 1  # Latents drawn per image; 0 for no noise
-    kl_weight: float = 0.0  # Weight of the KL divergence; StochCon's objective has none
+    deterministic: float = 0.0  # Weight of a term of StochConLoss, as the next three; Algorithm 1 has none of them
+    codes: float = 0.0  # InfoNCE between codes
+    covariance: float = 0.0  # Covariance penalty
+    kl: float = 0.0  # KL divergence from the prior
     knn_every: int = 10  # Epochs between nearest neighbours during pretraining; 0 for none
     probe: Schedule = Schedule(90, 4096, 1.6, 1e-6)  # 0.1 x batch / 256 (SimCLR, appendix B.6; its README's decay)
     finetune: Schedule = Schedule(30, 1024, 0.2)  # 0.05 x batch / 256 (SimCLR, appendix B.5; lightly's epochs)
@@ -181,7 +184,8 @@ class Pretraining(L.LightningModule):
         super().__init__()
         self.s, self.batches, self.color = s, batches, color(s)
         self.model = build_model(name, s).to(memory_format=torch.channels_last)
-        self.loss = InfoNCELoss(s.loss_temperature, gather_distributed=True)
+        terms = {term: getattr(s, term) for term in ("deterministic", "codes", "covariance", "kl")}
+        self.loss = StochConLoss(s.loss_temperature, gather_distributed=True, **terms)
         if s.compile:
             self.model.compile()
 
@@ -193,12 +197,9 @@ class Pretraining(L.LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""
         if isinstance(self.model, StochConWrapper):
-            output = self.model(*batch)
-            loss = self.loss(output.v, output.v_prime)
-            if self.s.kl_weight:
-                loss = loss + self.s.kl_weight * output.posterior.kl().mean()
+            loss = self.loss(self.model(*batch))
         else:
-            loss = self.loss(self.model(batch[0]), self.model(batch[1]))
+            loss = self.loss.info_nce(self.model(batch[0]), self.model(batch[1]))
         self.log("loss", loss, prog_bar=True)
         return loss
 

@@ -174,7 +174,7 @@ def test_two_processes_train_and_report_once(images, shards, tmp_path, source):
 
 
 def test_a_dry_run_counts_a_step_of_each_stage_and_leaves_nothing(images, tmp_path):
-    rare = ["--symmetric", "--samples", "2", "--kl-weight", "0.1", "--projector", "mlp", "--jitter", "0.5"]
+    rare = ["--symmetric", "--samples", "2", "--kl", "0.1", "--projector", "mlp", "--jitter", "0.5"]
     rare += ["--probe.weight-decay", "0.1", "--optimizer", "lars", "--temperature", "0.5"]
     models = ["--models", "bern", "supervised"]
     found, output = finish(tmp_path / "run", "--data", images, *models, "--dry-run", *rare)

@@ -240,7 +240,7 @@ def fitted_codes(model: nn.Module, sets: Any, labels: Any, s: Settings, train: I
     batches = [pixels.to(DEVICE) / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
         pairs = np.stack([encode(model, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
-    options = {"epochs": min(100, max(20, 300_000 // len(train.pixels))), "batch_size": min(512, len(train.pixels))}
+    options = {"epochs": min(100, max(20, 150_000 // len(train.pixels))), "batch_size": min(512, len(train.pixels))}
     latent = fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, seed=s.seed, device=DEVICE, **options)
     z = logits(latent.to(DEVICE), sets)
     bits = scores([1.0 * (x > 0) for x in z], labels, "hamming", s.probe)

@@ -40,6 +40,25 @@ def lightly(**options: Any) -> Loss:
     return NTXentLoss(TEMPERATURE, **options)  # type: ignore[no-any-return]
 
 
+def clip() -> Loss:
+    from stochastic_bottleneck import ClipLoss
+
+    return ClipLoss(TEMPERATURE)
+
+
+def open_clip() -> Loss:
+    from open_clip.loss import ClipLoss
+
+    return lambda v, w: ClipLoss()(F.normalize(v, dim=1), F.normalize(w, dim=1), 1 / TEMPERATURE)  # type: ignore[no-any-return]
+
+
+def siglip_kernel() -> Loss:
+    from siglip_kernel import fused_siglip_loss
+
+    scale, bias = torch.tensor(1 / TEMPERATURE, device="cuda").log(), torch.tensor(-10.0, device="cuda")
+    return lambda v, w: fused_siglip_loss(F.normalize(v, dim=1), F.normalize(w, dim=1), scale, bias)  # type: ignore[no-any-return]
+
+
 def plain(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """The usual formula: all logits, the diagonal masked, cross-entropy with the other view as the class."""
     rows = F.normalize(torch.cat((v, v_prime)), dim=1)

@@ -1,4 +1,4 @@
-"""Tables of what was measured for the claims, made from `examples/results/<claim>.json`."""
+"""Tables of what was measured for the claims, made from `examples/results/paper/<claim>.json`."""
 
 import csv
 import io
@@ -10,10 +10,9 @@ from typing import Any
 
 from sphinx.util.typing import ExtensionMetadata
 
-RESULTS = Path(__file__).parents[2] / "examples" / "results"
+RESULTS = Path(__file__).parents[2] / "examples" / "results" / "paper"
 CLAIMS = ("table", "compression", "bits", "capacity", "collapse", "dims", "counting", "uncertainty")
 OURS = ("probed", "settings", "kl_weight")
-OTHERS = ("objective",)  # tables of other pages, without a claim
 
 
 def read(claim: str) -> dict[str, Any]:
@@ -51,8 +50,7 @@ def write(app: Any) -> None:
     """Write the tables that pages include."""
     folder = Path(app.srcdir) / "_generated"
     folder.mkdir(exist_ok=True)
-    for name in OTHERS:
-        (folder / f"{name}.rst").write_text(directive(rows(read(name)["table"])))
+    (folder / "objective.rst").write_text(directive(rows(read("../objective")["table"])))
     for name, claims in {"paper": CLAIMS, "ours": OURS}.items():
         summary = [["claim", "in our runs", "what we measured"]]
         for results in map(read, claims):

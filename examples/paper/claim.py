@@ -2,11 +2,10 @@
 
 A script's docstring begins with "Title: claim." Its function `measure` turns runs that differ in their seed into rows
 of a table and curves; `conclude` turns the rows into a sentence and what has to be true for the claim. Runs with other
-numbers of epochs are rows of their own; finding and verdict are the largest group's.
+numbers of epochs are rows of their own; finding and verdict are of those with most seeds, or of the longest of them.
 """
 
-from __future__ import annotations
-
+import csv
 import itertools
 import json
 import math
@@ -44,8 +43,21 @@ Rows = list[dict[str, Cell]]
 class Options:
     """Command line of a script."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()  # Run folders; with none, the figure is drawn again
-    out: Path = EXAMPLES / "results"  # Folder of the results file and the figure
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()  # Run folders; with none, figure and CSV are made again
+    out: Path = EXAMPLES / "results" / "paper"  # Folder of the results and the figure
+
+
+class Panel(NamedTuple):
+    """A diagram of columns against the column `x`, with a line for each text in the columns `by`, and of curves."""
+
+    y: str
+    x: str
+    columns: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
+    curves: str = ""
+    where: tuple[str, str] | None = None  # a column and the text that its rows have
+    log: str = ""  # axes, such as "xy"
+    factor: float = 100  # of accuracies
 
 
 class Run:
@@ -120,21 +132,25 @@ def shown(cell: Cell, form: str = ".1%") -> str:
     return "-" if cell is None else f"{mean(cell):{form}}"
 
 
-def main(doc: str, measure: Any, conclude: Any, figure: Sequence[Panel], formats: dict[str, str]) -> None:
-    """Measure the runs of the command line, write the results file and draw the figure.
+def main(
+    doc: str, measure: Any, conclude: Any, figure: Sequence[Panel], formats: dict[str, str], names: Json | None = None
+) -> None:
+    """Measure the runs of the command line, write the results as JSON and CSV, and draw the figure.
 
-    `formats` says how to show the numbers of a column; others are integers or shown in percent.
+    `formats` says how to show the numbers of a column; others are integers or shown in percent. `names` replaces those
+    of the CSV's file, columns and cells.
     """
-    options = tyro.cli(Options, description=doc)
+    options, names = tyro.cli(Options, description=doc), names or {"column": "metric"}
     path = options.out / f"{Path(sys.argv[0]).stem}.json"
     if options.runs:
-        groups = sorted(by(map(Run, options.runs), "epochs").values(), key=len, reverse=True)
+        groups = by(map(Run, options.runs), "epochs")
+        groups = sorted(groups.values(), key=lambda runs: len({run.seed for run in runs}))[::-1]
         measured = [measure(runs) for runs in groups]
         (rows, curves), origins = measured[0], [origin(runs) for runs in groups]
         form = {name: "d" if isinstance(cell, int) else ".1%" for name, cell in rows[0].items()} | formats
         table: Json = {"columns": ["epochs", *form], "formats": ["d", *form.values()], "rows": []}
         for (of_group, _), about in zip(measured, origins, strict=True):
-            table["rows"] += [[about["epochs"], *row.values()] for row in of_group]
+            table["rows"] += [[about["epochs"], *map(row.get, form)] for row in of_group]
         title, _, paper = doc.splitlines()[0].partition(": ")
         results = {"claim": path.stem, "title": title, "paper": paper, **verdict(*conclude(rows), groups[0])}
         results |= {**provenance(), "data": groups[0][0].results["data"], "seeds": origins[0]["seeds"]}
@@ -142,8 +158,22 @@ def main(doc: str, measure: Any, conclude: Any, figure: Sequence[Panel], formats
         text = json.dumps(results, indent=1, default=float)
         path.write_text(re.sub(r"\[[^][{}]*\]", lambda cells: " ".join(cells[0].split()), text) + "\n")
     results = json.loads(path.read_text())
+    write_csv(path.with_name(names.get(f"{path.stem}.csv", f"{path.stem}.csv")), results, names)
     draw(results, figure).savefig(path.with_suffix(".png"), dpi=110)
     print(f"{results['title']}: {results['verdict']}. {results['finding']}\n{path}")
+
+
+def write_csv(path: Path, results: Json, names: Json) -> None:
+    """Write one number of one seed a line."""
+    columns, rows = results["table"]["columns"], results["table"]["rows"]
+    seeds = {about["epochs"]: about["seeds"] for about in results["runs"]}
+    keys = [i for i in range(len(columns)) if all(isinstance(row[i], str | int) for row in rows)]
+    lines = [[*(columns[i] for i in keys), "column", "seed", "value"]]
+    for row, (i, column) in itertools.product(rows, enumerate(columns)):
+        numbers = zip(seeds[row[0]], row[i], strict=False) if isinstance(row[i], list) else ()
+        lines += [[*(row[key] for key in keys), column, *number] for number in numbers]
+    with path.open("w", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([names.get(x, x) for x in line] for line in lines)
 
 
 def origin(runs: list[Run]) -> Json:
@@ -165,19 +195,6 @@ def rows_of(results: Json) -> Rows:
     """Rows of the table that finding and verdict are about."""
     names, rows, epochs = results["table"]["columns"], results["table"]["rows"], results["runs"][0]["epochs"]
     return [dict(zip(names[1:], row[1:], strict=True)) for row in rows if row[0] == epochs]
-
-
-class Panel(NamedTuple):
-    """A diagram of columns against the column `x`, with a line for each text in the columns `by`, and of curves."""
-
-    y: str
-    x: str
-    columns: tuple[str, ...] = ()
-    by: tuple[str, ...] = ()
-    curves: str = ""
-    where: tuple[str, str] | None = None  # a column and the text that its rows have
-    log: str = ""  # axes, such as "xy"
-    factor: float = 100  # of accuracies
 
 
 def draw(results: Json, figure: Sequence[Panel]) -> Figure:

@@ -19,18 +19,16 @@ OURS, FITTED, PROBE = "StochCon Bern", "SimCLR frozen + Bern", "linear probe"
 METRICS = {"probe": PROBE, "knn": "nearest neighbours", "map": "mAP@1000"}
 METHODS = {"itq": "ITQ", "pca_sign": "PCA signs", "pq": "product quantization", "random_sign": "random signs"}
 COLUMNS = (OURS, FITTED, *METHODS.values(), "SimCLR h")
+NAMES = {label: name for name, label in METHODS.items()} | {"column": "method", "compression.csv": "codes.csv"}
+NAMES |= {OURS: "bern", FITTED: "fitted", "SimCLR h": "float"} | {title: name for name, title in METRICS.items()}
 FIGURE = [Panel(f"{name} (%)", "bits", COLUMNS, where=("metric", name), log="x") for name in (PROBE, "mAP@1000")]
 
 
 def measure(runs: list[Run]):
     """Scores of each code at each number of bits."""
-    rows, splits = [], {}
-    for run in runs:
-        for name in ("simclr", "penalized"):
-            if name in run.results["models"]:
-                splits[name, run] = run.split(run.model(name))
+    found = [(name, run) for name in ("simclr", "penalized") for run in runs if name in run.results["models"]]
+    rows, splits = [], {(name, run): run.split(run.model(name)) for name, run in found}
     simclr = [run for name, run in splits if name == "simclr"]
-    shape = simclr[0].images()[0].pixels.shape[1:]
     for bits, group in by(runs, "dim").items():
         found = defaultdict(list)
         for (name, run), (x, y, x_test, y_test) in sorted(splits.items(), key=lambda item: item[0][1].seed):
@@ -39,7 +37,7 @@ def measure(runs: list[Run]):
                 for metric, value in scores(codes, (y, y_test), distance, run.given.probe).items():
                     found[metric, label].append(value)
         for metric, title in METRICS.items():
-            row = {"metric": title, "bits": bits, "compression": compression_ratio(shape, bits)}
+            row = {"metric": title, "bits": bits, "compression": compression_ratio((3, 32, 32), bits)}
             row |= {OURS: values(group, "bern", "z", metric)}
             row |= {FITTED: values(group, "simclr", "codes", "fitted", "z", metric)}
             row |= {label: of for (measured, label), of in found.items() if measured == metric}
@@ -66,4 +64,4 @@ def conclude(rows: Rows):
 
 
 if __name__ == "__main__":
-    main(__doc__, measure, conclude, FIGURE, {"compression": "g"})
+    main(__doc__, measure, conclude, FIGURE, {"compression": "g"}, NAMES)

@@ -2,8 +2,7 @@
 
     python examples/paper/dims.py runs/paper/base-* runs/paper/dim*
 
-Needs runs of StochCon Gauss at several sizes; reads results.json and metrics.csv. Result: holds in part (5 epochs of a
-small encoder).
+Needs runs of StochCon Gauss at several sizes. Result: holds in part (5 epochs of a small encoder).
 """
 
 from claim import Panel, Rows, Run, by, main, rises, shown, values

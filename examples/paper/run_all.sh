@@ -4,7 +4,7 @@
 #     examples/paper/run_all.sh DATA [OPTIONS OF cifar10_full.py]
 #
 # DATA is what cifar10_full.py takes as --data. Three seeds take an estimated two days on 2 CPU cores. RUNS and
-# RESULTS set the folders (runs/paper, examples/results), SEEDS the seeds ("0 1 2"), EPOCHS those of pretraining (5),
+# RESULTS set the folders (runs/paper, examples/results/paper), SEEDS the seeds ("0 1 2"), EPOCHS those of pretraining (5),
 # DIMS the latent dimensions to compare.
 set -euo pipefail
 data=$(realpath "${1:?give the folder or archive of images, as cifar10_full.py takes it with --data}")
@@ -56,7 +56,7 @@ held_out try-samples "${seeds[0]}" "${both[@]}" --samples 4
 held_out try-no-noise "${seeds[0]}" "${both[@]}" --samples 0
 
 measure() { # CLAIM FOLDERS...
-    python "examples/paper/$1.py" "${@:2}" --out "${RESULTS:-examples/results}"
+    python "examples/paper/$1.py" "${@:2}" --out "${RESULTS:-examples/results/paper}"
 }
 for claim in table counting uncertainty; do measure "$claim" "$runs"/base-*; done
 for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/dim512-*; done

@@ -3,8 +3,7 @@
     python examples/paper/settings.py runs/paper/start-* runs/paper/chosen-* runs/paper/try-*
 
 Our search for the settings of the preset cpu: each alternative is trained on four fifths of the training images and
-evaluated on the rest, not on the test images. Reads results.json; the first folder is the start. Result: holds (5
-epochs of a small encoder).
+evaluated on the rest, not on the test images. The first run is the start. Result: holds (5 epochs of a small encoder).
 """
 
 import numpy as np

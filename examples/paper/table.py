@@ -12,6 +12,8 @@ FROZEN = {"simclr": 0.9135, "bern": 0.9196, "gauss": 0.924}  # of the paper, as 
 FINE_TUNED = {"simclr": 0.9435, "bern": 0.9642, "gauss": 0.9608, "supervised": 0.95}
 FIGURE = [Panel(f"{name} (%)", "model", (name,)) for name in ("probe on h", "fine-tuned")]
 FORMATS = dict.fromkeys(("paper, frozen", "paper, fine-tuned"), ".2%")
+NAMES = {label: name for name, label in LABELS.items()}
+NAMES |= {"column": "protocol", "probe on h": "frozen", "probe on z": "frozen z", "fine-tuned": "finetuned"}
 
 
 def measure(runs: list[Run]):
@@ -44,4 +46,4 @@ def conclude(rows: Rows):
 
 
 if __name__ == "__main__":
-    main(__doc__, measure, conclude, FIGURE, FORMATS)
+    main(__doc__, measure, conclude, FIGURE, FORMATS, NAMES)

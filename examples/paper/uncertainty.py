@@ -3,9 +3,8 @@
     python examples/paper/uncertainty.py runs/paper/base-*
 
 Needs runs of SimCLR and both StochCon models. A logistic regression on h classifies; the entropy of its softmax is the
-uncertainty to compare with. Corruptions have strengths of CIFAR-10-C, at severities 1, 3 and 5; digits are scikit-
-learn's, and torchvision downloads Fashion-MNIST to the folder `data`. Result: holds in part (5 epochs of a small
-encoder).
+uncertainty to compare with. Corruptions have strengths of CIFAR-10-C, at severities 1, 3 and 5; torchvision downloads
+Fashion-MNIST to the folder `data`. Result: holds in part (5 epochs of a small encoder).
 """
 
 import numpy as np

@@ -15,7 +15,7 @@ LATENTS = ("StochCon Bern", "StochCon Gauss")
 
 def rows(claim, epochs=5):
     """Rows of a results file's table by column; numbers are lists of one a seed."""
-    table = json.loads((ROOT / "examples" / "results" / f"{claim}.json").read_text())["table"]
+    table = json.loads((ROOT / "examples" / "results" / "paper" / f"{claim}.json").read_text())["table"]
     return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"] if row[0] == epochs]
 
 
@@ -112,7 +112,7 @@ RESULTS = Path(__file__).parents[2] / "examples" / "results"
 
 
 def load(name):
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return json.loads(next(RESULTS.rglob(f"{name}.json")).read_text())
 
 
 def seeds(claim, score, **wanted):

@@ -1,5 +1,6 @@
 """The scripts that measure the paper's claims, on toy runs; and that committed findings follow from their tables."""
 
+import csv
 import json
 import runpy
 import sys
@@ -21,7 +22,7 @@ from stochastic_bottleneck import StochConWrapper, evaluation
 from stochastic_bottleneck.hub import HubModel
 
 PAPER = Path(__file__).parents[2] / "examples" / "paper"
-RESULTS = PAPER.parent / "results"
+RESULTS = PAPER.parent / "results" / "paper"
 CLAIMS = {  # with the runs of each
     **dict.fromkeys(("table", "counting", "uncertainty", "probed"), ("base",)),
     **dict.fromkeys(("compression", "bits", "capacity", "dims"), ("base", "dim8")),
@@ -103,6 +104,10 @@ def test_a_script_writes_its_results_and_figure(name, runs, start, tmp_path):
     table = results["table"]
     assert {len(row) for row in table["rows"]} == {len(table["columns"])} == {len(table["formats"])}
     assert any(isinstance(cell, list) and len(cell) == 2 for row in table["rows"] for cell in row)
+    lines = [*csv.DictReader(next(tmp_path.glob("*.csv")).read_text().splitlines())]
+    assert {line["seed"] for line in lines} == {"0", "1"}
+    cells = [cell for row in table["rows"] for cell in row if isinstance(cell, list)]
+    assert {float(line["value"]) for line in lines} == {value for cell in cells for value in cell[:2]}  # one a seed
     figure = tmp_path / f"{name}.png"
     figure.unlink()
     assert start(name) == results  # without runs the figure is drawn again
@@ -134,6 +139,7 @@ def test_committed_findings_follow_from_their_tables(name, monkeypatch):
     assert results["verdict"] == said
     assert results["commit"]
     assert (RESULTS / f"{name}.png").exists()
+    assert (RESULTS / f"{name.replace('compression', 'codes')}.csv").exists()
     doc = " ".join(script["__doc__"].split())
     assert doc.startswith(f"{results['title']}: {results['paper']} ")
     assert f"Result: {said} (" in doc

@@ -27,18 +27,6 @@ from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.evaluation import knn_accuracy, retrieval_scores
 
 
-class CodingRate(StochConLoss):
-    """With the coding rate of the logits, -log det(I + correlation) / D, as a penalty (CroVCA)."""
-
-    def terms(self, *output: Any) -> dict[str, Tensor]:
-        """All terms."""
-        z = torch.nn.functional.normalize(output[2].logits.float().flatten(0, -2))
-        d = z.shape[-1]
-        rate = torch.logdet(torch.eye(d, device=z.device) + z.mT @ z * d / len(z)) / d
-        self.weights["rate"] = 0.5
-        return super().terms(*output) | {"rate": -rate}
-
-
 class ViewDivergence(StochConLoss):
     """With the symmetric KL divergence between both views' posteriors, per bit (CIBHash)."""
 
@@ -57,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "codes x 3": {"loss": StochConLoss(codes=3)},
     "+ covariance, weight 0.1": {"loss": StochConLoss(covariance=0.1)},
     "+ KL, weight 0.01": {"loss": StochConLoss(kl=0.01)},
-    "+ coding rate, weight 0.5": {"loss": CodingRate()},
+    "+ coding rate, weight 0.5": {"loss": StochConLoss(coding_rate=0.5)},
     "+ KL between views, weight 0.1": {"loss": ViewDivergence()},
     "+ prefixes of 16 and 32 bits": {"loss": StochConLoss(prefixes=(16, 32))},
     "without noise": {"samples": 0},

@@ -394,7 +394,7 @@ KINDS: dict[str, Kind] = by_name(
     (lambda x: [*kinds.number(0, -1)(x), *no_temperature(x)[:5]], "functional.info_nce.temperature"),
     (kinds.number(-0.1, 1.5), "chance shrinkage"),
     (kinds.number(0, 1), "query_share"),
-    (kinds.number(-1), "weight_decay stochastic deterministic covariance kl"),
+    (kinds.number(-1), "weight_decay stochastic deterministic covariance coding_rate kl"),
     (kinds.number(-1), "losses.StochConLoss.codes"),
     (kinds.number(0, -1, 1e-46), "code_temperature min_temperature"),
     (kinds.values(2, None, "16", (0,), (2.5,)), "prefixes"),

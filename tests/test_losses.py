@@ -193,16 +193,17 @@ def both_directions(kind="bern", dtype=torch.float64):
 @pytest.mark.parametrize("kind", ["bern", "gauss"])
 def test_stochcon_loss_is_the_weighted_sum_of_its_terms(kind):
     v, v_prime, posterior = both_directions(kind)
-    weights = {"stochastic": 0.5, "deterministic": 2.0, "codes": 3.0, "covariance": 0.25, "kl": 0.1}
+    weights = {"stochastic": 0.5, "deterministic": 2.0, "codes": 3.0, "covariance": 0.25, "coding_rate": 0.4, "kl": 0.1}
     loss = StochConLoss(0.3, code_temperature=0.4, prefixes=[2], **weights)
-    location = posterior[0]
+    location, rows = posterior[0], posterior[0].flatten(0, 1).numpy()
     codes = torch.where(location > 0, 1.0, -1.0).double() if kind == "bern" else location
-    correlations = np.corrcoef(location.flatten(0, 1).numpy(), rowvar=False)
+    z = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     expected = {
         "stochastic": torch.cat([oracles.nt_xent(a, b, 0.3) for a, b in zip(v, v_prime, strict=True)]).mean(),
         "deterministic": oracles.nt_xent(*v, 0.3).mean(),
         "codes": torch.stack([oracles.nt_xent(*codes[..., :d], 0.4).mean() for d in (2, 4)]).mean(),
-        "covariance": torch.tensor((correlations**2).sum() - 4) / 4,
+        "covariance": torch.tensor((np.corrcoef(rows, rowvar=False) ** 2).sum() - 4) / 4,
+        "coding_rate": torch.tensor(-np.linalg.slogdet(np.eye(4) + 4 / len(z) * z.T @ z)[1] / 4),
         "kl": posterior.kl().mean(),
     }
     terms = loss.terms(v, v_prime, posterior)
@@ -226,7 +227,7 @@ def test_bits_have_the_gradient_of_their_mean():
 def test_stochcon_loss_takes_the_output_of_a_model(options, fresh_compiler):
     model = toy_model.row_model(symmetric=True, **options)
     output = model(*torch.rand(2, 6, 3, 5, 5, dtype=torch.float64))
-    loss = StochConLoss(covariance=0.1)
+    loss = StochConLoss(covariance=0.1, coding_rate=0.1)
     loss(output).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

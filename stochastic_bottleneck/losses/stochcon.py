@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._arrays import sequence
+from stochastic_bottleneck.kernels.elementwise import without_autocast
 from stochastic_bottleneck.losses.info_nce import InfoNCELoss
 
 __all__ = ["StochConLoss"]
@@ -27,22 +28,25 @@ class StochConLoss(nn.Module):
       the gradient of tanh(logits / 2) (straight-through), or a Gaussian's means.
     - `covariance`: squared correlations of the logits or means between different dimensions, summed and divided by
       D; it decorrelates the dimensions.
+    - `coding_rate`: -log det(I + D / N sum of z z^T) / D of the N rows z of logits or means at length 1, in nats: it
+      is low where they fill all dimensions evenly.
     - `kl`: KL divergence of the posterior from its prior, in nats.
 
     Training and evaluation mode are the same. A term of weight 0 is not computed.
 
     Args:
         temperature: of InfoNCE between the head's outputs, at least 0.01.
-        stochastic: weight of the term, at least 0; likewise the four below.
+        stochastic: weight of the term, at least 0; likewise the five below.
         deterministic: weight. It and `codes` need both directions: `StochConWrapper(symmetric=True)`.
         codes: weight.
         covariance: weight.
+        coding_rate: weight.
         kl: weight.
         code_temperature: of InfoNCE between codes.
         prefixes: also compare codes cut to these sizes, with equal weights, so that one model is usable at several
             sizes; integers below D.
-        gather_distributed: gather the rows of all processes for the InfoNCE terms, as in `InfoNCELoss`. The
-            correlations are those of each process's batch.
+        gather_distributed: gather the rows of all processes for the InfoNCE terms, as in `InfoNCELoss`. `covariance`
+            and `coding_rate` are those of each process's batch.
         group: process group to gather from, as in `InfoNCELoss`.
 
     Raises:
@@ -60,8 +64,9 @@ class StochConLoss(nn.Module):
 
     Source:
         StochCon (arXiv 2110.00552), Algorithm 1; SimCLR (arXiv 2002.05709), equation 1; InfoNCE on codes: CIBHash
-        (arXiv 2109.10021); covariance: VICReg (arXiv 2105.04906), equation 4, of standardised values; prefixes:
-        Matryoshka representations (arXiv 2205.13147).
+        (arXiv 2109.10021); covariance: VICReg (arXiv 2105.04906), equation 4, of standardised values; coding
+        rate: MCR^2 (arXiv 2006.08558), with a squared error of 1; prefixes: Matryoshka representations
+        (arXiv 2205.13147).
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class StochConLoss(nn.Module):
         deterministic: float = 1.0,
         codes: float = 1.0,
         covariance: float = 0.0,
+        coding_rate: float = 0.0,
         kl: float = 0.0,
         code_temperature: float = 0.3,
         prefixes: Sequence[int] = (),
@@ -80,11 +86,11 @@ class StochConLoss(nn.Module):
     ) -> None:
         super().__init__()
         given = {"stochastic": stochastic, "deterministic": deterministic, "codes": codes}
-        given |= {"covariance": covariance, "kl": kl}
+        given |= {"covariance": covariance, "coding_rate": coding_rate, "kl": kl}
         self.weights = {name: _checks.real(name, weight, least=0) for name, weight in given.items()}
         if not any(self.weights.values()):
             raise ValueError(
-                "stochastic, deterministic, codes, covariance or kl must be above 0, got 0 for all of them"
+                "stochastic, deterministic, codes, covariance, coding_rate or kl must be above 0, got 0 for all of them"
             )
         self.prefixes = sequence(
             prefixes, "prefixes", "some positive ints, such as (32, 64)", _checks.integer, empty=True
@@ -151,8 +157,10 @@ class StochConLoss(nn.Module):
             terms["codes"] = torch.stack(
                 [self.code_info_nce(*codes[..., :d].contiguous()) for d in self._sizes(codes)]
             ).mean()
-        if weight["covariance"]:
-            terms["covariance"] = _correlation(location.flatten(0, -2))
+        with without_autocast(location.device.type):
+            for name, penalty in (("covariance", _correlation), ("coding_rate", _coding_rate)):
+                if weight[name]:
+                    terms[name] = penalty(location.flatten(0, -2))
         if weight["kl"]:
             terms["kl"] = posterior.kl().mean()
         return terms
@@ -181,3 +189,11 @@ def _correlation(x: Tensor) -> Tensor:
     x = x / (x.square().mean(dim=0) + 1e-6).sqrt()
     c = x.mT @ x / len(x)
     return (c.square().sum() - c.diagonal().square().sum()) / c.shape[-1]
+
+
+def _coding_rate(x: Tensor) -> Tensor:
+    """Less the coding rate of the rows at length 1, per dimension. Shape: (N, D) to ()."""
+    z, (n, d) = nn.functional.normalize(x), x.shape
+    gram = torch.eye(d, dtype=z.dtype, device=z.device) + z.mT @ z * (d / n)
+    log_det: Tensor = 2 * torch.linalg.cholesky_ex(gram).L.diagonal().log().sum()
+    return -log_det / d

@@ -96,7 +96,7 @@ class Settings:
 QUICK = Settings(
     preset="quick", encoder="small", epochs=6, batch_size=128, optimizer="momentum", lr=0.2, weight_decay=5e-4,
     warmup_epochs=1, loss_temperature=0.2, min_crop=0.2, symmetric=True, location_std=4.0, deterministic=1.0,
-    covariance=0.2, finetune_epochs=3, finetune_lr=0.1, supervised_epochs=4, probe=(1e-3, 1e-2),
+    covariance=0.2, finetune_epochs=2, finetune_lr=0.1, supervised_epochs=3, probe=(1e-3, 1e-2),
 )  # fmt: skip
 PRESETS = {
     "quick": ("5,000 images, a small encoder, minutes on 2 CPU cores", QUICK),
@@ -240,8 +240,8 @@ def fitted_codes(model: nn.Module, sets: Any, labels: Any, s: Settings, train: I
     batches = [pixels.to(DEVICE) / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
         pairs = np.stack([encode(model, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
-    options = {"epochs": min(100, max(20, 150_000 // len(train.pixels))), "batch_size": min(512, len(train.pixels))}
-    latent = fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, seed=s.seed, device=DEVICE, **options)
+    options = {"epochs": 20, "batch_size": min(512, len(train.pixels)), "seed": s.seed, "device": DEVICE}
+    latent = fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, **options)
     z = logits(latent.to(DEVICE), sets)
     bits = scores([1.0 * (x > 0) for x in z], labels, "hamming", s.probe)
     return {"z": bits, "logits": scores(z, labels, "cosine", s.probe)}

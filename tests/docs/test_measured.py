@@ -152,7 +152,7 @@ def test_with_the_pair_and_the_penalty_all_features_are_equal_within_the_error()
     assert settings["deterministic"] > 0 < settings["covariance"]
 
 
-@pytest.mark.parametrize(("run", "errors"), [("cifar10_quick", 2), ("cifar10_cpu", 1)])
+@pytest.mark.parametrize(("run", "errors"), [("cifar10_quick", 3), ("cifar10_cpu", 1)])
 def test_means_and_bits_differ_little(run, errors):
     (_, bern, gauss), error = probes(run, "z")
     assert abs(gauss - bern) < errors * error

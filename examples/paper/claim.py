@@ -2,7 +2,7 @@
 
 A script's docstring begins with "Title: claim." Its function `measure` turns runs that differ in their seed into rows
 of a table and curves; `conclude` turns the rows into a sentence and what has to be true for the claim. Runs with other
-numbers of epochs are rows of their own; finding and verdict are of those with most seeds, or of the longest of them.
+numbers of epochs are rows of their own; finding and verdict are the largest group's, or the longest's of equal ones.
 """
 
 import csv
@@ -143,8 +143,7 @@ def main(
     options, names = tyro.cli(Options, description=doc), names or {"column": "metric"}
     path = options.out / f"{Path(sys.argv[0]).stem}.json"
     if options.runs:
-        groups = by(map(Run, options.runs), "epochs")
-        groups = sorted(groups.values(), key=lambda runs: len({run.seed for run in runs}))[::-1]
+        groups = sorted(by(map(Run, options.runs), "epochs").values(), key=len)[::-1]
         measured = [measure(runs) for runs in groups]
         (rows, curves), origins = measured[0], [origin(runs) for runs in groups]
         form = {name: "d" if isinstance(cell, int) else ".1%" for name, cell in rows[0].items()} | formats

@@ -3,9 +3,9 @@
 #
 #     examples/paper/run_all.sh DATA [OPTIONS OF cifar10_full.py]
 #
-# DATA is what cifar10_full.py takes as --data. Three seeds take an estimated two days on 2 CPU cores. RUNS and
-# RESULTS set the folders (runs/paper, examples/results/paper), SEEDS the seeds ("0 1 2"), EPOCHS those of pretraining (5),
-# DIMS the latent dimensions to compare.
+# DATA is what cifar10_full.py takes as --data. Three seeds take an estimated four days on 2 CPU cores. RUNS and
+# RESULTS set the folders (runs/paper, examples/results/paper), SEEDS the seeds ("0 1 2"), EPOCHS those of short
+# pretraining (5), DIMS the latent dimensions to compare.
 set -euo pipefail
 data=$(realpath "${1:?give the folder or archive of images, as cifar10_full.py takes it with --data}")
 cd "$(dirname "$0")/../.."
@@ -28,6 +28,7 @@ start=(--no-symmetric --location-std 2 "${algorithm_1[@]}")
 
 for seed in "${seeds[@]}"; do
     cpu base "$seed" --models simclr penalized bern gauss supervised
+    cpu long "$seed" --epochs 40 --models simclr penalized bern gauss supervised
     cpu algorithm1 "$seed" "${both[@]}" "${start[@]}"
     cpu own "$seed" --models gauss --variance-from own --finetune-epochs 0
     for dim in ${DIMS:-8 16 32 64 256 512}; do
@@ -58,9 +59,10 @@ held_out try-no-noise "${seeds[0]}" "${both[@]}" --samples 0
 measure() { # CLAIM FOLDERS...
     python "examples/paper/$1.py" "${@:2}" --out "${RESULTS:-examples/results/paper}"
 }
-for claim in table counting uncertainty; do measure "$claim" "$runs"/base-*; done
-for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/dim512-*; done
-for claim in compression dims; do measure "$claim" "$runs"/base-* "$runs"/dim*; done
+for claim in table counting uncertainty; do measure "$claim" "$runs"/base-* "$runs"/long-*; done
+for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/long-* "$runs"/dim512-*; done
+measure compression "$runs"/base-* "$runs"/long-* "$runs"/dim*
+measure dims "$runs"/base-* "$runs"/dim*
 measure collapse "$runs"/base-* "$runs"/own-*
 measure probed "$runs"/chosen-*
 measure settings "$runs"/start-* "$runs"/chosen-* "$runs"/try-*

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import statistics
 import textwrap
 from pathlib import Path
@@ -40,7 +41,8 @@ def rows(table: dict[str, Any]) -> list[list[str]]:
 def directive(cells: list[list[str]], kind: str = "results") -> str:
     """A reStructuredText table of these cells, header first."""
     text = io.StringIO()
-    escaped = [[r"\-" if cell == "-" else cell.replace("|", r"\|") for cell in row] for row in cells]
+    # A bullet at the start and bars are markup.
+    escaped = [[re.sub(r"^[-+*](?= |$)|\|", r"\\\g<0>", cell) for cell in row] for row in cells]
     csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(escaped)
     options = f".. csv-table::\n   :header-rows: 1\n   :class: {kind}\n\n"
     return options + textwrap.indent(text.getvalue(), "   ")

@@ -152,10 +152,11 @@ def test_with_the_pair_and_the_penalty_all_features_are_equal_within_the_error()
     assert settings["deterministic"] > 0 < settings["covariance"]
 
 
-@pytest.mark.parametrize(("run", "errors"), [("cifar10_quick", 3), ("cifar10_cpu", 1)])
-def test_means_and_bits_differ_little(run, errors):
-    (_, bern, gauss), error = probes(run, "z")
-    assert abs(gauss - bern) < errors * error
+def test_means_are_ahead_of_bits_in_the_quick_run_and_level_in_the_long_one():
+    (_, bern, gauss), error = probes("cifar10_quick", "z")
+    assert gauss - bern > 2 * error
+    (_, bern, gauss), error = probes("cifar10_cpu", "z")
+    assert abs(gauss - bern) < error
 
 
 def test_25_of_128_bits_have_four_fifths_of_the_score_and_the_rest_adds():

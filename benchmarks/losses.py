@@ -49,7 +49,8 @@ def clip() -> Loss:
 def open_clip() -> Loss:
     from open_clip.loss import ClipLoss
 
-    return lambda v, w: ClipLoss()(F.normalize(v, dim=1), F.normalize(w, dim=1), 1 / TEMPERATURE)  # type: ignore[no-any-return]
+    loss = ClipLoss()
+    return lambda v, w: loss(F.normalize(v, dim=1), F.normalize(w, dim=1), 1 / TEMPERATURE)  # type: ignore[no-any-return]
 
 
 def siglip_kernel() -> Loss:

@@ -127,9 +127,8 @@ def views(s: Settings) -> nn.Module:
     """SimCLR's random views for CIFAR-10 (arXiv 2002.05709, appendices A and B.9; no blur), drawn on the device."""
     mode = "slice" if DEVICE.type == "cpu" else "resample"  # image by image, or all in a few launches
     return nn.Sequential(
-        K.RandomResizedCrop(
-            (32, 32), scale=(s.min_crop, 1.0), align_corners=False, cropping_mode=mode
-        ),  # as torchvision
+        # Without align_corners it resizes as torchvision does.
+        K.RandomResizedCrop((32, 32), scale=(s.min_crop, 1.0), align_corners=False, cropping_mode=mode),
         K.RandomHorizontalFlip(),
         K.ColorJitter(*(s.jitter * x for x in (0.8, 0.8, 0.8, 0.2)), p=0.8),
         K.RandomGrayscale(p=s.gray),

@@ -334,12 +334,6 @@ def saved_numbers(inputs, **options):
     return sum(sizes)
 
 
-def whole_step(loss, rows=slice(None)):
-    inputs = [normal(4 * ROWS, 4, seed=seed)[rows].requires_grad_() for seed in (3, 4)]
-    loss = loss(*inputs)
-    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
-
-
 def two_by_two(rank):
     """Four processes as 2 x 2: ranks 0 and 2, and 1 and 3, are data-parallel, with batches of their own."""
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
@@ -364,11 +358,10 @@ def two_by_two(rank):
     inputs = group_views(column, rows_of(row))
     for ring in (False, True):
         for block_size in (None, 2):
-            loss = InfoNCELoss(gather_distributed=True, ring=ring, block_size=block_size)
-            result["all", ring, block_size] = whole_step(loss, rows_of(rank))
+            options_of_all = {"ring": ring, "block_size": block_size}
+            result["all", ring, block_size] = loss_step(options_of_all, (4 * ROWS, 4), rows_of(rank))
         result["saved", ring] = [saved_numbers(inputs, ring=ring, group=group) for group in (groups[column], None)]
-        loss = InfoNCELoss(ring=ring, **options)(*inputs)
-        result["gradients with ring"] = torch.autograd.grad(loss, inputs)
+    result["gradients with ring"] = torch.autograd.grad(InfoNCELoss(ring=True, **options)(*inputs), inputs)
     return result
 
 
@@ -397,7 +390,7 @@ def test_a_group_equals_one_process_on_its_whole_batch(grouped, column):
 @pytest.mark.parametrize("block_size", [None, 2])
 @pytest.mark.parametrize("ring", [False, True])
 def test_four_processes_equal_one_on_the_whole_batch(grouped, ring, block_size):
-    loss, *gradients = whole_step(InfoNCELoss())
+    loss, *gradients = loss_step({}, (4 * ROWS, 4))
     results = [rank["all", ring, block_size] for rank in grouped]
     assert_close(sum(result[0] for result in results) / 4, loss)
     for view, gradient in enumerate(gradients, 1):

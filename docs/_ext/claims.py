@@ -11,14 +11,14 @@ from typing import Any
 
 from sphinx.util.typing import ExtensionMetadata
 
-RESULTS = Path(__file__).parents[2] / "examples" / "results" / "paper"
+RESULTS = Path(__file__).parents[2] / "examples" / "results"
 CLAIMS = ("table", "compression", "bits", "capacity", "collapse", "dims", "counting", "uncertainty")
 OURS = ("probed", "settings", "kl_weight")
 
 
 def read(claim: str) -> dict[str, Any]:
     """Content of a results file, which `examples/paper/<claim>.py` writes."""
-    content: dict[str, Any] = json.loads((RESULTS / f"{claim}.json").read_text())
+    content: dict[str, Any] = json.loads((RESULTS / "paper" / f"{claim}.json").read_text())
     return content
 
 
@@ -41,7 +41,7 @@ def rows(table: dict[str, Any]) -> list[list[str]]:
 def directive(cells: list[list[str]], kind: str = "results") -> str:
     """A reStructuredText table of these cells, header first."""
     text = io.StringIO()
-    # A bullet at the start and bars are markup.
+    # A leading bullet, and bars anywhere, are markup.
     escaped = [[re.sub(r"^[-+*](?= |$)|\|", r"\\\g<0>", cell) for cell in row] for row in cells]
     csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(escaped)
     options = f".. csv-table::\n   :header-rows: 1\n   :class: {kind}\n\n"
@@ -52,7 +52,8 @@ def write(app: Any) -> None:
     """Write the tables that pages include."""
     folder = Path(app.srcdir) / "_generated"
     folder.mkdir(exist_ok=True)
-    (folder / "objective.rst").write_text(directive(rows(read("../objective")["table"])))
+    objective = json.loads((RESULTS / "objective.json").read_text())
+    (folder / "objective.rst").write_text(directive(rows(objective["table"])))
     for name, claims in {"paper": CLAIMS, "ours": OURS}.items():
         summary = [["claim", "in our runs", "what we measured"]]
         for results in map(read, claims):

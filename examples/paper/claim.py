@@ -2,10 +2,12 @@
 
 A script's docstring begins with "Title: claim." Its function `measure` turns runs that differ in their seed into rows
 of a table and curves; `conclude` turns the rows into a sentence and what has to be true for the claim. Runs with other
-numbers of epochs are rows of their own; finding and verdict are the largest group's, or the longest's of equal ones.
+numbers of epochs are rows of their own; finding and verdict are about the largest group, or the longest schedule of
+equally large ones.
 """
 
 import csv
+import io
 import itertools
 import json
 import math
@@ -28,7 +30,7 @@ from stochastic_bottleneck.hub import HubModel
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 from cifar10_full import NORMALIZE, Settings, build_encoder, load_images  # noqa: E402
-from provenance import provenance  # noqa: E402
+from provenance import provenance, write  # noqa: E402
 from runs import DEVICE, load_encoder  # noqa: E402
 
 LABELS = {"simclr": "SimCLR", "penalized": "SimCLR + penalty", "bern": "StochCon Bern", "gauss": "StochCon Gauss"}
@@ -155,7 +157,7 @@ def main(
         results |= {**provenance(), "data": groups[0][0].results["data"], "seeds": origins[0]["seeds"]}
         results |= {"runs": origins, "table": table, "curves": curves}
         text = json.dumps(results, indent=1, default=float)
-        path.write_text(re.sub(r"\[[^][{}]*\]", lambda cells: " ".join(cells[0].split()), text) + "\n")
+        write(path, re.sub(r"\[[^][{}]*\]", lambda cells: " ".join(cells[0].split()), text) + "\n")
     results = json.loads(path.read_text())
     write_csv(path.with_name(names.get(f"{path.stem}.csv", f"{path.stem}.csv")), results, names)
     draw(results, figure).savefig(path.with_suffix(".png"), dpi=110)
@@ -171,8 +173,9 @@ def write_csv(path: Path, results: Json, names: Json) -> None:
     for row, (i, column) in itertools.product(rows, enumerate(columns)):
         numbers = zip(seeds[row[0]], row[i], strict=False) if isinstance(row[i], list) else ()
         lines += [[*(row[key] for key in keys), column, *number] for number in numbers]
-    with path.open("w", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([names.get(x, x) for x in line] for line in lines)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names.get(x, x) for x in line] for line in lines)
+    write(path, text.getvalue())
 
 
 def origin(runs: list[Run]) -> Json:

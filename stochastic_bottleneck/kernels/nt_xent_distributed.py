@@ -33,7 +33,7 @@ from stochastic_bottleneck.kernels.all_gather import (
     check_equal_on_all_processes,
     get_group,
 )
-from stochastic_bottleneck.kernels.elementwise import at_least_float32, saturating_cast
+from stochastic_bottleneck.kernels.elementwise import saturating_cast
 from stochastic_bottleneck.kernels.nt_xent_dispatch import Pairs, make_pairs, sums_dtype
 from stochastic_bottleneck.kernels.nt_xent_op import (
     PairsOptions,
@@ -124,15 +124,15 @@ def _distributed_forward(
     stacked = stack_views(v, v_prime)
     local_cache, remote_cache = _new_caches(stacked, caches_exponentials(needs_grad, block_size, v), group, ring)
     remote_rows = _exchange(stacked, group, ring, remote_cache)
-    u, norm = normalization.l2_normalize_(at_least_float32(stack_views(v, v_prime)))
+    # A copy, since the stacked rows are still being sent.
+    u, norm = normalization.l2_normalize_(stacked.to(torch.promote_types(v.dtype, torch.float32), copy=True))
     options = pairs_options(v.dtype, u, temperature, block_size, _world_size(group))
     row_sums = torch.stack([p.row_sums() for p in pairs_among_views(u, options, local_cache)])
     remote_u, end = u.new_empty(len(u), _n_kept(u, group, ring), u.shape[-1]), 0
     for rows in remote_rows:
-        block, _ = normalization.l2_normalize_(rows.to(u.dtype, copy=ring))  # the ring still sends its rows
+        memory = u.new_empty(rows.shape) if ring else remote_u[:, end : (end := end + rows.shape[1])]
+        block, _ = normalization.l2_normalize_(memory.copy_(rows))
         row_sums += torch.stack([p.row_sums() for p in _remote_pairs(u, block, options, remote_cache)])
-        if not ring:
-            remote_u[:, end : (end := end + block.shape[1])] = block
     losses, weight, pull = losses_from_sums(row_sums.view(u.shape[:-1]), positive_cosine(u), temperature)
     return losses.view(*v.shape[:-2], -1), weight, pull, u, norm, remote_u, local_cache, remote_cache
 

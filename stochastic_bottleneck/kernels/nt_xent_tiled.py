@@ -113,9 +113,8 @@ class TiledPairs:
 
     def _sums(self, columns_too: bool) -> tuple[Tensor, Tensor]:
         dtype = self.precision.sums
-        row_sums, column_sums = (x.new_zeros(x.shape[0], dtype=dtype) for x in (self.rows, self.columns))
-        if self.symmetric:
-            column_sums = row_sums
+        row_sums = self.rows.new_zeros(self.rows.shape[0], dtype=dtype)
+        column_sums = row_sums if self.symmetric else row_sums.new_zeros(self.columns.shape[0] if columns_too else 0)
         row_sum_blocks, column_sum_blocks = (torch.split(x, self.side) for x in (row_sums, column_sums))
         buffer, logits = self._new_buffer(self.precision.exponentials), self._logits_buffer()
         for tile in self._tiles():

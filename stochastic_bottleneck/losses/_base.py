@@ -69,7 +69,7 @@ class ContrastiveLoss(nn.Module):
 
     @staticmethod
     def _views(v: Any, v_prime: Any) -> tuple[Any, Any]:
-        """Both views, which an output given alone has; the checks name what is none."""
+        """Both views, from an output if it is the only argument. Anything else is refused by the checks that follow."""
         return (v, v_prime) if v_prime is not None else (getattr(v, "v", v), getattr(v, "v_prime", None))
 
     def _gathers(self) -> bool:

@@ -28,8 +28,8 @@ class StochConLoss(nn.Module):
       the gradient of tanh(logits / 2) (straight-through), or a Gaussian's means.
     - `covariance`: squared correlations of the logits or means between different dimensions, summed and divided by
       D; it decorrelates the dimensions.
-    - `coding_rate`: -log det(I + D / N sum of z z^T) / D of the N rows z of logits or means at length 1, in nats: it
-      is low where they fill all dimensions evenly.
+    - `coding_rate`: -log det(I + D / N sum of z z^T) / D, in nats, of N normalized rows z of logits or means; it is low
+      where they spread evenly over all dimensions.
     - `kl`: KL divergence of the posterior from its prior, in nats.
 
     Training and evaluation mode are the same. A term of weight 0 is not computed.
@@ -192,7 +192,7 @@ def _correlation(x: Tensor) -> Tensor:
 
 
 def _coding_rate(x: Tensor) -> Tensor:
-    """Less the coding rate of the rows at length 1, per dimension. Shape: (N, D) to ()."""
+    """Negative coding rate of the normalized rows, per dimension. Shape: (N, D) to ()."""
     z, (n, d) = nn.functional.normalize(x), x.shape
     gram = torch.eye(d, dtype=z.dtype, device=z.device) + z.mT @ z * (d / n)
     log_det: Tensor = 2 * torch.linalg.cholesky_ex(gram).L.diagonal().log().sum()

@@ -68,9 +68,7 @@ def _ratios(name: str, results: Results) -> list[tuple[str, ...]]:
     """A row for each ratio among the benchmark's targets that was measured."""
     benchmark = tables.benchmark_of(name)
     rows = []
-    for target in benchmark.targets:
-        if not isinstance(target, Ratio):
-            continue
+    for target in (x for x in benchmark.targets if isinstance(x, Ratio)):
         ours, peer = (find(results, target.case, who) for who in (target.contender, target.peer))
         if ours and peer:
             outcome = target.outcome(results)

@@ -142,15 +142,12 @@ def case(name: str, batch: int, workers: int = WORKERS) -> Case:
     return Case(f"{name}, batch {batch}", {"batch": batch, "workers": workers})
 
 
-def latent(case: Case) -> bool:
-    return case.name.startswith(LATENT)
-
-
-def whole(case: Case) -> bool:
-    return case.name.startswith(WHOLE)
+def in_cases(name: str) -> Callable[[Case], bool]:
+    return lambda case: case.name.startswith(name)
 
 
 LATENT, WHOLE = "the latent's cost", "the whole step"
+latent, whole = in_cases(LATENT), in_cases(WHOLE)
 CASES = (case(LATENT, 256), case(WHOLE, 256))
 CONTENDERS = (
     Contender("simclr", "SimCLR", latent_step(None), latent),

@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from benchmarks import environment
 from stochastic_bottleneck.kernels import nt_xent_blocks as blocks
+from stochastic_bottleneck.kernels import nt_xent_rows_triton as row_kernels
 from stochastic_bottleneck.kernels import nt_xent_triton_kernels as kernels
 from stochastic_bottleneck.kernels.nt_xent_triton import launch_options
 
@@ -38,38 +39,46 @@ KERNELS = {
     "product": kernels.add_product_kernel,
     "product, transposed": kernels.add_product_kernel,
 }
+ROWS = {name: getattr(row_kernels, f"{name}_kernel") for name in ("unit_rows", "losses", "grad_views")}
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
-FLOAT32 = ("row_sums", "a", "b", "grad_rows", "total")
-ALIGNED = ("n_rows", "n_columns", "split_size", "stride", "row_stride", "column_stride")
+INTEGERS = {"n_rows", "n_columns", "split_size", "stride", "row_stride", "column_stride", "n_pairs", "n"}
+INTEGERS |= {"n_numbers", "n_splits"}
+FLOATS = ("scale", "smallest_scale", "inverse_temperature")
 
 
 def specializations() -> Iterator[tuple[str, torch.dtype, int]]:
     """Kernel, dtype of products and width of everything that a GPU of this architecture may run."""
-    for name in KERNELS:
+    for name in (*KERNELS, *ROWS):
         for dtype in DTYPES:
             for width in WIDTHS:
                 in_registers = bool(blocks.candidates(blocks.kind_of("gradients", dtype, width)))
-                if name == "sums" or in_registers == (name == "gradients"):
+                if name in ("sums", *ROWS) or in_registers == (name == "gradients"):
                     yield name, dtype, width
 
 
 def compile_kernel(arch: int, name: str, dtype: torch.dtype, width: int) -> dict[str, Any]:
     """A row of the table."""
-    kernel, used = KERNELS[name], name.partition(",")[0]
-    capability = divmod(arch, 10)
-    chosen = blocks.choose(used, dtype, width, capability, blocks.SHARED_MEMORY.get(capability, 99 << 10))
-    constants = launch_options(width, chosen, dtype)
-    options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
+    kernel, used, capability, chosen = (KERNELS | ROWS)[name], name.partition(",")[0], divmod(arch, 10), None
+    if name in ROWS:
+        constants = row_kernels._pairs_of(torch.empty(1, 2, 1, width, device="meta"))
+        constants |= {"BLOCK": row_kernels.LOSSES} if name == "losses" else {}
+        constants |= {"TINY": 1e-38, "MIN_NORM": row_kernels.MIN_NORM, "LIMIT": torch.finfo(dtype).max}
+        constants = {key: x for key, x in constants.items() if key in (*kernel.arg_names, "num_warps")}
+    else:
+        chosen = blocks.choose(used, dtype, width, capability, blocks.SHARED_MEMORY.get(capability, 99 << 10))
+        constants = launch_options(width, chosen, dtype)
+    options = {key: constants.pop(key) for key in ("num_warps", "num_stages") if key in constants}
     if used == "product":
         constants["column_stride" if name == used else "row_stride"] = 1
-    matrix = "*bf16" if dtype == torch.bfloat16 else "*fp32"
-    types = dict.fromkeys(FLOAT32, "*fp32") | dict.fromkeys(("rows", "columns", "weights"), matrix)
-    types |= {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
-    names = kernel.arg_names
-    aligned = [x for x in names if types.get(x, "i32").startswith("*") or (x in ALIGNED and x not in constants)]
+    given = {torch.bfloat16: "*bf16", torch.float16: "*fp16"}.get(dtype, "*fp32")
+    types = dict.fromkeys(("v", "v_prime", "grad_views"), given)
+    types |= dict.fromkeys(("rows", "columns", "weights", "u"), given if dtype == torch.bfloat16 else "*fp32")
+    types |= dict.fromkeys((*INTEGERS, "d0", "d1", "d2"), "i32") | dict.fromkeys(FLOATS, "fp32")
+    names, types = kernel.arg_names, types | dict.fromkeys(constants, "constexpr")
+    aligned = [x for x in names if types.get(x, "*fp32").startswith("*") or (x in INTEGERS and x not in constants)]
     source = ASTSource(
         fn=kernel,
-        signature={x: types.get(x, "i32") for x in names},
+        signature={x: types.get(x, "*fp32") for x in names},
         constexprs={(names.index(x),): value for x, value in constants.items()},
         attrs={(names.index(x),): [["tt.divisibility", 16]] for x in aligned},
     )
@@ -84,7 +93,7 @@ def compile_kernel(arch: int, name: str, dtype: torch.dtype, width: int) -> dict
         "kernel": name,
         "products": str(dtype).removeprefix("torch."),
         "width": width,
-        "blocks": list(chosen),
+        "blocks": chosen and list(chosen),
         "registers": int(registers[1]),
         "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", log.getvalue()))),
         "shared_bytes": compiled.metadata.shared,
@@ -100,8 +109,7 @@ def versions() -> dict[str, str]:
 
 def main(arch: int | None = None) -> None:
     """Compile for all architectures or for one, and write the table."""
-    rows = json.loads(PATH.read_text())["rows"] if arch else []
-    rows = [row for row in rows if row["arch"] != arch]
+    rows = [row for row in (json.loads(PATH.read_text())["rows"] if arch else []) if row["arch"] != arch]
     for each in (arch,) if arch else ARCHITECTURES:
         rows += [compile_kernel(each, *case) for case in specializations()]
     rows.sort(key=lambda row: row["arch"])

@@ -18,7 +18,7 @@ from torch import Tensor
 from stochastic_bottleneck.kernels.elementwise import at_least_float32
 
 # Below 1, the smallest norm of a scaled row: the clamp, whose gradient at a tie is lost, acts on tiny rows only.
-_MIN_NORM = 0.5
+MIN_NORM = 0.5
 
 
 def l2_normalize(x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def l2_normalize_with_norm(x: Tensor) -> tuple[Tensor, Tensor]:
     x = at_least_float32(x)
     scale = _scale(x.detach())
     x = x / scale
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_MIN_NORM)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(MIN_NORM)
     return x / norm, norm * scale
 
 
@@ -46,7 +46,7 @@ def l2_normalize_(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = _scale(x)
     y = x.div_(scale)
-    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min_(_MIN_NORM)
+    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min_(MIN_NORM)
     return y.div_(norm), norm.mul_(scale).contiguous()
 
 
@@ -56,7 +56,10 @@ def l2_normalize_backward_(grad: Tensor, u: Tensor, norm: Tensor) -> Tensor:
     return grad.addcmul_(u, projection, value=-1.0).div_(norm)
 
 
+def smallest_scale(dtype: torch.dtype) -> float:
+    """3e-32 in float32: 1 / scale, times upstream gradients to 1e7 (loss scaling over a low temperature), is finite."""
+    return float(torch.finfo(dtype).tiny ** (5 / 6))
+
+
 def _scale(x: Tensor) -> Tensor:
-    # 3e-32 in float32: 1 / scale, times upstream gradients to 1e7 (loss scaling over a low temperature), stays finite.
-    lower_bound = torch.finfo(x.dtype).tiny ** (5 / 6)
-    return x.abs().amax(dim=-1, keepdim=True).clamp_min_(lower_bound)
+    return x.abs().amax(dim=-1, keepdim=True).clamp_min_(smallest_scale(x.dtype))

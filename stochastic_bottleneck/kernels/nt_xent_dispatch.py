@@ -17,11 +17,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import torch
 from torch import Tensor
 
+from stochastic_bottleneck.kernels import nt_xent_rows
 from stochastic_bottleneck.kernels.nt_xent_tiled import Precision, TiledPairs
 
 if TYPE_CHECKING:
@@ -50,6 +52,20 @@ def make_pairs(
 
         return TritonPairs(rows, columns, diagonals, temperature, precision.products)
     return TiledPairs(rows, columns, diagonals, temperature, precision, block_size, cached_exponentials)
+
+
+def row_functions(like: Tensor, precision: Precision) -> ModuleType:
+    """`nt_xent_rows_triton` or `nt_xent_rows`."""
+    if uses_triton(like) and precision.sums == torch.float32:
+        return importlib.import_module("stochastic_bottleneck.kernels.nt_xent_rows_triton")
+    return nt_xent_rows
+
+
+def unit_rows_dtype(like: Tensor, precision: Precision) -> torch.dtype:
+    """Dtype of the unit rows; the Triton kernels need them for products alone."""
+    if precision.products == torch.bfloat16 and uses_triton(like) and precision.sums == torch.float32:
+        return torch.bfloat16
+    return torch.float64 if precision.products == torch.float64 else torch.float32
 
 
 def uses_triton(rows: Tensor) -> bool:

@@ -33,17 +33,13 @@ from stochastic_bottleneck.kernels.all_gather import (
     check_equal_on_all_processes,
     get_group,
 )
-from stochastic_bottleneck.kernels.elementwise import saturating_cast
-from stochastic_bottleneck.kernels.nt_xent_dispatch import Pairs, make_pairs, sums_dtype
+from stochastic_bottleneck.kernels.nt_xent_dispatch import Pairs, make_pairs, row_functions, sums_dtype
 from stochastic_bottleneck.kernels.nt_xent_op import (
     PairsOptions,
-    add_positive_gradient_,
     caches_exponentials,
     empty_unit_rows,
-    losses_from_sums,
     pairs_among_views,
     pairs_options,
-    positive_cosine,
     stack_losses,
     stack_views,
     unstack_views,
@@ -124,16 +120,16 @@ def _distributed_forward(
     stacked = stack_views(v, v_prime)
     local_cache, remote_cache = _new_caches(stacked, caches_exponentials(needs_grad, block_size, v), group, ring)
     remote_rows = _exchange(stacked, group, ring, remote_cache)
-    # A copy, since the stacked rows are still being sent.
-    u, norm = normalization.l2_normalize_(stacked.to(torch.promote_types(v.dtype, torch.float32), copy=True))
-    options = pairs_options(v.dtype, u, temperature, block_size, _world_size(group))
+    options = pairs_options(v, temperature, block_size, None, _world_size(group))
+    functions = row_functions(v, options[1])
+    u, norm, positive = functions.unit_rows(v, v_prime, torch.promote_types(v.dtype, torch.float32))
     row_sums = torch.stack([p.row_sums() for p in pairs_among_views(u, options, local_cache)])
     remote_u, end = u.new_empty(len(u), _n_kept(u, group, ring), u.shape[-1]), 0
     for rows in remote_rows:
         memory = u.new_empty(rows.shape) if ring else remote_u[:, end : (end := end + rows.shape[1])]
         block, _ = normalization.l2_normalize_(memory.copy_(rows))
         row_sums += torch.stack([p.row_sums() for p in _remote_pairs(u, block, options, remote_cache)])
-    losses, weight, pull = losses_from_sums(row_sums.view(u.shape[:-1]), positive_cosine(u), temperature)
+    losses, weight, pull = functions.losses_from_sums(row_sums.view(1, *positive.shape), positive, temperature)
     return losses.view(*v.shape[:-2], -1), weight, pull, u, norm, remote_u, local_cache, remote_cache
 
 
@@ -182,7 +178,7 @@ def _distributed_backward(
     a = g * weight
     remote_rows: Iterable[Any] = Ring(stack_views(v, v_prime), group) if ring else repeat(None)
     remote_a = _exchange(a, group, ring, remote_cache)
-    options = pairs_options(v.dtype, u, temperature, block_size, _world_size(group))
+    options = pairs_options(v, temperature, block_size, None, _world_size(group))
     local_a = a.flatten(1)
     local = zip(pairs_among_views(u, options, local_cache), local_a, strict=True)
     grad_u, end = stack_losses([p.gradients(a_k)[0] for p, a_k in local]), 0
@@ -192,9 +188,9 @@ def _distributed_backward(
             block, _ = normalization.l2_normalize_(rows.to(u.dtype, copy=True))
         pairs = zip(_remote_pairs(u, block, options, remote_cache), local_a, block_a, strict=True)
         grad_u = grad_u.add_(stack_losses([p.gradients(a_k, b_k)[0] for p, a_k, b_k in pairs]))
-    grad_u = grad_u.view_as(u)
-    add_positive_gradient_(grad_u, g * -pull, u)
-    return saturating_cast(normalization.l2_normalize_backward_(grad_u, u, norm), v.dtype)
+    functions = row_functions(v, options[1])
+    grad: Tensor = functions.grad_views(grad_u.view(1, *u.shape), g, pull, u, norm, v.dtype)
+    return grad
 
 
 @_distributed_backward.register_fake

@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from stochastic_bottleneck.kernels import l2_normalize as normalization
-from stochastic_bottleneck.kernels.elementwise import at_least_float32, saturating_cast
 from stochastic_bottleneck.kernels.nt_xent import plain_nt_xent
 from stochastic_bottleneck.kernels.nt_xent_dispatch import (
     Pairs,
     choose_precision,
     make_pairs,
+    row_functions,
     sums_dtype,
+    unit_rows_dtype,
     uses_triton,
 )
 from stochastic_bottleneck.kernels.nt_xent_tiled import Precision, cache_bytes
@@ -122,11 +122,13 @@ def _nt_xent_forward(
     v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, cache: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, then the tensors that `_nt_xent_backward` takes."""
-    u, norm = normalization.l2_normalize_(at_least_float32(stack_views(v, v_prime)))
+    options = pairs_options(v, temperature, block_size)
+    functions = row_functions(v, options[1])
+    u, norm, positive = functions.unit_rows(v, v_prime, unit_rows_dtype(v, options[1]))
     cached_exponentials = _new_cache(v, cache)
-    pairs = pairs_among_views(u, pairs_options(v.dtype, u, temperature, block_size), cached_exponentials)
-    row_sums = torch.stack([p.row_sums() for p in pairs]).view(u.shape[:-1])
-    losses, weight, pull = losses_from_sums(row_sums, positive_cosine(u), temperature)
+    pairs = pairs_among_views(u, options, cached_exponentials)
+    row_sums = stack_losses([p.row_sum_parts() for p in pairs], 1)
+    losses, weight, pull = functions.losses_from_sums(row_sums.view(-1, *positive.shape), positive, temperature)
     return losses.view(*v.shape[:-2], -1), weight, pull, u, norm, cached_exponentials
 
 
@@ -137,7 +139,7 @@ def _(v: Tensor, v_prime: Tensor, temperature: float, block_size: int | None, ca
         u.new_empty(*v.shape[:-2], 2 * v.shape[-2]),
         u.new_empty(u.shape[:-1], dtype=sums_dtype(v.dtype, temperature)),
         u.new_empty(u.shape[:-1]),
-        u,
+        torch.empty_like(u, dtype=unit_rows_dtype(v, pairs_options(v, temperature, block_size)[1])),
         u.new_empty(*u.shape[:-1], 1),
         _new_cache(v, cache),
     )
@@ -162,11 +164,12 @@ def _nt_xent_backward(
 ) -> Tensor:
     """Gradient of the stacked views, in the inputs' dtype."""
     g = grad_losses.reshape(weight.shape)
-    a, q = g * weight, g * -pull
-    pairs = pairs_among_views(u, pairs_options(dtype, u, temperature, block_size), cached_exponentials)
-    grad_u = stack_losses([p.gradients(x.flatten())[0] for p, x in zip(pairs, a, strict=True)]).view_as(u)
-    add_positive_gradient_(grad_u, q, u)
-    return saturating_cast(normalization.l2_normalize_backward_(grad_u, u, norm), dtype)
+    options = pairs_options(u[:, 0], temperature, block_size, dtype)
+    pairs = zip(pairs_among_views(u, options, cached_exponentials), g * weight, strict=True)
+    grad_u = stack_losses([p.gradient_parts(a.flatten()) for p, a in pairs], 1)
+    functions = row_functions(u, options[1])
+    grad: Tensor = functions.grad_views(grad_u.view(-1, *u.shape), g, pull, u, norm, dtype)
+    return grad
 
 
 @_nt_xent_backward.register_fake
@@ -209,45 +212,17 @@ def empty_unit_rows(v: Tensor) -> Tensor:
     return v.new_empty(v.shape[0] if v.ndim == 3 else 1, 2, *v.shape[-2:], dtype=dtype)
 
 
-def losses_from_sums(row_sums: Tensor, positive: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, and for their gradient sigmoid(x) / (n tau) and sigmoid(x) / tau.
-
-    Args:
-        row_sums: n, over each row's negatives. Shape: (K, 2, N)
-        positive: cosine of each row and its positive. Shape: (K, 2, N)
-        temperature: tau.
-    """
-    x = row_sums.log() - positive / temperature  # -inf for a row without negatives
-    pull = x.sigmoid() / temperature
-    weight = pull / row_sums.clamp_min(torch.finfo(row_sums.dtype).tiny)
-    # Above the threshold, log(1 + exp(x)) equals x to the last bit of float64.
-    return F.softplus(x, threshold=40).to(positive.dtype), weight, pull.to(positive.dtype)
-
-
-def positive_cosine(u: Tensor) -> Tensor:
-    """Cosine of each row and its positive. Shape: (K, 2, N, D) to (K, 2, N)."""
-    cosine = (u[:, 0] * u[:, 1]).sum(dim=-1)
-    return torch.stack((cosine, cosine), dim=1)
-
-
-def add_positive_gradient_(grad_u: Tensor, q: Tensor, u: Tensor) -> None:
-    """Add (q_i + q_p(i)) u_p(i). Shapes: (K, 2, N, D), (K, 2, N) and (K, 2, N, D)."""
-    q_sum = q.sum(dim=1).unsqueeze(-1)
-    grad_u[:, 0].addcmul_(q_sum, u[:, 1])
-    grad_u[:, 1].addcmul_(q_sum, u[:, 0])
-
-
-def stack_losses(tensors: list[Tensor]) -> Tensor:
+def stack_losses(tensors: list[Tensor], dim: int = 0) -> Tensor:
     """`torch.stack`, without a copy if there is only one tensor."""
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+    return tensors[0].unsqueeze(dim) if len(tensors) == 1 else torch.stack(tensors, dim)
 
 
 def pairs_options(
-    dtype: torch.dtype, u: Tensor, temperature: float, block_size: int | None, n_processes: int = 1
+    v: Tensor, temperature: float, block_size: int | None, dtype: torch.dtype | None = None, n_processes: int = 1
 ) -> PairsOptions:
-    """Arguments that all pairs of a loss have in common."""
-    n_columns = 2 * u.shape[2] * n_processes
-    return temperature, choose_precision(dtype, n_columns, temperature, u.device), block_size
+    """Arguments that all pairs of a loss have in common, for views like `v`, or of another dtype."""
+    n_columns = 2 * v.shape[-2] * n_processes
+    return temperature, choose_precision(dtype or v.dtype, n_columns, temperature, v.device), block_size
 
 
 def pairs_among_views(u: Tensor, options: PairsOptions, cached_exponentials: Tensor) -> list[Pairs]:

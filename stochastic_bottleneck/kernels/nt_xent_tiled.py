@@ -111,6 +111,14 @@ class TiledPairs:
         """The sums of each column too, for columns that are not the rows. Shape: (R,) and (C,)."""
         return self._sums(columns_too=True)
 
+    def row_sum_parts(self) -> Tensor:
+        """Row sums in parts to be added, here one. Shape: (1, R)."""
+        return self.row_sums()[None]
+
+    def gradient_parts(self, a: Tensor) -> Tensor:
+        """Gradient of the rows in the symmetric case, in parts to be added, here one. Shape: (1, R, D)."""
+        return self.gradients(a)[0][None]
+
     def _sums(self, columns_too: bool) -> tuple[Tensor, Tensor]:
         dtype = self.precision.sums
         row_sums = self.rows.new_zeros(self.rows.shape[0], dtype=dtype)

@@ -78,8 +78,12 @@ class TritonPairs:
 
     def row_sums(self) -> Tensor:
         """Sum of each row's exponentials, in float32. Shape: (R,)."""
+        return _add(self.row_sum_parts())
+
+    def row_sum_parts(self) -> Tensor:
+        """Row sums over each split of the columns. Shape: (S, R)."""
         if not len(self.rows):
-            return self.rows.new_empty(0, dtype=torch.float32)
+            return self.rows.new_empty(1, 0, dtype=torch.float32)
         blocks = self._blocks("sums")
         n_splits, split_size = _split_columns(self.rows, self.columns, blocks)
         sums = self.rows.new_empty(n_splits, len(self.rows), dtype=torch.float32)
@@ -89,7 +93,7 @@ class TritonPairs:
                 *_pad_diagonals(self.diagonals),
                 **self._options(blocks),
             )
-        return sums.sum(0) if n_splits > 1 else sums[0]
+        return sums
 
     def row_and_column_sums(self) -> tuple[Tensor, Tensor]:
         """The sums of each column too, for columns that are not the rows. Shape: (R,) and (C,)."""
@@ -109,21 +113,32 @@ class TritonPairs:
         Returns:
             Shape: (R, D) and (C, D), the second (0, D) if not computed.
         """
+        if self.symmetric:
+            grad_rows = _add(self.gradient_parts(a))
+            return grad_rows, grad_rows
         a = a.float().contiguous()
-        if b is None or self.symmetric:
-            b = a if self.symmetric else a.new_zeros(len(self.columns))
-        b = b.float().contiguous()
-        if not candidates(kind_of("gradients", self.products, self.rows.shape[1])):
+        b = a.new_zeros(len(self.columns)) if b is None else b.float().contiguous()
+        if not self._in_registers():
             return self._gradients_in_chunks(a, b, needs_grad_columns)
-        grad_rows = self._grad_rows(self.rows, self.columns, a, b, self.diagonals)
-        if self.symmetric or not needs_grad_columns:
-            return grad_rows, grad_rows if self.symmetric else grad_rows[:0]
+        grad_rows = _add(self._grad_rows(self.rows, self.columns, a, b, self.diagonals))
+        if not needs_grad_columns:
+            return grad_rows, grad_rows[:0]
         transposed = tuple(-d for d in self.diagonals)
-        return grad_rows, self._grad_rows(self.columns, self.rows, b, a, transposed)
+        return grad_rows, _add(self._grad_rows(self.columns, self.rows, b, a, transposed))
+
+    def gradient_parts(self, a: Tensor) -> Tensor:
+        """Gradient of the rows in the symmetric case, by each split of the columns. Shape: (S, R, D)."""
+        a = a.float().contiguous()
+        if self._in_registers():
+            return self._grad_rows(self.rows, self.columns, a, a, self.diagonals)
+        return self._gradients_in_chunks(a, a, True)[0][None]
+
+    def _in_registers(self) -> bool:
+        return bool(candidates(kind_of("gradients", self.products, self.rows.shape[1])))
 
     def _grad_rows(self, rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, diagonals: tuple[int, ...]) -> Tensor:
         if not len(rows):
-            return rows.float()
+            return rows.float()[None]
         blocks = self._blocks("gradients")
         n_splits, split_size = _split_columns(rows, columns, blocks)
         grad_rows = rows.new_empty(n_splits, *rows.shape, dtype=torch.float32)
@@ -133,7 +148,7 @@ class TritonPairs:
                 *_pad_diagonals(diagonals),
                 **self._options(blocks),
             )
-        return grad_rows.sum(0) if n_splits > 1 else grad_rows[0]
+        return grad_rows
 
     def _gradients_in_chunks(self, a: Tensor, b: Tensor, needs_grad_columns: bool) -> tuple[Tensor, Tensor]:
         grad_rows = torch.zeros_like(self.rows, dtype=torch.float32)
@@ -185,6 +200,10 @@ class TritonPairs:
 
     def _options(self, blocks: BlockSizes) -> dict[str, Any]:
         return launch_options(self.rows.shape[1], blocks, self.products)
+
+
+def _add(parts: Tensor) -> Tensor:
+    return parts.sum(0) if len(parts) > 1 else parts[0]
 
 
 def launch_options(width: int, blocks: BlockSizes, products: torch.dtype) -> dict[str, Any]:

@@ -44,9 +44,15 @@ def interpret():
         for dtype in (F32,) if n == 1 else (F32, BF16):
             errors |= {f"{name}, {n}, {dtype}": pairs_errors(*case, dtype) for name, case in CASES.items()}
     nt_xent_dispatch.uses_triton = nt_xent_op.uses_triton = lambda rows: True
-    g = torch.Generator().manual_seed(0)
+    nt_xent_dispatch.MIN_ROWS_BFLOAT16 = 0
+    nt_xent_dispatch.has_fast_bfloat16 = nt_xent_dispatch._supports_triton = lambda device: True
+    views = torch.randn(2, 2, 37, 130, generator=torch.Generator().manual_seed(0))
     errors["one-hot rows"] = loss_errors(torch.eye(4), torch.eye(4) + 0.3)
-    errors["wide loss"] = loss_errors(*torch.randn(2, 70, 130, generator=g))
+    errors["one row"] = loss_errors(*views[:, 0, :1])
+    sizes = 10.0 ** torch.arange(-18, 19)[:, None]
+    errors["short and long rows"] = loss_errors(*(views[:, 0] * sizes.masked_fill(sizes == 1, 0)))
+    for dtype in (F32, BF16, torch.float16):
+        errors[f"two losses, {dtype}"] = loss_errors(*views.to(dtype))
     return errors
 
 
@@ -59,16 +65,17 @@ def multiply(self, a, b, total, input_precision, max_num_imprecise_acc):
 
 
 def loss_errors(v, v_prime):
-    """Largest errors of the loss and its gradient against the plain formula in float64."""
+    """Relative errors of the mean loss and of its gradient, times the rows' norms, against the plain formula."""
 
-    def losses_and_gradients(loss, inputs):
+    def loss_and_gradients(loss, inputs):
         inputs = [x.clone().requires_grad_() for x in inputs]
-        losses = loss(*inputs)
-        return [losses, torch.cat(torch.autograd.grad(losses.sum(), inputs))]
+        mean = loss(*inputs).mean()
+        gradients = torch.stack(torch.autograd.grad(mean, inputs)).double()
+        return mean, gradients * torch.stack(inputs).double().norm(dim=-1, keepdim=True)
 
-    found = losses_and_gradients(lambda v, w: nt_xent_op.blockwise_nt_xent(v, w, 0.5, None), (v, v_prime))
-    exact = losses_and_gradients(lambda v, w: plain_nt_xent(v, w, 0.5), (v.double(), v_prime.double()))
-    return [float((x - y).abs().max().detach()) for x, y in zip(found, exact, strict=True)]
+    found = loss_and_gradients(lambda v, w: nt_xent_op.blockwise_nt_xent(v, w, 0.5, None), (v, v_prime))
+    exact = loss_and_gradients(lambda v, w: plain_nt_xent(v, w, 0.5), (v.double(), v_prime.double()))
+    return [relative_error(*pair) for pair in zip(found, exact, strict=True)]
 
 
 def pairs_errors(n_rows, n_columns, d, diagonals, temperature, products):

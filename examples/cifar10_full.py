@@ -94,7 +94,7 @@ class Settings:
 
 
 QUICK = Settings(
-    preset="quick", encoder="small", epochs=6, batch_size=128, optimizer="momentum", lr=0.2, weight_decay=5e-4,
+    preset="quick", encoder="small", epochs=5, batch_size=128, optimizer="momentum", lr=0.2, weight_decay=5e-4,
     warmup_epochs=1, loss_temperature=0.2, min_crop=0.2, symmetric=True, location_std=4.0, deterministic=1.0,
     covariance=0.2, finetune_epochs=2, finetune_lr=0.1, supervised_epochs=3, probe=(1e-2,),
 )  # fmt: skip

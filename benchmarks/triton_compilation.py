@@ -24,9 +24,8 @@ from triton.compiler import ASTSource
 
 from benchmarks import environment
 from stochastic_bottleneck.kernels import nt_xent_blocks as blocks
-from stochastic_bottleneck.kernels import nt_xent_rows_triton as row_kernels
+from stochastic_bottleneck.kernels import nt_xent_triton
 from stochastic_bottleneck.kernels import nt_xent_triton_kernels as kernels
-from stochastic_bottleneck.kernels.nt_xent_triton import launch_options
 
 PATH = environment.RESULTS / "triton" / "compilation.json"
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # A100; 3090; 4090 and L4; H100 and H200; B200; 5090
@@ -39,7 +38,7 @@ KERNELS = {
     "product": kernels.add_product_kernel,
     "product, transposed": kernels.add_product_kernel,
 }
-ROWS = {name: getattr(row_kernels, f"{name}_kernel") for name in ("unit_rows", "losses", "grad_views")}
+ROWS = {name: getattr(kernels, f"{name}_kernel") for name in ("unit_rows", "losses", "grad_views")}
 TENSOR_CORES = ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
 INTEGERS = {"n_rows", "n_columns", "split_size", "stride", "row_stride", "column_stride", "n_pairs", "n"}
 INTEGERS |= {"n_numbers", "n_splits"}
@@ -60,13 +59,13 @@ def compile_kernel(arch: int, name: str, dtype: torch.dtype, width: int) -> dict
     """A row of the table."""
     kernel, used, capability, chosen = (KERNELS | ROWS)[name], name.partition(",")[0], divmod(arch, 10), None
     if name in ROWS:
-        constants = row_kernels._pairs_of(torch.empty(1, 2, 1, width, device="meta"))
-        constants |= {"BLOCK": row_kernels.LOSSES} if name == "losses" else {}
-        constants |= {"TINY": 1e-38, "MIN_NORM": row_kernels.MIN_NORM, "LIMIT": torch.finfo(dtype).max}
+        constants = nt_xent_triton._pairs_of(torch.empty(1, 2, 1, width, device="meta"))
+        constants |= {"BLOCK": nt_xent_triton.LOSSES} if name == "losses" else {}
+        constants |= {"TINY": 1e-38, "MIN_NORM": nt_xent_triton.MIN_NORM, "LIMIT": torch.finfo(dtype).max}
         constants = {key: x for key, x in constants.items() if key in (*kernel.arg_names, "num_warps")}
     else:
         chosen = blocks.choose(used, dtype, width, capability, blocks.SHARED_MEMORY.get(capability, 99 << 10))
-        constants = launch_options(width, chosen, dtype)
+        constants = nt_xent_triton.launch_options(width, chosen, dtype)
     options = {key: constants.pop(key) for key in ("num_warps", "num_stages") if key in constants}
     if used == "product":
         constants["column_stride" if name == used else "row_stride"] = 1

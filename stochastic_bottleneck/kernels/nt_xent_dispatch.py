@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import torch
 from torch import Tensor
 
-from stochastic_bottleneck.kernels import nt_xent_rows
+from stochastic_bottleneck.kernels import nt_xent
 from stochastic_bottleneck.kernels.nt_xent_tiled import Precision, TiledPairs
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ def make_pairs(
 
 
 def row_functions(like: Tensor, precision: Precision) -> ModuleType:
-    """`nt_xent_rows_triton` or `nt_xent_rows`."""
+    """`nt_xent_triton` or `nt_xent`, for their functions of pairs of positives."""
     if uses_triton(like) and precision.sums == torch.float32:
-        return importlib.import_module("stochastic_bottleneck.kernels.nt_xent_rows_triton")
-    return nt_xent_rows
+        from stochastic_bottleneck.kernels import nt_xent_triton
+
+        return nt_xent_triton
+    return nt_xent
 
 
 def unit_rows_dtype(like: Tensor, precision: Precision) -> torch.dtype:

@@ -36,6 +36,7 @@ import triton
 from torch import Tensor
 
 from stochastic_bottleneck.kernels import nt_xent_triton_kernels as kernels
+from stochastic_bottleneck.kernels.l2_normalize import MIN_NORM, smallest_scale
 from stochastic_bottleneck.kernels.nt_xent_blocks import BlockSizes, block_sizes, candidates, kind_of
 
 UNUSED_DIAGONAL = -(1 << 31)
@@ -44,6 +45,10 @@ CHUNK_BYTES = 32 << 20
 """Memory of a chunk of G: 4,096 rows and columns in bfloat16, enough for a product to fill the largest GPUs."""
 MM_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()
 """Whether torch.mm can write the float32 sums of a bfloat16 product, on CUDA alone; torch 2.8 and later."""
+NUMBERS = 2048
+"""Numbers of one view in a program that holds rows of both, 16 a thread, unless a row alone has more."""
+LOSSES = 256
+"""Losses in a program."""
 INPUT_PRECISION = {torch.bfloat16: "ieee", torch.float16: "tf32", torch.float32: "tf32x3"}
 """`input_precision` of tl.dot by the dtype of products; it has no effect on bfloat16."""
 
@@ -236,3 +241,73 @@ def _n_multiprocessors(device: torch.device) -> int:
 
 def _pad_diagonals(diagonals: tuple[int, ...]) -> tuple[int, ...]:
     return (*diagonals, *(UNUSED_DIAGONAL,) * (3 - len(diagonals)))
+
+
+# ---- the pairs of positives, with the functions of `nt_xent`, one launch each ---------------------------------------
+
+
+def unit_rows(v: Tensor, v_prime: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows, norms, and the cosine of each row and its positive.
+
+    Args:
+        v: first views. Shape: (N, D) or (K, N, D)
+        v_prime: second views. Shape: as `v`
+        dtype: of the unit rows; the others are float32.
+
+    Returns:
+        Shape: (K, 2, N, D), (K, 2, N, 1) and (K, 2, N)
+    """
+    stack = (v.shape[0] if v.ndim == 3 else 1, 2, v.shape[-2])
+    u = v.new_empty(*stack, v.shape[-1], dtype=dtype)
+    norm, positive = v.new_empty(*stack, 1, dtype=torch.float32), v.new_empty(stack, dtype=torch.float32)
+    options = _pairs_of(u)
+    with torch.cuda.device_of(v):  # Triton launches on the current device
+        kernels.unit_rows_kernel[options.pop("grid")](
+            *(v.contiguous(), v_prime.contiguous(), u, norm, positive),
+            *(stack[0] * stack[2], stack[2], smallest_scale(torch.float32)),
+            MIN_NORM=MIN_NORM,
+            **options,
+        )
+    return u, norm, positive
+
+
+def losses_from_sums(row_sums: Tensor, positive: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, weights and pulls; see `nt_xent.losses_from_sums`."""
+    losses, weight, pull = (torch.empty_like(positive) for _ in range(3))
+    with torch.cuda.device_of(positive):
+        kernels.losses_kernel[triton.cdiv(positive.numel(), LOSSES),](
+            *(row_sums, positive, losses, weight, pull, positive.numel(), len(row_sums), 1 / temperature),
+            TINY=torch.finfo(torch.float32).tiny,
+            BLOCK=LOSSES,
+        )
+    return losses, weight, pull
+
+
+def grad_views(
+    grad_u: Tensor, grad_losses: Tensor, pull: Tensor, u: Tensor, norm: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Gradient of the stacked views; see `nt_xent.grad_views`."""
+    grad, options = torch.empty_like(u, dtype=dtype), _pairs_of(u)
+    grad_losses = grad_losses.reshape(-1)  # of a mean, a view with stride 0
+    with torch.cuda.device_of(u):
+        kernels.grad_views_kernel[options.pop("grid")](
+            *(grad_u, grad_losses, pull, u, norm, grad),
+            *(u.shape[0] * u.shape[2], u.shape[2], u.numel(), len(grad_u), grad_losses.stride(0)),
+            LIMIT=torch.finfo(dtype).max,
+            **options,
+        )
+    return grad
+
+
+def _pairs_of(u: Tensor) -> dict[str, Any]:
+    """Grid and compile-time arguments of a kernel that holds the rows of a few pairs."""
+    width = triton.next_power_of_2(u.shape[-1])
+    n_pairs, block = u.shape[0] * u.shape[2], max(1, NUMBERS // width)
+    warps = min(16, max(4, width // 512))
+    return {
+        "grid": (triton.cdiv(n_pairs, block),),
+        "D": u.shape[-1],
+        "WIDTH": width,
+        "BLOCK": block,
+        "num_warps": warps,
+    }

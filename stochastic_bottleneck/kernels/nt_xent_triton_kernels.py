@@ -1,5 +1,7 @@
 """Triton kernels of `nt_xent_triton`: exponentials of similarities, consumed in registers or written once as weights.
 
+At the end those that take the pairs of positives: unit rows, losses from the sums, and the gradient of the views.
+
 All matrices have contiguous rows of width D, except where strides are passed. A product takes WIDTH of the D numbers of
 a row at a time; with WIDTH >= D, the rows of a program are loaded once. Sums are float32, in an order that the block
 sizes fix: there are no atomic operations, so that a launch gives the same bits every time.
@@ -130,3 +132,98 @@ def add_product_kernel(
         g = tl.load(weights + i[:, None] * row_stride + j[None, :] * column_stride, mask=inside, other=0.0)
         product = tl.dot(g, _load_rows(columns, j, k, n_columns, D, WIDTH), product, input_precision=PRECISION)
     tl.store(addresses, tl.load(addresses, mask=mask, other=0.0) + product, mask=mask)
+
+
+# ---- the pairs of positives ----------------------------------------------------------------------------------------
+# A program has both rows of a few pairs in registers. Pair p = k N + i is row i of loss k in either view; in a stack of
+# Shape: (K, 2, N, ...), these are rows p + k N and p + (k + 1) N.
+
+
+@triton.jit
+def _normalize(x, smallest_scale, MIN_NORM: tl.constexpr):
+    """Unit rows and norms, as `l2_normalize_`."""
+    x = x.to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), 1), smallest_scale)
+    x = x / scale[:, None]
+    norm = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), MIN_NORM)
+    return x / norm[:, None], norm * scale
+
+
+@triton.jit
+def _numbers_of_rows(i, D: tl.constexpr, WIDTH: tl.constexpr):
+    return i[:, None].to(tl.int64) * D + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
+def unit_rows_kernel(
+    v, v_prime, u, norms, positives, n_pairs, n, smallest_scale,
+    MIN_NORM: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Normalize both rows of a block of pairs, and multiply them."""
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = p + p // n * n
+    inside = p < n_pairs
+    mask = inside[:, None] & (tl.arange(0, WIDTH)[None, :] < D)
+    numbers = _numbers_of_rows(p, D, WIDTH)
+    x, norm = _normalize(tl.load(v + numbers, mask=mask, other=0.0).to(tl.float32), smallest_scale, MIN_NORM)
+    y, norm_prime = _normalize(
+        tl.load(v_prime + numbers, mask=mask, other=0.0).to(tl.float32), smallest_scale, MIN_NORM
+    )
+    tl.store(u + _numbers_of_rows(i, D, WIDTH), x.to(u.dtype.element_ty), mask=mask)
+    tl.store(u + _numbers_of_rows(i + n, D, WIDTH), y.to(u.dtype.element_ty), mask=mask)
+    tl.store(norms + i, norm, mask=inside)
+    tl.store(norms + i + n, norm_prime, mask=inside)
+    positive = tl.sum(x * y, 1)
+    tl.store(positives + i, positive, mask=inside)
+    tl.store(positives + i + n, positive, mask=inside)
+
+
+@triton.jit
+def losses_kernel(
+    row_sums, positives, losses, row_weights, pulls, n_rows, n_splits, inverse_temperature,
+    TINY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the splits of a block of rows' sums, and compute log(1 + exp(x)) and its derivative."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < n_rows
+    n = tl.zeros([BLOCK], tl.float32)
+    for _ in range(n_splits):
+        n += tl.load(row_sums + i, mask=mask, other=1.0)
+        row_sums += n_rows
+    x = tl.log(n) - tl.load(positives + i, mask=mask, other=0.0) * inverse_temperature
+    e = tl.exp(-tl.abs(x))
+    # log(1 + e), of which 1 + e keeps few bits of a small e: the error of the sum cancels in the quotient.
+    log1p = tl.where(1 + e == 1, e, tl.log(1 + e) * (e / (1 + e - 1)))
+    pull = tl.where(x < 0, e, 1.0) / (1 + e) * inverse_temperature
+    tl.store(losses + i, tl.maximum(x, 0.0) + log1p, mask=mask)
+    tl.store(row_weights + i, pull / tl.maximum(n, TINY), mask=mask)
+    tl.store(pulls + i, pull, mask=mask)
+
+
+@triton.jit
+def grad_views_kernel(
+    grad_u, grad_losses, pulls, u, norms, grad_views, n_pairs, n, n_numbers, n_splits, stride,
+    LIMIT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the splits of the gradient of a block of pairs' unit rows and that by their positives; undo the norms."""
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = p + p // n * n
+    inside = p < n_pairs
+    mask = inside[:, None] & (tl.arange(0, WIDTH)[None, :] < D)
+    numbers, numbers_prime = _numbers_of_rows(i, D, WIDTH), _numbers_of_rows(i + n, D, WIDTH)
+    q = tl.load(grad_losses + i * stride, mask=inside, other=0.0) * tl.load(pulls + i, mask=inside, other=0.0)
+    g_prime = tl.load(grad_losses + (i + n) * stride, mask=inside, other=0.0)
+    q += g_prime * tl.load(pulls + i + n, mask=inside, other=0.0)
+    x = tl.load(u + numbers, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(u + numbers_prime, mask=mask, other=0.0).to(tl.float32)
+    grad_x, grad_y = -q[:, None] * y, -q[:, None] * x
+    for _ in range(n_splits):
+        grad_x += tl.load(grad_u + numbers, mask=mask, other=0.0)
+        grad_y += tl.load(grad_u + numbers_prime, mask=mask, other=0.0)
+        grad_u += n_numbers
+    grad_x = (grad_x - x * tl.sum(grad_x * x, 1)[:, None]) / tl.load(norms + i, mask=inside, other=1.0)[:, None]
+    grad_y = (grad_y - y * tl.sum(grad_y * y, 1)[:, None]) / tl.load(norms + i + n, mask=inside, other=1.0)[:, None]
+    grad_x = tl.clamp(grad_x, -LIMIT, LIMIT, tl.PropagateNan.ALL)
+    grad_y = tl.clamp(grad_y, -LIMIT, LIMIT, tl.PropagateNan.ALL)
+    tl.store(grad_views + numbers, grad_x.to(grad_views.dtype.element_ty), mask=mask)
+    tl.store(grad_views + numbers_prime, grad_y.to(grad_views.dtype.element_ty), mask=mask)

@@ -164,12 +164,22 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
-            tar.extractall(Path(temporary, "all"), filter="data")
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(Path(temporary, "all"), filter="data")
+            else:
+                tar.extractall(Path(temporary, "all"), [*map(_plain, tar)])
             check_end(tar)
             os.utime(Path(temporary, "all").rename(folder))
     except Exception as error:  # damaged archives raise many types
         raise ImageError(f"cannot unpack {archive}: {error}; replace it, or remove {folder}") from error
     return folder
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Refuse links and names that lead outside, which Python before 3.10.12 and 3.11.4 would follow."""
+    if not (member.isreg() or member.isdir()) or member.name.startswith("/") or ".." in Path(member.name).parts:
+        raise tarfile.ExtractError(f"{member.name} may lead outside; with Python 3.11.4 or later, links are checked")
+    return member
 
 
 def check_end(tar: tarfile.TarFile) -> None:

@@ -1,7 +1,8 @@
 """Block sizes of the Triton kernels, for every GPU with tensor cores for bfloat16 and TF32 (compute capability 8.0).
 
 `nt_xent_blocks.json` holds the fastest block sizes by compute capability, as `python -m benchmarks.autotune` measured
-them. For a kernel that is not in it, the first of `candidates` whose shared memory fits the device is used. Registers
+them. For a kernel that is not in it, the first of `candidates` whose shared memory fits the device is used; nothing is
+timed during training, since block sizes set the order of sums, and a resumed run has to give the same bits. Registers
 need no such rule: all these GPUs have 65,536 in a multiprocessor and 255 in a thread, and with the blocks that are
 chosen no kernel spills on the six that it was compiled for (benchmarks/results/triton/compilation.json).
 """

@@ -152,6 +152,7 @@ def test_linked_class_folders_and_files_are_followed(folder, tmp_path):
     assert check_images(files)
 
 
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="this Python's tarfile does not check links")
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_unpacking_resolves_links(folder, tmp_path, suffix):
     (folder / "dog" / "hard.png").hardlink_to(folder / "cat" / "a.png")
@@ -177,7 +178,7 @@ def test_an_empty_folder_is_unpacked_into(folder, tmp_path):
 def test_archives_that_cannot_be_unpacked_are_named(folder, tmp_path, damage, monkeypatch):
     archive, target = tmp_path / "images.tar", tmp_path / "unpacked"
     if damage.endswith("old"):
-        monkeypatch.delattr(tarfile, "data_filter")
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     with tarfile.open(archive, "w") as tar:
         tar.add(folder, ".")
         if "outside" in damage:

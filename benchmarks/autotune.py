@@ -40,6 +40,7 @@ BFLOAT16 = (
     *((128, 64, 64, 4, 4), (64, 64, 32, 4, 4)),
 )
 FLOAT32 = ((128, 128, 32, 8, 2), (128, 64, 32, 4, 3), (128, 64, 16, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 2))
+FLOAT32 += ((64, 64, 16, 4, 3),)
 RESIDENT = ((128, 128, 128, 8, 2), (128, 64, 128, 8, 2), (64, 128, 128, 8, 2), (64, 64, 128, 4, 3))
 GRADIENTS = ((128, 64, 128, 8, 3), (128, 64, 128, 8, 2), (64, 32, 128, 4, 2), (64, 32, 128, 4, 3))
 PRODUCT = ((128, 32, 128, 8, 3), (128, 32, 64, 4, 3), (64, 32, 64, 4, 3), (128, 16, 64, 8, 4), (64, 32, 32, 4, 3))
@@ -111,8 +112,9 @@ def main(output: Path = environment.RESULTS / "gpu", dry: bool = False) -> None:
             kind = kind_of(kernel, dtype, width)
             if kernel == "product" and dtype == torch.bfloat16 and not dry:
                 continue  # cuBLAS's
-            if kernel == "weights" and nt_xent_blocks.candidates(kind_of("gradients", dtype, width)):
-                continue  # in registers
+            in_registers = bool(nt_xent_blocks.candidates(kind_of("gradients", dtype, width)))
+            if {"weights": in_registers, "gradients": not in_registers}.get(kernel):
+                continue
             space = [x for x in search_space(kind) if nt_xent_blocks.shared_bytes(kind, x) <= shared_memory]
             work, exact = work_and_oracle(kernel, 40 if dry else 4096, width, dtype, device)
             for blocks in space[:2] if dry else space:

@@ -120,7 +120,7 @@ def _distributed_forward(
     stacked = stack_views(v, v_prime)
     local_cache, remote_cache = _new_caches(stacked, caches_exponentials(needs_grad, block_size, v), group, ring)
     remote_rows = _exchange(stacked, group, ring, remote_cache)
-    options = pairs_options(v, temperature, block_size, None, _world_size(group))
+    options = pairs_options(v, temperature, block_size, n_processes=_world_size(group))
     functions = row_functions(v, options[1])
     u, norm, positive = functions.unit_rows(v, v_prime, torch.promote_types(v.dtype, torch.float32))
     row_sums = torch.stack([p.row_sums() for p in pairs_among_views(u, options, local_cache)])
@@ -178,7 +178,7 @@ def _distributed_backward(
     a = g * weight
     remote_rows: Iterable[Any] = Ring(stack_views(v, v_prime), group) if ring else repeat(None)
     remote_a = _exchange(a, group, ring, remote_cache)
-    options = pairs_options(v, temperature, block_size, None, _world_size(group))
+    options = pairs_options(v, temperature, block_size, n_processes=_world_size(group))
     local_a = a.flatten(1)
     local = zip(pairs_among_views(u, options, local_cache), local_a, strict=True)
     grad_u, end = stack_losses([p.gradients(a_k)[0] for p, a_k in local]), 0

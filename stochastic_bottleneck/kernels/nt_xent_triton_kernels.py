@@ -150,6 +150,14 @@ def _normalize(x, smallest_scale, MIN_NORM: tl.constexpr):
 
 
 @triton.jit
+def _block_of_pairs(n_pairs, n, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Pairs of a program, their rows of the first view, and which pairs and numbers exist."""
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = p < n_pairs
+    return p, p + p // n * n, inside, inside[:, None] & (tl.arange(0, WIDTH)[None, :] < D)
+
+
+@triton.jit
 def _numbers_of_rows(i, D: tl.constexpr, WIDTH: tl.constexpr):
     return i[:, None].to(tl.int64) * D + tl.arange(0, WIDTH)[None, :]
 
@@ -160,10 +168,7 @@ def unit_rows_kernel(
     MIN_NORM: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Normalize both rows of a block of pairs, and multiply them."""
-    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i = p + p // n * n
-    inside = p < n_pairs
-    mask = inside[:, None] & (tl.arange(0, WIDTH)[None, :] < D)
+    p, i, inside, mask = _block_of_pairs(n_pairs, n, D, WIDTH, BLOCK)
     numbers = _numbers_of_rows(p, D, WIDTH)
     x, norm = _normalize(tl.load(v + numbers, mask=mask, other=0.0).to(tl.float32), smallest_scale, MIN_NORM)
     y, norm_prime = _normalize(
@@ -206,10 +211,7 @@ def grad_views_kernel(
     LIMIT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add the splits of the gradient of a block of pairs' unit rows and that by their positives; undo the norms."""
-    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i = p + p // n * n
-    inside = p < n_pairs
-    mask = inside[:, None] & (tl.arange(0, WIDTH)[None, :] < D)
+    _, i, inside, mask = _block_of_pairs(n_pairs, n, D, WIDTH, BLOCK)
     numbers, numbers_prime = _numbers_of_rows(i, D, WIDTH), _numbers_of_rows(i + n, D, WIDTH)
     q = tl.load(grad_losses + i * stride, mask=inside, other=0.0) * tl.load(pulls + i, mask=inside, other=0.0)
     g_prime = tl.load(grad_losses + (i + n) * stride, mask=inside, other=0.0)

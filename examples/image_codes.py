@@ -99,14 +99,10 @@ def digest(file: Path) -> str:
 
 
 def write_results(out: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Print a table, and write it as `table.md` and with everything else as `results.json`."""
+    """Print a table, and write its rows with everything else as `results.json`."""
     out.mkdir(parents=True, exist_ok=True)
     write(out / "results.json", json.dumps(provenance() | results | {"rows": rows}, indent=1, default=float))
-    text = lambda x: x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"  # noqa: E731
-    cells = [[text(x) for x in row.values()] for row in rows]
-    table = markdown([*rows[0]], cells)
-    write(out / "table.md", table)
-    print(f"{table}{out}")
+    print(f"{markdown(rows)}{out}")
 
 
 def draw_images(target: Path, lines: Sequence[tuple[str, Sequence[tuple[str, str, bool | None]]]]) -> None:

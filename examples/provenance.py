@@ -51,11 +51,12 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table by rich."""
-    table, console = Table(*map(escape, columns), box=MARKDOWN), Console(file=io.StringIO(), width=10_000)
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table by rich, with a column for each key."""
+    table, console = Table(*map(escape, rows[0]), box=MARKDOWN), Console(file=io.StringIO(), width=10_000)
     for row in rows:
-        table.add_row(*map(escape, row))
+        cells = (x if isinstance(x, str) else f"{x:,.0f}" if x >= 1000 else f"{x:.4g}" for x in row.values())
+        table.add_row(*map(escape, cells))
     console.print(table)
     return "".join(f"{line.strip()}\n" for line in console.file.getvalue().splitlines() if line.strip())
 

@@ -126,10 +126,9 @@ class Run:
             provenance.write(self.path, json.dumps(self.results, indent=1))
 
     def report(self, title: str) -> None:
-        """Print the table of results and keep it as `table.md`."""
+        """Print the table of results, and add its rows to `results.json`."""
         data, seed = self.results["data"], self.settings.seed
         title = f"{data['name']}: {title} on {data['train']:,} images, seed {seed}, tested on {data['test']:,}."
-        columns = "model|features|width|probe %|kNN %|mAP %|fine-tuned %|forest F1 %|ones %|compression"
         table, curves = [], {}
         for name, found in (self.results["baselines"] | self.results["models"]).items():
             tuned = found.get("finetuned", {}).get("accuracy")
@@ -140,13 +139,14 @@ class Run:
                 numbers = r.get("probe"), r.get("knn"), r.get("map"), tuned if (label, part) == (row, "h") else None
                 numbers += r.get("forest", {}).get("f1", [None])[-1], r.get("bits", {}).get("share_of_ones")
                 cells = ["-" if x is None else f"{100 * x:.1f}" for x in numbers]
-                ratio = f"{r['compression']:.0f}x" if "compression" in r else "-"
-                table.append([label, part, str(r.get("dim", "-")), *cells, ratio])
+                row = {"model": label, "features": part, "width": str(r.get("dim", "-"))}
+                row |= zip(("probe %", "kNN %", "mAP %", "fine-tuned %", "forest F1 %", "ones %"), cells, strict=True)
+                table.append(row | {"compression": f"{r['compression']:.0f}x" if "compression" in r else "-"})
                 if "forest" in r:
                     curves[label] = ForestCurve(**r["forest"])
-        text = f"{title}\n\n{provenance.markdown(columns.split('|'), table)}"
-        provenance.write(self.folder / "table.md", text)
-        print(f"\n{text}")
+        self.results |= {"title": title, "rows": table}
+        provenance.write(self.path, json.dumps(self.results, indent=1))
+        print(f"\n{title}\n\n{provenance.markdown(table)}")
         if curves:
             f1_against_bits(curves).figure.savefig(self.folder / "f1_against_bits.png", dpi=150)
 

@@ -13,7 +13,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 RESULTS = Path(__file__).parents[2] / "examples" / "results"
 CLAIMS = ("table", "compression", "bits", "capacity", "collapse", "dims", "counting", "uncertainty")
-OURS = ("probed", "settings", "kl_weight")
+OURS = ("settings", "kl_weight")
 
 
 def read(claim: str) -> dict[str, Any]:
@@ -26,10 +26,11 @@ def shown(cell: Any, form: str) -> str:
     """A cell as text; of several seeds their mean and sample standard deviation."""
     if cell is None or isinstance(cell, str):
         return cell or "-"
-    if not isinstance(cell, list):
+    if not isinstance(cell, dict | list):
         return f"{cell:{form}}"
-    spread = f" ± {statistics.stdev(cell):{form}}" if len(cell) > 1 else ""
-    return f"{statistics.fmean(cell):{form}}{spread}"
+    numbers = list(cell.values()) if isinstance(cell, dict) else cell
+    spread = f" ± {statistics.stdev(numbers):{form}}" if len(numbers) > 1 else ""
+    return f"{statistics.fmean(numbers):{form}}{spread}"
 
 
 def rows(table: dict[str, Any]) -> list[list[str]]:

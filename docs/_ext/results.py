@@ -1,4 +1,4 @@
-"""Directives that show committed results: `results` for JSON and Markdown files, `benchmark` for a benchmark's JSON."""
+"""Directives that show committed results: `results` for any JSON file, `benchmark` for a benchmark's."""
 
 import json
 from pathlib import Path
@@ -21,13 +21,9 @@ def list_table(rows: list[list[str]], style: str = "results") -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown_rows(text: str) -> list[list[str]]:
-    """Read the cells of a Markdown table, the header first."""
-    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("|")]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    if len(rows) < 3 or len({len(row) for row in rows}) != 1:
-        raise ValueError(f"expected one Markdown table with a header, got {len(rows)} lines of a table")
-    return [rows[0], *rows[2:]]
+def shown(cell: str | float) -> str:
+    """A cell of a row of results as text."""
+    return cell if isinstance(cell, str) else f"{cell:,.0f}" if cell >= 1000 else f"{cell:.4g}"
 
 
 def fill_in(template: str, results: dict[str, Any]) -> str:
@@ -39,10 +35,10 @@ def fill_in(template: str, results: dict[str, Any]) -> str:
 
 
 class Results(SphinxDirective):
-    """Show files of results, given relative to the page.
+    """Show JSON files of results, given relative to the page.
 
-    A Markdown file's table is shown as it is. Of JSON files, each line `label: template` of the content is a row and
-    each file a column; the option `header` names the columns. One JSON file without `header` becomes a list of fields.
+    Without content the file's `rows` are shown. Otherwise each line `label: template` of the content is a row and each
+    file a column; the option `header` names the columns. One file without `header` becomes a list of fields.
     """
 
     required_arguments = 1
@@ -67,9 +63,10 @@ class Results(SphinxDirective):
 
     def text(self, paths: list[Path]) -> str:
         """Write the reStructuredText to parse."""
-        if paths[0].suffix == ".md":
-            return list_table(markdown_rows(paths[0].read_text()))
         found = [json.loads(path.read_text()) for path in paths]
+        if not self.content:
+            rows = found[0]["rows"]
+            return list_table([[*rows[0]], *([shown(cell) for cell in row.values()] for row in rows)])
         rows = []
         for line in self.content:
             label, _, template = line.partition(": ")

@@ -6,7 +6,7 @@ Needs runs of StochCon Bern. A random forest sees the most important bits, ranke
 over classes on the test images. Result: does not hold (5 epochs of a small encoder).
 """
 
-from claim import Panel, Rows, Run, ahead, by, main, shown
+from claim import Panel, Rows, Run, ahead, by, columns_of, curve, main, shown
 
 from stochastic_bottleneck.evaluation import forest_curve
 
@@ -20,19 +20,21 @@ def bits_for(curve, share):
     return next(count for count in curve.counts if count > max(below, default=0))
 
 
-def measure(runs: list[Run]):
+def forest(run):
     """Forests on growing numbers of bits."""
+    found = forest_curve(*run.split(run.model("bern"), "z"), counts=COUNTS, seed=run.seed)
+    eleven = found.counts.index(min(11, found.counts[-1]))
+    row = {"F1 with all": found.f1[-1], "bits for 95%": bits_for(found, 0.95)}
+    return row | {"kept by 11": found.f1[eleven] / found.f1[-1], "counts": found.counts, "f1": found.f1}
+
+
+def measure(runs: list[Run]):
+    """F1 of the bits of each size."""
     rows, lines = [], {}
     for dim, group in by(runs, "dim").items():
-        splits = [(run, run.split(run.model("bern"), "z")) for run in group]
-        found = [forest_curve(*split, counts=COUNTS, seed=run.seed) for run, split in splits]
-        counts = found[0].counts
-        rows.append(
-            {"bits": dim, "F1 with all": [curve.f1[-1] for curve in found]}
-            | {"bits for 95%": [bits_for(curve, 0.95) for curve in found]}
-            | {"kept by 11": [curve.f1[counts.index(min(11, dim))] / curve.f1[-1] for curve in found]}
-        )
-        lines[f"of {dim} bits"] = [[n, [curve.f1[i] for curve in found]] for i, n in enumerate(counts)]
+        row = columns_of(group, forest)
+        lines[f"of {dim} bits"] = curve(next(iter(row.pop("counts").values())), row.pop("f1"))
+        rows.append({"bits": dim} | row)
     return rows, {"f1": lines | {"paper: 11 bits": [[11, 0], [11, rows[0]["F1 with all"]]]}}
 
 

@@ -8,7 +8,7 @@ number of bits if they are uncorrelated and 1 for copies of one. Result: holds i
 """
 
 import numpy as np
-from claim import Panel, Rows, Run, ahead, by, columns_of, main, shown
+from claim import Panel, Rows, Run, ahead, by, columns_of, curve, main, shown
 
 from stochastic_bottleneck.codes import share_of_ones
 from stochastic_bottleneck.evaluation import bit_statistics
@@ -24,17 +24,21 @@ def effective_bits(bits):
     return float(np.trace(correlation) ** 2 / np.square(correlation).sum())
 
 
-def measure(runs: list[Run]):
+def describe(run):
     """Balance and redundancy of the bits."""
+    bits = run.split(run.model("bern"), "z")[2]
+    found = bit_statistics(bits)
+    row = {"ones": found.share_of_ones, ENTROPY: found.entropy, CORRELATION: found.correlation}
+    return row | {EFFECTIVE: effective_bits(bits), "shares": np.sort(share_of_ones(bits))}
+
+
+def measure(runs: list[Run]):
+    """The bits of each size."""
     rows, lines = [], {}
     for dim, group in by(runs, "dim").items():
-        codes = [run.split(run.model("bern"), "z")[2] for run in group]
-        found = columns_of([bit_statistics(bits)._asdict() for bits in codes])
-        rows.append({"bits": dim, "ones": found["share_of_ones"], "paper, ones": 0.5})
-        rows[-1] |= {ENTROPY: found["entropy"], CORRELATION: found["correlation"]}
-        rows[-1] |= {EFFECTIVE: [effective_bits(bits) for bits in codes]}
-        shares = np.sort([share_of_ones(bits) for bits in codes])[:, :: max(1, dim // 32)].T.tolist()
-        lines[f"{dim} bits"] = [[100 * (i + 0.5) / len(shares), cell] for i, cell in enumerate(shares)]
+        row = columns_of(group, describe)
+        lines[f"{dim} bits"] = curve(100 * (np.arange(dim) + 0.5) / dim, row.pop("shares"))
+        rows.append({"bits": dim, "ones": row["ones"], "paper, ones": 0.5} | row)
     return rows, {"ones": lines}
 
 

@@ -2,8 +2,8 @@
 
 A script's docstring begins with "Title: claim." Its function `measure` turns runs that differ in their seed into rows
 of a table and curves; `conclude` turns the rows into a sentence and what has to be true for the claim. Runs with other
-numbers of epochs are rows of their own; finding and verdict are about the largest group, or the longest schedule of
-equally large ones.
+numbers of epochs are rows of their own; finding and verdict are about those with the most seeds, then the longest.
+With --add, numbers of other runs stay in the results file, so that a claim can be measured run by run.
 """
 
 import csv
@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -35,9 +35,10 @@ from runs import DEVICE, load_encoder  # noqa: E402
 
 LABELS = {"simclr": "SimCLR", "penalized": "SimCLR + penalty", "bern": "StochCon Bern", "gauss": "StochCon Gauss"}
 LABELS |= {"supervised": "Supervised"}
+IGNORED = {"seed", "out", "models", "precision", "resume", "compile", "logger", "data"}  # no setting of the method
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 Json = dict[str, Any]
-Cell = Any  # text, a number, a list with one number per seed, or None for what was not measured
+Cell = Any  # text, a number, a dictionary of one number per seed (as text), or None for what was not measured
 Rows = list[dict[str, Cell]]
 
 
@@ -46,6 +47,7 @@ class Options:
     """Command line of a script."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()  # Run folders; with none, figure and CSV are made again
+    add: bool = False  # Add to the numbers that are there
     out: Path = EXAMPLES / "results" / "paper"  # Folder of the results and the figure
 
 
@@ -70,6 +72,12 @@ class Run:
         self.settings: Json = self.results["settings"]
         self.seed, data = self.settings["seed"], self.settings["data"]
         self.given = Settings(**self.settings | {"data": data and Path(data)})
+
+    def origin(self) -> Json:
+        """What was trained, on which machine."""
+        about = {name: self.settings[name] for name in ("epochs", "seed", "precision")}
+        about |= {"images": self.results["data"]["name"], "machine": self.results["environment"]["machine"]}
+        return about | {"commit": self.results["commit"]}
 
     def model(self, name: str) -> nn.Module:
         """A saved StochConWrapper, or SimCLR's encoder."""
@@ -100,23 +108,35 @@ def by(runs: Iterable[Run], setting: str) -> dict[Any, list[Run]]:
 
 def values(runs: Iterable[Run], *keys: str) -> Cell:
     """One number of each run's models, found by its keys in results.json; None where no run has it."""
-    found = [reduce(lambda x, key: (x or {}).get(key), keys, run.results["models"]) for run in runs]
-    return [value for value in found if value is not None] or None
+    found = {str(run.seed): reduce(lambda x, key: (x or {}).get(key), keys, run.results["models"]) for run in runs}
+    return {seed: value for seed, value in found.items() if value is not None} or None
 
 
-def columns_of(found: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Turn one dictionary per seed into one list of numbers per key."""
-    return {key: [of_seed[key] for of_seed in found] for key in found[0]}
+def columns_of(runs: Iterable[Run], measure: Callable[[Run], dict[Any, Any]]) -> dict[Any, Cell]:
+    """One cell for each number that is measured of a run."""
+    found = {str(run.seed): measure(run) for run in runs}
+    return {key: {seed: row[key] for seed, row in found.items()} for key in next(iter(found.values()))}
+
+
+def curve(xs: Iterable[Any], found: Cell) -> list[list[Any]]:
+    """Points of a curve: each x with a cell, from one sequence per seed."""
+    cells = (dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True))
+    return [list(point) for point in zip(xs, cells, strict=True)]
+
+
+def numbers(cell: Cell) -> list[float]:
+    """Numbers of a cell."""
+    return list(cell.values()) if isinstance(cell, dict) else [cell]
 
 
 def mean(cell: Cell) -> float:
     """Mean over the seeds."""
-    return float(np.mean(cell))
+    return float(np.mean(numbers(cell)))
 
 
 def spread(cell: Cell) -> float:
     """Sample standard deviation over the seeds; 0 for a single number."""
-    return float(np.std(cell, ddof=1)) if np.size(cell) > 1 else 0.0
+    return float(np.std(found, ddof=1)) if len(found := numbers(cell)) > 1 else 0.0
 
 
 def ahead(a: Cell, b: Cell) -> bool:
@@ -134,9 +154,7 @@ def shown(cell: Cell, form: str = ".1%") -> str:
     return "-" if cell is None else f"{mean(cell):{form}}"
 
 
-def main(
-    doc: str, measure: Any, conclude: Any, figure: Sequence[Panel], formats: dict[str, str], names: Json | None = None
-) -> None:
+def main(doc: str, measure: Any, conclude: Any, figure: list[Panel], formats: Json, names: Json | None = None) -> None:
     """Measure the runs of the command line, write the results as JSON and CSV, and draw the figure.
 
     `formats` says how to show the numbers of a column; others are integers or shown in percent. `names` replaces those
@@ -145,66 +163,97 @@ def main(
     options, names = tyro.cli(Options, description=doc), names or {"column": "metric"}
     path = options.out / f"{Path(sys.argv[0]).stem}.json"
     if options.runs:
-        groups = sorted(by(map(Run, options.runs), "epochs").values(), key=len)[::-1]
-        measured = [measure(runs) for runs in groups]
-        (rows, curves), origins = measured[0], [origin(runs) for runs in groups]
-        form = {name: "d" if isinstance(cell, int) else ".1%" for name, cell in rows[0].items()} | formats
-        table: Json = {"columns": ["epochs", *form], "formats": ["d", *form.values()], "rows": []}
-        for (of_group, _), about in zip(measured, origins, strict=True):
-            table["rows"] += [[about["epochs"], *map(row.get, form)] for row in of_group]
+        results = measured([Run(folder) for folder in options.runs], measure, formats)
+        if options.add:
+            results = added(json.loads(path.read_text()), results)
         title, _, paper = doc.splitlines()[0].partition(": ")
-        results = {"claim": path.stem, "title": title, "paper": paper, **verdict(*conclude(rows), groups[0])}
-        results |= {**provenance(), "data": groups[0][0].results["data"], "seeds": origins[0]["seeds"]}
-        results |= {"runs": origins, "table": table, "curves": curves}
-        text = json.dumps(results, indent=1, default=float)
-        write(path, re.sub(r"\[[^][{}]*\]", lambda cells: " ".join(cells[0].split()), text) + "\n")
+        about = {"claim": path.stem, "title": title, "paper": paper, **verdict(results, conclude), **provenance()}
+        text = json.dumps(about | results, indent=1, default=float)
+        text = re.sub(r"[\[{][^][{}]*[]}]", lambda cells: " ".join(cells[0].split()), text)  # cells in a line
+        write(path, text + "\n")
     results = json.loads(path.read_text())
     write_csv(path.with_name(names.get(f"{path.stem}.csv", f"{path.stem}.csv")), results, names)
     draw(results, figure).savefig(path.with_suffix(".png"), dpi=110)
     print(f"{results['title']}: {results['verdict']}. {results['finding']}\n{path}")
 
 
+def measured(runs: Sequence[Run], measure: Any, formats: Json) -> Json:
+    """Numbers of runs, where they come from, and the settings that runs of equal length share."""
+    found: Json = {"runs": {run.folder.name: run.origin() for run in runs}, "settings": {}, "curves": {}}
+    rows: Rows = []
+    for epochs, group in by(runs, "epochs").items():
+        of_group, found["curves"][str(epochs)] = measure(group)
+        rows += [{"epochs": epochs} | row for row in of_group]
+        shared = {k: v for k, v in group[0].settings.items() if all(v == run.settings[k] for run in group)}
+        found["settings"][str(epochs)] = {k: v for k, v in shared.items() if k not in IGNORED}
+    form = {name: "d" if isinstance(cell, int) else ".1%" for name, cell in rows[0].items()} | formats
+    cells = [[row.get(name) for name in form] for row in rows]
+    return found | {"table": {"columns": [*form], "formats": [*form.values()], "rows": cells}}
+
+
+def added(old: Json, new: Json) -> Json:
+    """Join results; a number that was measured again replaces the older one."""
+    pairs = {"columns": (old["table"]["columns"], new["table"]["columns"])}
+    for epochs, settings in new["settings"].items():
+        before = old["settings"].get(epochs, {})
+        pairs |= {name: (before[name], settings[name]) for name in settings if name in before}
+    for name, (was, now) in pairs.items():
+        if was != now:
+            raise ValueError(f"--add: {name} was {was}, of these runs it is {now}; measure without --add")
+    rows: dict[Any, Any] = {}
+    for row in old["table"]["rows"] + new["table"]["rows"]:
+        key = tuple(cell for cell in row if isinstance(cell, str | int))
+        rows[key] = joined(rows.get(key), row)
+    ordered = sorted(rows.values(), key=lambda row: [cell for cell in row[:2] if isinstance(cell, int)])
+    return {key: joined(old[key], new[key]) for key in new} | {"table": new["table"] | {"rows": ordered}}
+
+
+def joined(old: Any, new: Any) -> Any:
+    """Join dictionaries by key, and lists of equal length by index; of two values the newer counts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: joined(old.get(key), value) for key, value in new.items()}
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [joined(*pair) for pair in zip(old, new, strict=True)]
+    return old if new is None else new
+
+
 def write_csv(path: Path, results: Json, names: Json) -> None:
     """Write one number of one seed a line."""
     columns, rows = results["table"]["columns"], results["table"]["rows"]
-    seeds = {about["epochs"]: about["seeds"] for about in results["runs"]}
     keys = [i for i in range(len(columns)) if all(isinstance(row[i], str | int) for row in rows)]
     lines = [[*(columns[i] for i in keys), "column", "seed", "value"]]
     for row, (i, column) in itertools.product(rows, enumerate(columns)):
-        numbers = zip(seeds[row[0]], row[i], strict=False) if isinstance(row[i], list) else ()
-        lines += [[*(row[key] for key in keys), column, *number] for number in numbers]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([names.get(x, x) for x in line] for line in lines)
+        found = row[i].items() if isinstance(row[i], dict) else ()
+        lines += [[*(row[key] for key in keys), column, *number] for number in found]
+    csv.writer(text := io.StringIO(), lineterminator="\n").writerows([names.get(x, x) for x in line] for line in lines)
     write(path, text.getvalue())
 
 
-def origin(runs: list[Run]) -> Json:
-    """Where runs come from, with the settings that they share."""
-    first, seeds, commits = runs[0], {run.seed for run in runs}, {run.results["commit"] for run in runs}
-    shared = {k: v for k, v in first.settings.items() if all(v == run.settings[k] for run in runs)}
-    about = {"epochs": first.settings["epochs"], "seeds": sorted(seeds), "commits": sorted(commits)}
-    return about | {"data": first.results["data"]["name"], "settings": shared}
+def leading(results: Json) -> tuple[int, int]:
+    """Number of seeds, and epochs, of the runs that finding and verdict are about."""
+    runs = {(run["epochs"], run["seed"]) for run in results["runs"].values()}
+    return max((sum(other == epochs for other, _ in runs), epochs) for epochs, _ in runs)
 
 
-def verdict(finding: str, criteria: dict[str, bool], runs: list[Run]) -> Json:
+def verdict(results: Json, conclude: Any) -> Json:
     """What follows from the criteria; nothing from a single seed, which has no spread."""
-    met, several = sum(criteria.values()), len({run.seed for run in runs}) > 1
-    said = "holds" if met == len(criteria) else "holds in part" if met else "does not hold"
-    return {"finding": finding, "verdict": said if several else None, "criteria": criteria}
+    finding, criteria = conclude(rows_of(results))
+    said = "holds" if all(criteria.values()) else "holds in part" if any(criteria.values()) else "does not hold"
+    return {"finding": finding, "verdict": said if leading(results)[0] > 1 else None, "criteria": criteria}
 
 
 def rows_of(results: Json) -> Rows:
     """Rows of the table that finding and verdict are about."""
-    names, rows, epochs = results["table"]["columns"], results["table"]["rows"], results["runs"][0]["epochs"]
+    names, rows, (_, epochs) = results["table"]["columns"], results["table"]["rows"], leading(results)
     return [dict(zip(names[1:], row[1:], strict=True)) for row in rows if row[0] == epochs]
 
 
-def draw(results: Json, figure: Sequence[Panel]) -> Figure:
+def draw(results: Json, figure: list[Panel]) -> Figure:
     """Draw lines against numbers, and dots against text."""
     drawing = Figure(figsize=(max(6.5, 4.5 * len(figure)), 3.6), layout="constrained")
-    panels = drawing.subplots(1, len(figure), squeeze=False)[0]
+    panels, curves = drawing.subplots(1, len(figure), squeeze=False)[0], results["curves"][str(leading(results)[1])]
     for axes, panel in zip(panels, figure, strict=True):
-        lines = {label: list(line) for label, line in results["curves"].get(panel.curves, {}).items()}
+        lines = {label: list(line) for label, line in curves.get(panel.curves, {}).items()}
         rows = [row for row in rows_of(results) if not panel.where or row.get(panel.where[0]) == panel.where[1]]
         for row, name in itertools.product(rows, panel.columns):
             line = lines.setdefault(", ".join(row[text] for text in panel.by) or name, [])
@@ -213,7 +262,7 @@ def draw(results: Json, figure: Sequence[Panel]) -> Figure:
         for i, (label, line) in enumerate(lines.items()):
             x, color = [x for x, _ in line], COLORS[i % len(COLORS)]
             if texts:
-                dots = [[panel.factor * value, texts.index(x)] for x, y in line for value in np.atleast_1d(y)]
+                dots = [[panel.factor * value, texts.index(x)] for x, y in line for value in numbers(y)]
                 axes.plot(*np.reshape(dots, (-1, 2)).T, "osD^v"[i % 5], color=color, markersize=4, label=label)
                 continue
             middle, width = (panel.factor * np.array([of(y) for _, y in line]) for of in (mean, spread))

@@ -9,7 +9,7 @@ the mean over dimensions and the images of a training batch. Result: holds in pa
 import csv
 import statistics
 
-from claim import Panel, Rows, Run, ahead, by, main, shown, values
+from claim import Panel, Rows, Run, ahead, by, columns_of, curve, main, shown, values
 
 FIGURE = [Panel("posterior variance", "step of pretraining", curves="variance", log="y", factor=1)]
 
@@ -24,24 +24,21 @@ def variances(run):
     return [(epoch, step, variance) for step, (epoch, variance) in sorted(found.items())]
 
 
-def last_epoch(run):
-    """Mean of the posterior variance over the last epoch."""
-    logged = variances(run)
-    return statistics.fmean(value for epoch, _, value in logged if epoch == logged[-1][0])
+def describe(run):
+    """The variance of one run; at the end, its mean over the last epoch."""
+    epochs, steps, logged = zip(*variances(run), strict=True)
+    final = statistics.fmean(logged[epochs.index(epochs[-1]) :])
+    return {"at the end": final, "left of the start": final / logged[0], "steps": steps, "curve": logged}
 
 
 def measure(runs: list[Run]):
     """Variance over training."""
     rows, lines = [], {}
     for view, group in by(runs, "variance_from").items():
-        logged, final = [variances(run) for run in group], [last_epoch(run) for run in group]
-        rows.append(
-            {"variance from": f"{view} view", "at the end": final}
-            | {"left of the start": [end / first[2] for end, (first, *_) in zip(final, logged, strict=True)]}
-            | {f"probe on {part}": values(group, "gauss", part, "probe") for part in "hz"}
-        )
-        steps = zip(*logged, strict=True)
-        lines[f"from the {view} view"] = [[step[0][1], [value for *_, value in step]] for step in steps]
+        row = columns_of(group, describe)
+        lines[f"from the {view} view"] = curve(next(iter(row.pop("steps").values())), row.pop("curve"))
+        probes = {f"probe on {part}": values(group, "gauss", part, "probe") for part in "hz"}
+        rows.append({"variance from": f"{view} view"} | row | probes)
     return rows, {"variance": lines}
 
 

@@ -30,12 +30,12 @@ def measure(runs: list[Run]):
     rows, splits = [], {(name, run): run.split(run.model(name)) for name, run in found}
     simclr = [run for name, run in splits if name == "simclr"]
     for bits, group in by(runs, "dim").items():
-        found = defaultdict(list)
+        found = defaultdict(dict)
         for (name, run), (x, y, x_test, y_test) in sorted(splits.items(), key=lambda item: item[0][1].seed):
             for code, codes, distance in other_codes(x, x_test, bits, run.seed):
                 label = METHODS[code] if name == "simclr" else f"{METHODS[code]}, {LABELS[name]}"
                 for metric, value in scores(codes, (y, y_test), distance, run.given.probe).items():
-                    found[metric, label].append(value)
+                    found[metric, label][run.seed] = value
         for metric, title in METRICS.items():
             row = {"metric": title, "bits": bits, "compression": compression_ratio((3, 32, 32), bits)}
             row |= {OURS: values(group, "bern", "z", metric)}

@@ -8,7 +8,7 @@ classes show its bias. Nearest codes are those of training images. Result: holds
 
 import faiss
 import numpy as np
-from claim import Panel, Rows, Run, ahead, columns_of, main, shown
+from claim import Panel, Rows, Run, ahead, columns_of, curve, main, shown
 
 from stochastic_bottleneck.codes import bit_class_information, distinct_codes, pack_bits
 
@@ -40,8 +40,8 @@ def count(run):
 
 def measure(runs: list[Run]):
     """Counts on the codes of training and test images."""
-    row = columns_of([count(run) for run in runs])
-    line = [[i + 1, list(cell)] for i, cell in enumerate(zip(*row.pop("curve"), strict=True))]
+    row = columns_of(runs, count)
+    line = curve(range(1, runs[0].settings["dim"] + 1), row.pop("curve"))
     return [{"bits": runs[0].settings["dim"], **row}], {"information": {"information": line}}
 
 

@@ -5,8 +5,8 @@
 Needs runs of StochCon Gauss at several sizes. Result: holds in part (5 epochs of a small encoder).
 """
 
-from claim import Panel, Rows, Run, by, main, rises, shown, values
-from collapse import last_epoch
+from claim import Panel, Rows, Run, by, columns_of, main, rises, shown, values
+from collapse import describe
 
 FIGURE = [
     Panel("linear probe (%)", "dim", ("probe on z", "probe on h"), log="x"),
@@ -19,7 +19,7 @@ def measure(runs: list[Run]):
     rows = [
         {"dim": dim}
         | {f"probe on {part}": values(group, "gauss", part, "probe") for part in "zh"}
-        | {"posterior variance": [last_epoch(run) for run in group]}
+        | {"posterior variance": columns_of(group, describe)["at the end"]}
         for dim, group in by(runs, "dim").items()
     ]
     return rows, {}

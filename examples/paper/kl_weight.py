@@ -10,6 +10,7 @@ for a normal distribution; a decided bit has a probability of at least 0.9. Resu
 import numpy as np
 import torch
 from claim import LABELS, Panel, Rows, Run, ahead, by, columns_of, main, shown, values
+from scipy.stats import kurtosis
 from torchvision.transforms.v2 import Lambda
 
 COLUMNS = {"KL": ".1f", "kurtosis": ".1f", "standard deviation": ".1f", "decided bits": ".1%"}
@@ -26,11 +27,9 @@ def describe(run, name):
         return torch.cat([posterior[0], posterior.kl()[:, None]], dim=1)  # logits or means, and the KL
 
     found = run.encode(Lambda(latent), run.images()[1].pixels).features.astype(np.float64)
-    location, centered = found[:, :-1], found[:, :-1] - found[:, :-1].mean(axis=0)
-    variance = np.square(centered).mean(axis=0)
-    kurtosis, decided = (centered**4).mean(axis=0) / variance**2, np.abs(location) > np.log(9)
-    numbers = found[:, -1].mean(), kurtosis.mean(), np.sqrt(variance.mean()), decided.mean()
-    return dict(zip(COLUMNS, numbers, strict=True))
+    location, decided = found[:, :-1], np.abs(found[:, :-1]) > np.log(9)
+    outliers, scale = kurtosis(location, fisher=False).mean(), np.sqrt(location.var(axis=0).mean())
+    return dict(zip(COLUMNS, (found[:, -1].mean(), outliers, scale, decided.mean()), strict=True))
 
 
 def measure(runs: list[Run]):
@@ -42,7 +41,7 @@ def measure(runs: list[Run]):
     for name in ("bern", "gauss"):
         for scale, of_scale in by(runs, "scale").items():
             for weight, group in by(of_scale, "kl").items():
-                row = columns_of([describe(run, name) for run in group])
+                row = columns_of(group, lambda run, name=name: describe(run, name))
                 row |= {f"kNN on {part}": values(group, name, part, "knn") for part in "zh"}
                 row["decided bits"] = row["decided bits"] if name == "bern" else None
                 rows.append({"model": LABELS[name], "scale": scale, "KL weight": weight} | row)

@@ -64,6 +64,5 @@ for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/long-* "$
 measure compression "$runs"/base-* "$runs"/long-* "$runs"/dim*
 measure dims "$runs"/base-* "$runs"/dim*
 measure collapse "$runs"/base-* "$runs"/own-*
-measure probed "$runs"/chosen-*
 measure settings "$runs"/start-* "$runs"/chosen-* "$runs"/try-*
 measure kl_weight "$runs"/kl*

@@ -6,10 +6,8 @@ Our search for the settings of the preset cpu: each alternative is trained on fo
 evaluated on the rest, not on the test images. The first run is the start. Result: holds (5 epochs of a small encoder).
 """
 
-import numpy as np
-from claim import LABELS, Panel, Rows, Run, ahead, main, shown, values
+from claim import IGNORED, LABELS, Panel, Rows, Run, ahead, main, shown, values
 
-IGNORED = {"seed", "out", "models", "precision", "resume", "compile", "logger", "data"}
 START, ON = "start", ("probe on h", "probe on z")
 FIGURE = [Panel(f"{name}, held out (%)", "setting", (name,), by=("model",)) for name in ON]
 SCORES = {"probe on h": "h probe", "kNN on h": "h knn", "probe on z": "z probe", "kNN on z": "z knn"}
@@ -34,7 +32,7 @@ def conclude(rows: Rows):
     """Compare the setting that was chosen, which has several seeds, with the one that the search began with."""
     found = {(row["setting"], row["model"]): row for row in rows}
     tried = [row for row in rows if row["setting"] != START]
-    choice = max(tried, key=lambda row: np.size(row[ON[0]]))["setting"]
+    choice = max(tried, key=lambda row: len(row[ON[0]]))["setting"]
     criteria, parts = {}, []
     for model in ("StochCon Bern", "StochCon Gauss"):
         start, chosen = found[START, model], found[choice, model]

@@ -1,6 +1,5 @@
 """What docs/measured.rst and docs/choosing.rst say in words holds for the committed results."""
 
-import itertools
 import json
 import statistics
 import sys
@@ -16,7 +15,8 @@ LATENTS = ("StochCon Bern", "StochCon Gauss")
 def rows(claim, epochs=5):
     """Rows of a results file's table by column; numbers are lists of one a seed."""
     table = json.loads((ROOT / "examples" / "results" / "paper" / f"{claim}.json").read_text())["table"]
-    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"] if row[0] == epochs]
+    cells = [[list(cell.values()) if isinstance(cell, dict) else cell for cell in row] for row in table["rows"]]
+    return [dict(zip(table["columns"], row, strict=True)) for row in cells if epochs in (row[0], None)]
 
 
 def mean(cell):
@@ -50,14 +50,6 @@ def test_noise_is_a_part_of_the_gap_and_the_bottleneck_the_rest(tried, model):
     assert noisy + 0.01 < quiet < simclr - 0.01
 
 
-def test_the_step_to_probabilities_loses_most():
-    of_step = {row["probe on"]: mean(row["StochCon Bern"]) for row in rows("probed")}
-    steps = itertools.pairwise(("h", "logits", "probabilities", "z"))
-    losses = {b: of_step[a] - of_step[b] for a, b in steps}
-    assert max(losses, key=losses.get) == "probabilities"
-    assert losses["probabilities"] > of_step["probabilities"] - of_step["one sample"]
-
-
 def test_bits_repeat_each_other_with_and_without_noise(tried):
     noisy, quiet = (tried[setting, "StochCon Bern"]["correlation"][0] for setting in ("start", "samples=0"))
     assert abs(noisy - quiet) < 0.02
@@ -81,10 +73,9 @@ def test_posteriors_detect_low_contrast_and_are_more_certain_of_foreign_images()
         if "posterior" in row["uncertainty"]:
             others = [mean(row[kind]) for kind in ("noise", "blur", "pixelate", "jpeg")]
             assert max(others) < 0.6 < 0.7 < mean(row["contrast"])
-            assert max(mean(row["digits"]), mean(row["Fashion-MNIST"])) < 0.1
+            assert mean(row["digits"]) < 0.1
         else:
-            for kind in ("digits", "Fashion-MNIST"):
-                assert mean(row[kind]) - statistics.stdev(row[kind]) < 0.5
+            assert mean(row["digits"]) - statistics.stdev(row["digits"]) < 0.5
 
 
 def test_tables_show_means_and_deviations(tmp_path, monkeypatch):
@@ -102,7 +93,7 @@ def test_tables_show_means_and_deviations(tmp_path, monkeypatch):
         found = claims.read(claim)
         assert found["finding"] in texts["claims_paper"] + texts["claims_ours"]
         assert texts[f"claim_{claim}"].count("\n") == len(found["table"]["rows"]) + 5
-    assert page.count(".png") == 11
+    assert page.count(".png") == 10
     del sys.modules["claims"]
 
 
@@ -117,9 +108,7 @@ def load(name):
 
 def seeds(claim, score, **wanted):
     """One number per seed, from the row of a claim's table with the wanted values."""
-    table = load(claim)["table"]
-    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
-    [found] = [row[score] for row in rows if all(row[key] == value for key, value in wanted.items())]
+    [found] = [row[score] for row in rows(claim, None) if all(row[key] == value for key, value in wanted.items())]
     return found if isinstance(found, list) else [found]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import sys
 import textwrap
@@ -64,7 +65,7 @@ PAGE = """Page
 
    Command: ``{command}``
 
-.. results:: a.md
+.. results:: c.json
 .. results:: missing.json
 .. results:: a.json
 
@@ -76,7 +77,8 @@ def test_files_become_tables_and_missing_files_and_values_are_warnings(tmp_path,
     (tmp_path / "index.rst").write_text(PAGE)
     (tmp_path / "a.json").write_text('{"command": "run a", "h": {"probe": 0.534}}')
     (tmp_path / "b.json").write_text('{"command": "run b"}')
-    (tmp_path / "a.md").write_text("Title\n\n| model | probe |\n| --- | --- |\n| SimCLR | 53.4 |\n| pixels | - |\n")
+    rows = [{"model": "SimCLR", "probe": 53.4}, {"model": "pixels", "probe": "-"}]
+    (tmp_path / "c.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
     monkeypatch.delitem(sys.modules, "results", raising=False)
     log, settings = io.StringIO(), {"extensions": ["results"]}

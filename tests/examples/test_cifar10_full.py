@@ -1,6 +1,7 @@
 """The full run on CIFAR-10: what it leaves, the data it takes, and that several processes train as one does."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -37,8 +38,8 @@ def whole(images, tmp_path_factory):
 
 def test_the_run_ends_in_a_table_of_all_models(whole):
     folder, output = whole
-    rows = [line.split("|")[1:-1] for line in (folder / "table.md").read_text().splitlines() if "|" in line]
-    cells = {(row[0].strip(), row[1].strip()): [cell.strip() for cell in row[2:]] for row in rows}
+    rows = [[*row.values()] for row in json.loads((folder / "results.json").read_text())["rows"]]
+    cells = {(model, features): numbers for model, features, *numbers in rows}
     assert cells["StochCon Bern", "z"][-1] == "1536x"  # 32 x 32 x 3 x 8 bits over 16
     assert cells["Supervised", "h"][:3] == ["-", "-", "-"]
     for model in ("SimCLR", "StochCon Bern", "StochCon Gauss"):

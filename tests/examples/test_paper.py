@@ -14,7 +14,6 @@ import pytest
 import sklearn.datasets
 import timm
 import torch
-import torchvision
 from cifar10_full import Settings, build_model
 from safetensors.torch import save_file
 
@@ -24,7 +23,7 @@ from stochastic_bottleneck.hub import HubModel
 PAPER = Path(__file__).parents[2] / "examples" / "paper"
 RESULTS = PAPER.parent / "results" / "paper"
 CLAIMS = {  # with the runs of each
-    **dict.fromkeys(("table", "counting", "uncertainty", "probed"), ("base",)),
+    **dict.fromkeys(("table", "counting", "uncertainty"), ("base",)),
     **dict.fromkeys(("compression", "bits", "capacity", "dims"), ("base", "dim8")),
     "collapse": ("base", "own"),
     "settings": ("base", "chosen"),
@@ -67,6 +66,7 @@ def runs(tmp_path_factory):
             found = {"h": scores, "z": scores, "finetuned": TUNED}
             models = {"simclr": found, "bern": found, "gauss": found, "supervised": {"finetuned": TUNED}}
             results = {"models": models, "settings": asdict(settings), "data": {"name": "toy"}, "commit": "12"}
+            results["environment"] = {"machine": "toy"}
             (folder / "results.json").write_text(json.dumps(results, default=str))
     return root
 
@@ -82,11 +82,9 @@ def start(monkeypatch, tmp_path):
     pixels = (noise + 40 * classes[:, None, None, None]).byte()
     images = SimpleNamespace(pixels=pixels, labels=classes.roll(1).where(torch.arange(60) < 9, classes))
     digits = SimpleNamespace(images=16 * np.random.default_rng(0).random((20, 8, 8)))
-    fashion = SimpleNamespace(data=torch.randint(256, (20, 28, 28), dtype=torch.uint8))
     monkeypatch.setattr(claim, "load_images", lambda settings: (images, images))
     monkeypatch.setattr(evaluation, "forest_curve", partial(evaluation.forest_curve, trees=5, jobs=1))
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", lambda *args, **options: fashion)
 
     def run(name, *folders):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, folders), "--out", str(tmp_path)])
@@ -99,31 +97,36 @@ def start(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_script_writes_its_results_and_figure(name, runs, start, tmp_path):
     results = start(name, *[runs / f"{run}-{seed}" for run in CLAIMS[name] for seed in (0, 1)])
-    assert (results["claim"], results["seeds"], results["runs"][0]["commits"]) == (name, [0, 1], ["12"])
+    assert results["claim"] == name
+    assert {(run["seed"], run["commit"]) for run in results["runs"].values()} == {(0, "12"), (1, "12")}
     assert results["verdict"] in ("holds", "holds in part", "does not hold")
     table = results["table"]
     assert {len(row) for row in table["rows"]} == {len(table["columns"])} == {len(table["formats"])}
-    assert any(isinstance(cell, list) and len(cell) == 2 for row in table["rows"] for cell in row)
+    cells = [cell.values() for row in table["rows"] for cell in row if isinstance(cell, dict)]
+    assert max(map(len, cells)) == 2
     lines = [*csv.DictReader(next(tmp_path.glob("*.csv")).read_text().splitlines())]
     assert {line["seed"] for line in lines} == {"0", "1"}
-    cells = [cell for row in table["rows"] for cell in row if isinstance(cell, list)]
-    assert {float(line["value"]) for line in lines} == {value for cell in cells for value in cell[:2]}  # one a seed
+    assert {float(line["value"]) for line in lines} == {value for cell in cells for value in cell}
     figure = tmp_path / f"{name}.png"
     figure.unlink()
     assert start(name) == results  # without runs the figure is drawn again
     assert figure.read_bytes().startswith(b"\x89PNG")
+    for seed, add in ((0, ()), (1, ("--add",))):
+        apart = start(name, *[runs / f"{run}-{seed}" for run in CLAIMS[name]], *add)
+    assert apart | {"command": results["command"]} == results
 
 
 def test_one_seed_gives_no_verdict_and_epochs_are_rows_of_their_own(runs, start, tmp_path):
     assert start("table", runs / "base-0")["verdict"] is None
+    with pytest.raises(ValueError, match=r"--add: location_std was 2\.0, of these runs it is 4\.0"):
+        start("table", runs / "chosen-1", "--add")
     results = json.loads((runs / "base-0" / "results.json").read_text())
     results["settings"]["epochs"] = 40
     (tmp_path / "long").mkdir()
     (tmp_path / "long" / "results.json").write_text(json.dumps(results))
     found = start("table", tmp_path / "long", runs / "base-0", runs / "base-1")
     assert [row[0] for row in found["table"]["rows"]] == 4 * [5] + 4 * [40]
-    assert [found["table"]["rows"][i][2] for i in (0, 4)] == [[0.5, 0.51], [0.5]]
-    assert found["seeds"] == [0, 1]
+    assert [found["table"]["rows"][i][2] for i in (0, 4)] == [{"0": 0.5, "1": 0.51}, {"0": 0.5}]
 
 
 @pytest.mark.parametrize("name", CLAIMS)

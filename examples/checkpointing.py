@@ -36,12 +36,14 @@ def seed_for(*parts: int) -> int:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose checksums are right; a damaged one is reported and skipped."""
+    """The newest checkpoint whose checksums are right; a damaged one is reported and renamed."""
     for path in sorted(folder.glob("*.ckpt"), reverse=True):
         with suppress(zipfile.BadZipFile, OSError):
             if zipfile.ZipFile(path).testzip() is None:
                 return path
         print(f"{path} is damaged; trying the checkpoint before it")
+        with suppress(OSError):  # another process may have done it
+            path.rename(f"{path}.damaged")
     return None
 
 

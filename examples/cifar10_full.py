@@ -23,6 +23,7 @@ import timm
 import torch
 import tyro
 from checkpointing import resumable_loader, seed_for
+from filelock import FileLock
 from image_files import Images, read_splits
 from other_codes import other_codes
 from runs import DEVICE, MAIN_PROCESS, Run, encoder_spec, exit_code, scores, warmup_cosine
@@ -115,7 +116,8 @@ def load_images(s: Settings) -> tuple[Images, Images | None]:
     """Training and test images; no test images where there are no labels."""
     download = s.data is None and s.preset != "quick"
     if download or (s.data and (s.data / "cifar-10-batches-py").is_dir()):
-        sets = [CIFAR10(s.data or "data", train, download=download) for train in (True, False)]
+        with FileLock("data.lock"):  # one process downloads, the others wait
+            sets = [CIFAR10(s.data or "data", train, download=download) for train in (True, False)]
         pixels = [torch.from_numpy(x.data).permute(0, 3, 1, 2) for x in sets]
         train, test = (Images(p, torch.tensor(x.targets), x.classes) for p, x in zip(pixels, sets, strict=True))
     else:
@@ -170,6 +172,7 @@ class Pretraining(L.LightningModule):
         terms = {term: getattr(s, term) for term in ("deterministic", "codes", "covariance", "kl")}
         if name == "penalized":  # the control: SimCLR with the covariance penalty on a linear map of h
             terms |= {"stochastic": 0, "deterministic": 1, "codes": 0, "kl": 0}
+            self.model.bottleneck.upsampler.requires_grad_(False)  # not in this loss, which DDP would not accept
         self.loss = StochConLoss(s.loss_temperature, gather_distributed=True, **terms)
         if s.compile:
             self.model.compile()
@@ -177,8 +180,7 @@ class Pretraining(L.LightningModule):
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Two random views of the images, in float32 whatever the precision."""
         torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
-        images = batch[0] / 255
-        return tuple(self.views(images).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        return tuple(self.views(batch[0] / 255).contiguous(memory_format=torch.channels_last) for _ in range(2))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""
@@ -225,25 +227,24 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
         results["z"] |= ratio | {"bits": bit_statistics(sets[1]["z"], labels[1])._asdict()}
         results["logits"] = scores(logits(model.bottleneck, sets), labels, "cosine", s.probe)
     if name in ("simclr", "penalized", "bern"):
-        results["codes"] = {"fitted": fitted_codes(source, sets, labels, s, train)}
-        results["codes"]["fitted"]["z"] |= ratio
+        [fitted] = fitted_logits(source, sets, s, train, (s.dim,))
+        bits = scores([1.0 * (x > 0) for x in fitted], labels, "hamming", s.probe) | ratio
+        results["codes"] = {"fitted": {"z": bits, "logits": scores(fitted, labels, "cosine", s.probe)}}
     if name in ("simclr", "penalized"):
         for code, codes, metric in other_codes(*(x["h"] for x in sets), s.dim, s.seed):
             results["codes"][code] = {"codes": scores(codes, labels, metric, s.probe) | ratio}
     return results
 
 
-def fitted_codes(model: nn.Module, sets: Any, labels: Any, s: Settings, train: Images) -> dict[str, Any]:
-    """A latent fitted to views of the training images, without labels, behind the frozen encoder."""
+def fitted_logits(model: nn.Module, sets: Any, s: Settings, train: Images, dims: tuple[int, ...]) -> Any:
+    """Logits of latents that are fitted to views of the training images, without labels, behind the frozen encoder."""
     torch.manual_seed(seed_for(s.seed, 0, 0))  # of the views
     batches = [pixels.to(DEVICE) / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
         pairs = np.stack([encode(model, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
     options = {"epochs": 20, "batch_size": min(512, len(train.pixels)), "seed": s.seed, "device": DEVICE}
-    latent = fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, **options)
-    z = logits(latent.to(DEVICE), sets)
-    bits = scores([1.0 * (x > 0) for x in z], labels, "hamming", s.probe)
-    return {"z": bits, "logits": scores(z, labels, "cosine", s.probe)}
+    for dim in dims:
+        yield logits(fit_bottleneck([sets[0]["h"], *pairs], "bern", dim, **options).to(DEVICE), sets)
 
 
 def logits(bottleneck: nn.Module, sets: list[dict[str, Any]]) -> list[Any]:
@@ -273,7 +274,8 @@ def main() -> None:
     s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
     train, test = load_images(s)
     data = {"name": s.data.name if s.data else "CIFAR-10 sample (JPEG copy)" if s.preset == "quick" else "CIFAR-10"}
-    data |= {"train": len(train.pixels), "test": len(test.pixels) if test else 0, "fingerprint": train.fingerprint()}
+    data |= {"train": len(train.pixels), "test": len(test.pixels) if test else 0}
+    data["fingerprint"] = " ".join(images.fingerprint() for images in (train, test) if images)
     run = Run(s.out or Path("runs") / f"cifar10-{s.preset}-seed{s.seed}", s, data)
     models = {name: pretrain(name, s, train, run) for name in s.models if name != "supervised"}
     if test is None:

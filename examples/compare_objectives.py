@@ -78,7 +78,11 @@ class Compare:
         database = np.load(features / "database.npy")
         views = [view[train] for view in (database, *np.load(features / "views.npy", mmap_mode="r"))]
         x = torch.from_numpy(database.astype(np.float32))
-        found = json.loads(self.out.read_text())["measured"] if self.out.exists() else {}
+        settings = {"bits": self.bits, "features": image_codes.digest(features / "database.npy")}
+        saved = json.loads(self.out.read_text()) if self.out.exists() else settings | {"measured": {}}
+        found = saved["measured"]
+        if any(saved.get(name) != value for name, value in settings.items()):
+            raise ValueError(f"{self.out} has results of other bits or features; give another --out")
         self.out.parent.mkdir(parents=True, exist_ok=True)
         for seed, name in product(self.seeds, self.variants):
             if str(seed) in found.setdefault(name, {}):
@@ -95,8 +99,10 @@ class Compare:
             print(name, found[name][str(seed)])
             rows = [[name, *([run[k] for run in of.values()] for k in ("map", "knn"))] for name, of in found.items()]
             table = {"columns": ["changed", "mAP@1000 %", "kNN %"], "formats": ["", ".1f", ".1f"], "rows": rows}
-            settings = {"bits": self.bits, "fitted on": len(train), "queries": len(held_out)}
-            write(self.out, json.dumps(provenance() | settings | {"table": table, "measured": found}, indent=1))
+            counts = {"fitted on": len(train), "queries": len(held_out)}
+            write(
+                self.out, json.dumps(provenance() | settings | counts | {"table": table, "measured": found}, indent=1)
+            )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -125,8 +126,9 @@ class Images(NamedTuple):
         return tuple(Images(self.pixels[i], self.labels[i], self.classes) for i in parts)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the pixels."""
-        return hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()
+        """SHA-256 of pixels and labels."""
+        arrays = [x.numpy().tobytes() for x in (self.pixels, self.labels) if x is not None]
+        return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
 def read_pixels(folder: str | Path, side: int) -> Images:
@@ -157,22 +159,23 @@ def read_splits(root: Path, side: int) -> tuple[Images, Images | None]:
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:
-    """Unpack a tar into a new or empty folder; a folder with files that is newer than the archive is used as it is."""
-    archive, folder = Path(archive), Path(folder)
+    """Unpack a tar below a folder, once: the new folder is named by the tar's path, size and time."""
     try:
-        if folder.exists() and any(folder.iterdir()) and folder.stat().st_mtime >= archive.stat().st_mtime:
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
+        archive, about = Path(archive), Path(archive).stat()
+        key = zlib.crc32(repr((archive.resolve(), about.st_size, about.st_mtime_ns)).encode())
+        target = Path(folder) / f"{archive.stem}-{key:08x}"
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary, tarfile.open(archive) as tar:
             if hasattr(tarfile, "data_filter"):
                 tar.extractall(Path(temporary, "all"), filter="data")
             else:
                 tar.extractall(Path(temporary, "all"), [*map(_plain, tar)])
             check_end(tar)
-            os.utime(Path(temporary, "all").rename(folder))
+            return Path(temporary, "all").rename(target)
     except Exception as error:  # damaged archives raise many types
-        raise ImageError(f"cannot unpack {archive}: {error}; replace it, or remove {folder}") from error
-    return folder
+        raise ImageError(f"cannot unpack {archive}: {error}; replace it") from error
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -8,8 +8,8 @@ import os
 import random
 import tarfile
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
@@ -33,6 +33,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from stochastic_bottleneck.hub import preprocessing
 
+MAX_CLASSES = 1_000_000
 MIN_SIDE = 896  # a crop of 8 % of an image decoded to this size has 224 pixels a side
 
 
@@ -76,7 +77,7 @@ def _find_split(source: str, names: tuple[str, ...], workers: int) -> Split:
         return _check_shards(*shards, workers=workers)
     root = Path(source)
     if root.is_file():
-        root = unpack(root, Path("runs/unpacked") / f"{root.stem}-{zlib.crc32(bytes(root.resolve())):08x}")
+        root = unpack(root, "runs/unpacked")
     return _check_files(split_folder(root, *names) or root, workers)
 
 
@@ -93,9 +94,10 @@ def find_shards(source: str) -> list[str]:
     if paths == [source]:
         if not os.path.isfile(source):
             return []
-        with tarfile.open(source) as tar:
-            labelled = any(member.name.endswith((".cls", ".json")) for member in itertools.islice(tar, 100))
-        return paths if labelled else []
+        with suppress(tarfile.ReadError), tarfile.open(source) as tar:  # unpacking reports the error
+            if any(member.name.endswith((".cls", ".json")) for member in itertools.islice(tar, 100)):
+                return paths
+        return []
     if missing := [path for path in paths if not os.path.isfile(path)]:
         raise ImageError(f"{len(missing)} of {len(paths)} shards of {source} are missing: {', '.join(missing[:5])}")
     return paths
@@ -111,6 +113,8 @@ def _check_shards(*paths: str, workers: int) -> Split:
         raise ImageError(f"cannot use {len(problems)} images in {len(paths)} shards: {'; '.join(problems[:5])}")
     if min(labels) < 0 <= max(labels):
         raise ImageError(f"{labels.count(-1)} of {len(labels)} images in {paths[0]} and other shards have no label")
+    if max(labels) >= MAX_CLASSES:
+        raise ImageError(f"labels must be below {MAX_CLASSES:,}, got {max(labels)} in {paths[0]} or other shards")
     classes, total = [str(label) for label in range(max(labels) + 1)], hashlib.sha256("".join(digests).encode())
     return Split([*paths], len(labels), classes, True, total.hexdigest())
 
@@ -127,7 +131,8 @@ def _check_shard(path: str) -> tuple[list[int], list[str], list[str]]:
             except ImageError as error:
                 problems.append(str(error))
         with tarfile.open(path) as tar:
-            tar.getmembers()
+            links = [member.name for member in tar.getmembers() if not (member.isreg() or member.isdir())]
+            problems += [f"{path}/{name}: a link, which would be left out; store the file" for name in links]
             check_end(tar)
     except Exception as error:  # damaged archives raise many types
         problems.append(f"{path}: {error}")
@@ -144,7 +149,7 @@ def read_shards(paths: list[str]) -> Iterator[tuple[io.BytesIO, str, int]]:
                 if kind is None:
                     raise ImageError(f"{name.removesuffix('.None')} has no image")
                 label = sample.get("cls", fields.get("label", fields.get("cls", -1)))
-                yield io.BytesIO(sample[kind]), name, int(label)
+                yield io.BytesIO(sample[kind]), name, int(label if isinstance(label, bytes) else str(label))
 
 
 class Files(Dataset[Any]):

@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 from image_codes import digest, encode_images, load_model
 from image_files import find_images, printable, read_image
-from provenance import provenance
+from provenance import provenance, write
 
 from stochastic_bottleneck.evaluation import neighbour_recall
 
@@ -68,8 +68,8 @@ def write_index(
     folder.mkdir(parents=True, exist_ok=True)
     for kind, index in indexes.items():
         index.add(h if kind == "float" else codes)
-        write = faiss.write_index if kind == "float" else faiss.write_index_binary
-        write(index, str(folder / f"{kind}.faiss"))
+        save = faiss.write_index if kind == "float" else faiss.write_index_binary
+        save(index, str(folder / f"{kind}.faiss"))
     files = model / "model.safetensors", *folder.glob("*.faiss")
     about = provenance() | {
         "model": str(model.resolve()),
@@ -77,7 +77,7 @@ def write_index(
         "sha256": {file.name: digest(file) for file in files},
         "names": names,
     }
-    (folder / "index.json").write_text(json.dumps(about, indent=1))
+    write(folder / "index.json", json.dumps(about, indent=1))
     print(f"{len(names):,} images, {codes.shape[1]} bytes of bits each: {folder}")
 
 

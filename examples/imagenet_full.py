@@ -127,9 +127,11 @@ def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
         train = replace(train, classes=[])
         if MAIN_PROCESS:
             print(f"{s.data} has no class folders or labels: pretraining only; classifiers and neighbours are left out")
-    elif differing := {*test.classes} - {*train.classes} or (not test.sharded and {*train.classes} - {*test.classes}):
+    elif test.classes != train.classes[: len(test.classes) if test.sharded else None]:
+        differing = {*train.classes} ^ {*test.classes} or "their order"
         raise ImageError(f"training and test images must have the same classes; they differ in {differing}")
     about = {"name": name, "train": train.count, "test": test.count, "classes": len(train.classes)}
+    about["sharded"] = train.sharded
     return train, test, about | {"fingerprint": f"{train.fingerprint} {test.fingerprint}"}
 
 

@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from stochastic_bottleneck.evaluation import ForestCurve, knn_accuracy, linear_p
 from stochastic_bottleneck.hub import HubModel
 from stochastic_bottleneck.plots import f1_against_bits
 
-MAY_CHANGE = {"data", "models", "out", "resume", "dry_run", "logger", "compile"}  # between a run and its continuation
+MAY_CHANGE = {"data", "models", "out", "resume", "dry_run", "logger"}  # between a run and its continuation
 NAMES = {
     "pixels": "raw pixels", "untrained": "untrained encoder", "simclr": "SimCLR", "bern": "StochCon Bern",
     "gauss": "StochCon Gauss", "supervised": "Supervised", "penalized": "SimCLR + penalty", "fitted": "frozen + Bern",
@@ -60,7 +60,9 @@ class Run:
         self.folder, self.settings, self.path = folder, settings, folder / "results.json"
         self.results: dict[str, Any] = {"baselines": {}, "models": {}}
         wanted = json.loads(json.dumps(asdict(settings), default=str))
-        self.identity = {k: v for k, v in wanted.items() if k not in MAY_CHANGE} | {"images": data["fingerprint"]}
+        may_change = MAY_CHANGE if data.get("sharded") else {*MAY_CHANGE, "workers"}  # workers share the shards
+        self.identity = {k: v for k, v in wanted.items() if k not in may_change}
+        self.identity |= {"images": data["fingerprint"], "processes": WORLD}
         if settings.dry_run or not MAIN_PROCESS:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,9 +104,18 @@ class Run:
 
     def fit(self, name: str, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
         """Train, from the newest checkpoint if there is one; a dry run counts one step."""
-        with counted(f"{name}, a step") if self.settings.dry_run else nullcontext():
-            newest = newest_checkpoint(self.folder / name / "checkpoints")
-            trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
+        if self.settings.dry_run:
+            with counted(f"{name}, a step"):
+                trainer.fit(module, loader)
+            return
+        checkpoints = self.folder / name / "checkpoints"
+        newest = newest_checkpoint(checkpoints)
+        if newest is None and MAIN_PROCESS:  # other settings are then refused before weights of other shapes are read
+            provenance.write(self.path, json.dumps(self.results, indent=1))
+        trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
+        if self.settings.ema:  # Lightning does not give the average to a training that had ended before
+            state = torch.load(newest_checkpoint(checkpoints), map_location="cpu", weights_only=True)
+            module.load_state_dict(state["state_dict"])
 
     def save_model(self, name: str, model: nn.Module, config: dict[str, Any], *, small_images: bool = False) -> None:
         """Save StochCon for `HubModel.from_pretrained`, with preprocessing by timm's keys, or SimCLR's weights."""

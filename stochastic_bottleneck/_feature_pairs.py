@@ -85,7 +85,8 @@ class FeaturePairs:
                     chosen = random.random(size) < 0.5
                     column = random.integers(self.near.shape[1], size=chosen.sum())
                     partners[chosen] = self.near[rows[chosen], column]
-                yield (epoch + step / steps) / self.epochs, self.gather(first, rows), self.gather(second, partners)
+                progressed = (epoch + (step + 0.5) / steps) / self.epochs
+                yield progressed, self.gather(first, rows), self.gather(second, partners)
             return
         steps, step = len(self.batches) if hasattr(self.batches, "__len__") else 0, -1
         for step, pair in enumerate(self.batches):
@@ -99,7 +100,7 @@ class FeaturePairs:
             for each in (x, x_prime):
                 if not each.isfinite().all():
                     raise ValueError(f"views must be finite, got nan or inf in batch {step}")
-            yield (epoch + (step / steps if steps else 0.5)) / self.epochs, x, x_prime
+            yield (epoch + ((step + 0.5) / steps if steps else 0.5)) / self.epochs, x, x_prime
         if step < 0:
             raise ValueError(f"views gave no batches in epoch {epoch + 1}; give one or more, in each epoch")
 
@@ -153,8 +154,8 @@ class FeaturePairs:
             found.append(places[similarity.topk(count).indices].cpu())
         self.near = torch.cat(found).numpy()
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each feature over some of the items; a constant one is not scaled. (F,)."""
+    def sample(self) -> Tensor:
+        """Features of at most about `SAMPLE` items, each of one view. (N, F)."""
         found: list[Tensor] = []
         if self.arrays:
             rows = self.sample_rows()
@@ -164,10 +165,7 @@ class FeaturePairs:
                 found.append(x)
                 if sum(map(len, found)) >= SAMPLE:
                     break
-        x = torch.cat(found).double()
-        self.device = x.device
-        std = x.std(dim=0, correction=0)
-        return x.mean(dim=0).float().cpu(), torch.where(std > 1e-6 * std.max(), std, 1).float().cpu()
+        return torch.cat(found)
 
 
 def _check_features(x: Any, name: str) -> None:
@@ -186,4 +184,4 @@ def _as_tensor(x: Any, name: str) -> Tensor:
     if not isinstance(x, (Tensor, np.ndarray)):
         raise TypeError(f"{name} must hold arrays or tensors of features, got {type(x).__name__}")
     _check_features(x, name)
-    return x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    return x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))

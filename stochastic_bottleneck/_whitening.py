@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stochastic_bottleneck.kernels.all_gather import all_reduce, has_several_processes
+from stochastic_bottleneck.kernels.elementwise import without_autocast
 
 
 def location_norm(normalization: str | None, dim: int, shrinkage: float) -> nn.Module:
@@ -44,13 +45,14 @@ class BatchWhitening(nn.Module):
     def __init__(self, dim: int, shrinkage: float, momentum: float = 0.1) -> None:
         super().__init__()
         self.shrinkage, self.momentum = shrinkage, momentum
+        self.synchronized = True  # statistics are those of all processes
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("running_cov", torch.eye(dim))
         self.register_buffer("running_map", torch.eye(dim))  # y = running_map (x - running_mean)
 
     def forward(self, x: Tensor) -> Tensor:
         """Whitened rows, in the dtype of `x`. Shape: (N, D) to (N, D)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             # Less the running mean, so that few digits cancel in the covariance.
             dtype = torch.promote_types(x.dtype, torch.float32)
             rows = x.to(dtype) - self.running_mean
@@ -61,16 +63,18 @@ class BatchWhitening(nn.Module):
             mean, cov, count = self._statistics(rows)
             whitened = (rows - mean) @ self._map(cov).mT
             with torch.no_grad():
-                self.running_mean.add_(self.momentum * mean.to(self.running_mean.dtype))
-                unbiased = cov * (count / (count - 1))
-                self.running_cov.lerp_(unbiased.to(self.running_cov.dtype), self.momentum)
+                running_mean = self.running_mean + self.momentum * mean
+                running_cov = self.running_cov.to(cov).lerp(cov * (count / (count - 1)), self.momentum)
+                finite = running_cov.isfinite().all()  # a batch that is not must not spoil those that follow
+                self.running_mean.copy_(torch.where(finite, running_mean, self.running_mean))
+                self.running_cov.copy_(torch.where(finite, running_cov, self.running_cov))
                 self.running_map.copy_(self._map(self.running_cov.to(dtype)))
             return whitened.to(x.dtype)
 
     def _statistics(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, covariance and number of the rows of all processes. Shapes: (D,), (D, D), ()."""
         sums = torch.cat([rows.mT @ rows, rows.sum(dim=0)[None], torch.full_like(rows[:1], len(rows))])
-        if has_several_processes():
+        if self.synchronized and has_several_processes():
             sums = all_reduce(sums)
         count, mean = sums[-1, 0], sums[-2] / sums[-1]
         return mean, sums[:-2] / count - mean[:, None] * mean, count
@@ -79,13 +83,14 @@ class BatchWhitening(nn.Module):
         """Inverse Cholesky factor of the shrunk correlation matrix, for rows that are not standardized. (D, D)."""
         std = (cov.diagonal() + 1e-5).sqrt()  # as BatchNorm
         identity = torch.eye(len(std), dtype=cov.dtype, device=cov.device)
-        shrunk = torch.lerp(cov / (std[:, None] * std), identity, self.shrinkage)
+        constant = torch.diag(cov.diagonal() == 0).to(cov.dtype)  # columns that no Cholesky factor exists with
+        shrunk = torch.lerp(cov / (std[:, None] * std) + constant, identity, self.shrinkage)
         factor, _ = torch.linalg.cholesky_ex(shrunk)  # no host sync, unlike cholesky
         inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
         return inverse / std
 
     def _check_rank(self, n_rows: int) -> None:
-        n_rows *= dist.get_world_size() if has_several_processes() else 1
+        n_rows *= dist.get_world_size() if self.synchronized and has_several_processes() else 1
         if n_rows <= len(self.running_mean):
             raise ValueError(
                 f"shrinkage must be above 0 for batches of at most dim={len(self.running_mean)} images, got "

@@ -15,6 +15,7 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._feature_pairs import FeaturePairs
 from stochastic_bottleneck._layers import mlp
+from stochastic_bottleneck._whitening import BatchWhitening
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.kernels.nt_xent_dispatch import has_fast_bfloat16
 from stochastic_bottleneck.losses import StochConLoss
@@ -130,12 +131,17 @@ def fit_bottleneck(
             )
     latent: dict[str, Any] = {"location_std": location_std, "normalization": normalization, "shrinkage": shrinkage}
     StochasticBottleneck(kind, dim, projector="identity", **latent)  # checks them before features are read
-    with torch.enable_grad(), torch.random.fork_rng([target] if target.type == "cuda" else []):
+    dim, latent["shrinkage"] = int(dim), float(shrinkage)  # numpy's could not be read from a checkpoint
+    devices = [target] if target.type == "cuda" else []
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         pairs = FeaturePairs(views, batch_size, seed, epochs)
-        mean, std = pairs.statistics()
+        sample = pairs.sample()
+        mean, std = _statistics(sample)
         torch.manual_seed(seed)
         bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), projector=projector, **latent)
+        if isinstance(bottleneck.location_norm, BatchWhitening):
+            bottleneck.location_norm.synchronized = False  # other processes need not take part
         model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)}).to(target)
         fused = target.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=fused)
@@ -176,8 +182,11 @@ def fit_bottleneck(
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}
                 torch.save(identity | state, partial)
                 partial.replace(path)
+        _set_statistics(bottleneck, (sample.to(target, torch.float32) - mean) / std)
+        if isinstance(bottleneck.location_norm, BatchWhitening):
+            bottleneck.location_norm.synchronized = True
     _fold(bottleneck, mean, std)
-    return bottleneck.eval().to(pairs.device)
+    return bottleneck.eval().to(sample.device)
 
 
 def _step(model: nn.ModuleDict, h: Tensor, loss: StochConLoss, samples: int) -> Tensor:
@@ -192,6 +201,27 @@ def _step(model: nn.ModuleDict, h: Tensor, loss: StochConLoss, samples: int) -> 
     v = head(h).unflatten(0, both).repeat_interleave(len(drawn), dim=0)
     stochastic = (p.unflatten(0, both).flip(0) if p.ndim else p for p in posterior)
     return loss(v, v_prime, type(posterior)(*stochastic))  # type: ignore[no-any-return]
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature; a constant one is not scaled. Shape: (N, F) to (F,) each."""
+    x = x.cpu().double()
+    std = x.std(dim=0, correction=0)
+    return x.mean(dim=0).float(), torch.where(std > 1e-6 * std.max(), std, 1).float()
+
+
+@torch.no_grad()
+def _set_statistics(bottleneck: StochasticBottleneck, h: Tensor) -> None:
+    """Replace running averages, which remember the start of a short training, by the statistics of these features."""
+    norms: list[Any] = [m for m in bottleneck.modules() if isinstance(m, (nn.BatchNorm1d, BatchWhitening))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    bottleneck.projector.train()(h)
+    bottleneck.eval().location_norm.train()  # of what the projector gives in evaluation mode
+    bottleneck.posterior(h)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _rate(progressed: float) -> float:

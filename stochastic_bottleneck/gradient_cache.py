@@ -65,8 +65,9 @@ def cached_backward(
             normalize.
         check_replay: compare the outputs of the two passes that the loss depends on. Synchronizes with the device
             once, at the end.
-        backward: runs the backward pass of each chunk, given a scalar, such as Lightning's `manual_backward` or the
-            `backward` of Accelerate or Fabric. None for `Tensor.backward`.
+        backward: runs the backward pass of each chunk, and that of the loss if it has parameters, given a scalar,
+            such as Lightning's `manual_backward` or the `backward` of Accelerate or Fabric. None for
+            `Tensor.backward`.
 
     Returns:
         The loss, detached. Shape: ()
@@ -118,12 +119,20 @@ def cached_backward(
         cache = _Cache(outputs)
     del outputs  # the cache holds their rows
 
+    no_sync = getattr(model, "no_sync", nullcontext)  # of DistributedDataParallel, compiled or not
     value = _checked_loss(loss(cache.output()))
     with _replay.without_autocast(devices):
-        value.backward()  # type: ignore[no-untyped-call]
+        if backward is None or not _has_parameters(value, cache.leaves):
+            value.backward()  # type: ignore[no-untyped-call]
+        else:  # the loss's own parameters get their gradient by `backward`, which may scale it
+            leaves = [x for x in cache.leaves if isinstance(x, Tensor) and x.requires_grad]
+            gradients = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+            with no_sync():
+                backward(value)
+            for leaf, gradient in zip(leaves, gradients, strict=True):
+                leaf.grad = gradient
 
     torch.clear_autocast_cache()  # weights cast without a gradient, which torch 2.4 would reuse
-    no_sync = getattr(model, "no_sync", nullcontext)  # of DistributedDataParallel, compiled or not
     drifts: list[Tensor] = []
     with _replay.preserve_state(model, devices):
         _replay.set_buffers(before)
@@ -310,6 +319,20 @@ def _checked_loss(value: Tensor) -> Tensor:
     if not value.requires_grad:
         raise ValueError("loss must depend on the model's output and be differentiable, got a constant")
     return value
+
+
+def _has_parameters(value: Tensor, leaves: Sequence[Any]) -> bool:
+    """Whether a loss depends on more than these leaves of its graph."""
+    nodes, seen = [value.grad_fn], {None}
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            variable = getattr(node, "variable", None)  # of the nodes that accumulate a leaf's gradient
+            if variable is not None and all(variable is not leaf for leaf in leaves):
+                return True
+            nodes += [following for following, _ in node.next_functions]  # type: ignore[union-attr]
+    return False
 
 
 def _check_drifts(drifts: Sequence[Tensor]) -> None:

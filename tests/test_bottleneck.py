@@ -211,6 +211,13 @@ def test_whitening_of_a_batch_smaller_than_the_dimension_is_bounded(rows):
         module(features(rows))
 
 
+def test_a_batch_that_is_not_finite_spoils_no_later_one():
+    module = bottleneck("gauss", normalization="whiten")
+    before = copy.deepcopy(module)
+    assert not module(features(64) * math.inf).z.isfinite().any()
+    assert torch.equal(module.posterior(features(64)).mean, before.posterior(features(64)).mean)
+
+
 def test_without_normalisation_there_are_no_statistics_and_a_batch_may_be_one_image():
     module = bottleneck(normalization=None)
     assert module.location_std is None

@@ -81,14 +81,14 @@ def test_seeds_give_everything_and_the_global_generator_is_left_alone():
 def test_the_standardization_is_folded_in(kind, projector):
     views, scale, shift = features(), torch.rand(F) + 0.5, torch.randn(F)
     options = dict(SMALL, epochs=1, batch_size=ITEMS, neighbours=0, precision="32-true", projector=projector)
-    # One step: more of them would amplify rounding.
+    options["lr"] = 1e-9  # AdamW would amplify rounding
     a, b = (fit_bottleneck(x, kind, **options)(x[0]) for x in (views, views * scale + shift))
     torch.testing.assert_close(a.posterior[0], b.posterior[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(a.features * scale + shift, b.features, atol=1e-3, rtol=1e-4)
 
 
 def test_a_stopped_training_continues_to_the_same_bottleneck(tmp_path):
-    views, options, path = features(2), SMALL | {"epochs": 4}, tmp_path / "fit.pt"
+    views, options, path = features(2), SMALL | {"epochs": 4, "dim": np.int64(8)}, tmp_path / "fit.pt"
     expected = fit_bottleneck(Loader(views), **options)
     with pytest.raises(KeyboardInterrupt):  # the first pass is for the statistics
         fit_bottleneck(Loader(views, fails_at=4), checkpoint=path, **options)
@@ -111,6 +111,25 @@ def test_what_is_not_finite_is_named():
         fit_bottleneck(views, **SMALL)
     with pytest.raises(ValueError, match=r"lr must be small enough .* in epoch 1 with lr=1e\+30"):
         fit_bottleneck(features(), lr=1e30, **SMALL)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "whiten"])
+@pytest.mark.parametrize("views", [features() * 3 + 5, features(2)[:, :40]], ids=["many", "one batch"])
+def test_statistics_are_those_of_the_features_however_short_the_training(views, normalization):
+    fitted = fit_bottleneck(views, **SMALL | {"epochs": 1, "neighbours": 0}, normalization=normalization, shrinkage=0)
+    items = torch.arange(views.shape[1])
+    logits = fitted.posterior(views[items % len(views), items]).logits
+    torch.testing.assert_close(logits.mean(0), torch.zeros(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(logits.var(0).sqrt(), torch.full((8,), 4.0), atol=1e-3, rtol=1e-3)
+
+
+def test_features_with_a_graph_or_from_inference_mode_are_as_others():
+    views, scale = features(), torch.ones(F, requires_grad=True)
+    expected = fit_bottleneck(views, **SMALL)
+    assert equal(fit_bottleneck(views * scale, **SMALL), expected)
+    with torch.inference_mode():
+        assert equal(fit_bottleneck(views.clone(), **SMALL), expected)
+    assert scale.grad is None
 
 
 @pytest.mark.parametrize("kind", ["bern", "gauss"])

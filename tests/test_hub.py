@@ -300,7 +300,7 @@ def test_the_card_says_what_the_model_is_and_its_code_runs(which, tmp_path, monk
 
 
 def test_the_card_says_which_parts_to_pass_and_is_not_overwritten(tmp_path):
-    saved = HubModel(OpenEncoder(), head=nn.Linear(WIDTH, 4), dim=DIM, feature_dim=WIDTH)
+    saved = HubModel(OpenEncoder(), head=nn.Sequential(nn.Linear(WIDTH, 4)), dim=DIM, feature_dim=WIDTH)
     saved.save_pretrained(tmp_path)
     card = tmp_path / "README.md"
     assert 'from_pretrained("path/to/this/folder", encoder=encoder, head=head)' in card.read_text()

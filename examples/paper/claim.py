@@ -75,9 +75,8 @@ class Run:
 
     def origin(self) -> Json:
         """What was trained, on which machine."""
-        about = {name: self.settings[name] for name in ("epochs", "seed", "precision")}
-        about |= {"images": self.results["data"]["name"], "machine": self.results["environment"]["machine"]}
-        return about | {"commit": self.results["commit"]}
+        about = {name: self.settings[name] for name in ("epochs", "seed", "precision")} | self.results["environment"]
+        return {k: about[k] for k in ("epochs", "seed", "precision", "machine")} | {"commit": self.results["commit"]}
 
     def model(self, name: str) -> nn.Module:
         """A saved StochConWrapper, or SimCLR's encoder."""
@@ -115,13 +114,13 @@ def values(runs: Iterable[Run], *keys: str) -> Cell:
 def columns_of(runs: Iterable[Run], measure: Callable[[Run], dict[Any, Any]]) -> dict[Any, Cell]:
     """One cell for each number that is measured of a run."""
     found = {str(run.seed): measure(run) for run in runs}
-    return {key: {seed: row[key] for seed, row in found.items()} for key in next(iter(found.values()))}
+    keys = dict.fromkeys(key for row in found.values() for key in row)
+    return {key: {seed: row[key] for seed, row in found.items() if key in row} for key in keys}
 
 
 def curve(xs: Iterable[Any], found: Cell) -> list[list[Any]]:
     """Points of a curve: each x with a cell, from one sequence per seed."""
-    cells = (dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True))
-    return [list(point) for point in zip(xs, cells, strict=True)]
+    return [[x, {seed: ys[i] for seed, ys in found.items()}] for i, x in enumerate(xs)]
 
 
 def numbers(cell: Cell) -> list[float]:
@@ -164,13 +163,12 @@ def main(doc: str, measure: Any, conclude: Any, figure: list[Panel], formats: Js
     path = options.out / f"{Path(sys.argv[0]).stem}.json"
     if options.runs:
         results = measured([Run(folder) for folder in options.runs], measure, formats)
-        if options.add:
+        if options.add and path.exists():
             results = added(json.loads(path.read_text()), results)
         title, _, paper = doc.splitlines()[0].partition(": ")
         about = {"claim": path.stem, "title": title, "paper": paper, **verdict(results, conclude), **provenance()}
-        text = json.dumps(about | results, indent=1, default=float)
-        text = re.sub(r"[\[{][^][{}]*[]}]", lambda cells: " ".join(cells[0].split()), text)  # cells in a line
-        write(path, text + "\n")
+        text = json.dumps(about | results, indent=1, default=float) + "\n"
+        write(path, re.sub(r"[\[{][^][{}]*[]}]", lambda cell: " ".join(cell[0].split()), text))  # a line for each cell
     results = json.loads(path.read_text())
     write_csv(path.with_name(names.get(f"{path.stem}.csv", f"{path.stem}.csv")), results, names)
     draw(results, figure).savefig(path.with_suffix(".png"), dpi=110)
@@ -186,26 +184,31 @@ def measured(runs: Sequence[Run], measure: Any, formats: Json) -> Json:
         rows += [{"epochs": epochs} | row for row in of_group]
         shared = {k: v for k, v in group[0].settings.items() if all(v == run.settings[k] for run in group)}
         found["settings"][str(epochs)] = {k: v for k, v in shared.items() if k not in IGNORED}
-    form = {name: "d" if isinstance(cell, int) else ".1%" for name, cell in rows[0].items()} | formats
+    form = {n: "d" if isinstance(c, int) else ".1%" for row in (*rows, rows[0]) for n, c in row.items()} | formats
     cells = [[row.get(name) for name in form] for row in rows]
     return found | {"table": {"columns": [*form], "formats": [*form.values()], "rows": cells}}
 
 
 def added(old: Json, new: Json) -> Json:
     """Join results; a number that was measured again replaces the older one."""
-    pairs = {"columns": (old["table"]["columns"], new["table"]["columns"])}
+    pairs = [("columns", old["table"]["columns"], new["table"]["columns"])]
     for epochs, settings in new["settings"].items():
         before = old["settings"].get(epochs, {})
-        pairs |= {name: (before[name], settings[name]) for name in settings if name in before}
-    for name, (was, now) in pairs.items():
+        pairs += [(name, before[name], settings[name]) for name in settings if name in before]
+    for name, was, now in pairs:
         if was != now:
             raise ValueError(f"--add: {name} was {was}, of these runs it is {now}; measure without --add")
     rows: dict[Any, Any] = {}
     for row in old["table"]["rows"] + new["table"]["rows"]:
-        key = tuple(cell for cell in row if isinstance(cell, str | int))
+        key = tuple(row[: keys_of(new["table"])])
         rows[key] = joined(rows.get(key), row)
     ordered = sorted(rows.values(), key=lambda row: [cell for cell in row[:2] if isinstance(cell, int)])
     return {key: joined(old[key], new[key]) for key in new} | {"table": new["table"] | {"rows": ordered}}
+
+
+def keys_of(table: Json) -> int:
+    """Number of columns before the first with numbers of seeds; they say what a row is about."""
+    return next(i for i in range(len(table["columns"])) if any(isinstance(row[i], dict) for row in table["rows"]))
 
 
 def joined(old: Any, new: Any) -> Any:
@@ -219,12 +222,11 @@ def joined(old: Any, new: Any) -> Any:
 
 def write_csv(path: Path, results: Json, names: Json) -> None:
     """Write one number of one seed a line."""
-    columns, rows = results["table"]["columns"], results["table"]["rows"]
-    keys = [i for i in range(len(columns)) if all(isinstance(row[i], str | int) for row in rows)]
-    lines = [[*(columns[i] for i in keys), "column", "seed", "value"]]
+    columns, rows, keys = results["table"]["columns"], results["table"]["rows"], keys_of(results["table"])
+    lines = [[*columns[:keys], "column", "seed", "value"]]
     for row, (i, column) in itertools.product(rows, enumerate(columns)):
         found = row[i].items() if isinstance(row[i], dict) else ()
-        lines += [[*(row[key] for key in keys), column, *number] for number in found]
+        lines += [[*row[:keys], column, *number] for number in found]
     csv.writer(text := io.StringIO(), lineterminator="\n").writerows([names.get(x, x) for x in line] for line in lines)
     write(path, text.getvalue())
 

@@ -19,7 +19,7 @@ def variances(run):
     found = {}
     for path in (run.folder / "gauss" / "logs").glob("*/metrics.csv"):  # a resumed run has several
         for row in csv.DictReader(path.read_text().splitlines()):
-            if row["latent/variance_mean"]:
+            if row.get("latent/variance_mean"):
                 found[int(row["step"])] = int(row["epoch"]), float(row["latent/variance_mean"])
     return [(epoch, step, variance) for step, (epoch, variance) in sorted(found.items())]
 

@@ -5,7 +5,7 @@
 #
 # DATA is what cifar10_full.py takes as --data. Three seeds take an estimated four days on 2 CPU cores. RUNS and
 # RESULTS set the folders (runs/paper, examples/results/paper), SEEDS the seeds ("0 1 2"), EPOCHS those of short
-# pretraining (5), DIMS the latent dimensions to compare.
+# pretraining (5), DIMS the latent dimensions to compare. ADD=1 keeps the numbers of other seeds in the results.
 set -euo pipefail
 data=$(realpath "${1:?give the folder or archive of images, as cifar10_full.py takes it with --data}")
 cd "$(dirname "$0")/../.."
@@ -27,7 +27,7 @@ algorithm_1=(--deterministic 0 --covariance 0) # of the loss; with the next, Alg
 start=(--no-symmetric --location-std 2 "${algorithm_1[@]}")
 
 for seed in "${seeds[@]}"; do
-    cpu base "$seed" --models simclr penalized bern gauss supervised
+    cpu base "$seed" --models simclr penalized bern gauss supervised --finetune-epochs 2 --supervised-epochs 12
     cpu long "$seed" --epochs 40 --models simclr penalized bern gauss supervised
     cpu algorithm1 "$seed" "${both[@]}" "${start[@]}"
     cpu own "$seed" --models gauss --variance-from own --finetune-epochs 0
@@ -43,8 +43,8 @@ for seed in "${seeds[@]}"; do
         train "kl$weight-none" quick "$seed" "${kl[@]}" --location-std None
     done
 done
-held_out try-symmetric "${seeds[0]}" "${both[@]}" "${start[@]}" --symmetric
-held_out try-location-4 "${seeds[0]}" "${both[@]}" "${start[@]}" --location-std 4
+held_out try-symmetric "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}" --location-std 2
+held_out try-location-4 "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}" --no-symmetric
 held_out try-both "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}"
 held_out try-pair "${seeds[0]}" "${both[@]}" --covariance 0
 for weight in 0.05 0.5; do
@@ -57,7 +57,7 @@ held_out try-samples "${seeds[0]}" "${both[@]}" --samples 4
 held_out try-no-noise "${seeds[0]}" "${both[@]}" --samples 0
 
 measure() { # CLAIM FOLDERS...
-    python "examples/paper/$1.py" "${@:2}" --out "${RESULTS:-examples/results/paper}"
+    python "examples/paper/$1.py" "${@:2}" ${ADD:+--add} --out "${RESULTS:-examples/results/paper}"
 }
 for claim in table counting uncertainty; do measure "$claim" "$runs"/base-* "$runs"/long-*; done
 for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/long-* "$runs"/dim512-*; done

@@ -30,15 +30,13 @@ def measure(runs: list[Run]):
 
 def conclude(rows: Rows):
     """Compare StochCon with SimCLR and supervised training."""
-    found = {row["model"]: row for row in rows}
-    simclr, bern, gauss, supervised = (found[LABELS[name]] for name in ("simclr", "bern", "gauss", "supervised"))
-    control, criteria = found.get(LABELS["penalized"]), {}
-    for own in (bern, gauss):
-        for other in (simclr, supervised):
+    found, criteria = {name: row for name, label in LABELS.items() for row in rows if row["model"] == label}, {}
+    for own in [found[name] for name in ("bern", "gauss") if name in found]:
+        for other in [found[name] for name in ("simclr", "supervised") if name in found]:
             said = f"fine-tuned, {own['model']} is ahead of {other['model']}"
             criteria[said] = ahead(own["fine-tuned"], other["fine-tuned"])
-        criteria[f"on h, {own['model']} is ahead of SimCLR"] = ahead(own["probe on h"], simclr["probe on h"])
-        if control:
+        criteria[f"on h, {own['model']} is ahead of SimCLR"] = ahead(own["probe on h"], found["simclr"]["probe on h"])
+        if control := found.get("penalized"):
             behind = ahead(control["probe on h"], own["probe on h"])
             criteria[f"on h, {own['model']} is not behind {control['model']}"] = not behind
     listed = ", ".join(f"{row['model']} {shown(row['fine-tuned'])}" for row in rows)

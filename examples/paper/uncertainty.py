@@ -24,8 +24,8 @@ from stochastic_bottleneck.evaluation import auroc, rejection_curve
 IMAGES, SHARES = 2000, np.linspace(0.02, 1, 50)  # images of each kind to detect; points of a rejection curve
 CORRUPTIONS = ("noise", "blur", "contrast", "pixelate", "jpeg")
 SHOWN = ("errors", "corrupted", "digits")
-REJECTION = Panel("accuracy on those (%)", "images kept (%)", curves="rejection")
-FIGURE = [REJECTION, Panel("AUROC", "", curves="auroc", factor=1)]
+FIGURE = [Panel("accuracy on those (%)", "images kept (%)", curves="rejection")]
+FIGURE += [Panel("AUROC", "", curves="auroc", factor=1)]
 
 
 def shifted(images, seed):
@@ -75,7 +75,7 @@ def scores(run, name):
 def measure(runs: list[Run]):
     """Each uncertainty of each model."""
     rows, lines = [], {"rejection": {}, "auroc": {}}
-    for name in ("simclr", "bern", "gauss"):
+    for name in [name for name in ("simclr", "bern", "gauss") if name in runs[0].results["models"]]:
         found = columns_of(runs, lambda run, name=name: scores(run, name))
         for kind in dict.fromkeys(kind for kind, _ in found):
             row, label = {what: cell for (of, what), cell in found.items() if of == kind}, f"{LABELS[name]}, {kind}"

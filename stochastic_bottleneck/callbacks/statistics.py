@@ -48,14 +48,14 @@ def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float
             )
     with torch.no_grad():
         measures = [name for name in ("kl", "entropy") if hasattr(posterior, name)]
-        found = {name: getattr(posterior, name)().double().mean() for name in measures}
+        found = {name: getattr(posterior, name)().cpu().double().mean() for name in measures}
         if isinstance(posterior, BernoulliPosterior):
             bits = (posterior.logits > 0).flatten(0, -2)
             ones = codes.share_of_ones(bits)
             found |= {"ones_mean": ones.mean(), "ones_min": ones.min(), "ones_max": ones.max()}
             found |= {"bit_entropy": codes.bit_entropy(bits).mean(), "temperature": posterior.temperature}
         elif isinstance(posterior, GaussianPosterior):
-            variance = (2 * posterior.log_std.double()).exp()
+            variance = (2 * posterior.log_std.cpu().double()).exp()
             found |= {"variance_mean": variance.mean(), "variance_min": variance.min()}
             found |= {"variance_max": variance.max()}
     return {name: float(value) for name, value in found.items()}

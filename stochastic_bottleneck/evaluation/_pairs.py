@@ -87,8 +87,9 @@ class Pairs:
         return torch.cat((rows, rows.square().sum(dim=1, keepdim=True).div_(-2)), dim=1)
 
     def distances(self, q: Tensor, x: Tensor) -> Tensor:
-        """Hamming distances. Products of -1 and 1 are exact in every precision of a matrix product."""
-        products: Tensor = q @ x.T
+        """Hamming distances. Products of -1 and 1 are exact in every precision with float32 sums."""
+        with torch.autocast(q.device.type, enabled=False):
+            products: Tensor = q @ x.T
         return products.neg_().add_(self.width / 2)
 
     def _features(self, x: Any) -> Tensor:

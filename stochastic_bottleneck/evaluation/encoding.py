@@ -136,7 +136,7 @@ def _encode_batches(
                 rows = checked = [features_of(model, x, name)]
             finite.append(array(torch.stack([r.isfinite().all(1) for r in checked]).all(0), "finite"))
             for which, r in zip(representations, rows, strict=True):
-                columns[which].append(array(r, "features"))
+                columns[which].append(array(r, "features").copy())  # r may be a view of every token
             labels += [] if y is None else [as_array(y, "labels")]
             if len(labels) not in (0, len(finite)):
                 raise ValueError(f"{name} must give labels with every batch or with none, got both")

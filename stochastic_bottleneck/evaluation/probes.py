@@ -178,12 +178,12 @@ def knn_accuracy(
         x, x_test = 2 * x - 1, 2 * x_test - 1
     train, test = torch.from_numpy(x).to(target), torch.from_numpy(x_test).to(target)
     train = torch.nn.functional.normalize(train, dim=1)
-    votes_for = torch.nn.functional.one_hot(torch.from_numpy(indices), len(classes)).float().to(target)
-    predicted = []
+    class_of, predicted = torch.from_numpy(indices).to(target), []
     for rows in torch.split(torch.nn.functional.normalize(test, dim=1), 1000):
         similarity, neighbour = (rows @ train.T).topk(k, dim=1)
         # Relative to the nearest neighbour, which changes no winner and keeps the exponential finite.
         relative = similarity - similarity[:, :1]
         weight = (relative / temperature).exp() if metric == "cosine" else torch.ones_like(similarity)
-        predicted.append((weight.unsqueeze(-1) * votes_for[neighbour]).sum(dim=1).argmax(dim=1))
+        votes = weight.new_zeros(len(rows), len(classes)).scatter_add_(1, class_of[neighbour], weight)
+        predicted.append(votes.argmax(dim=1))
     return float(np.mean(classes[torch.cat(predicted).cpu().numpy()] == y_test))

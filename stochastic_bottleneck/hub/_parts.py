@@ -64,7 +64,9 @@ def describe_bottleneck(bottleneck: StochasticBottleneck) -> dict[str, Any] | No
 
 def describe_head(head: nn.Module, width: int | None) -> dict[str, Any] | None:
     """Options that build it, or None for a head other than linear, BatchNorm or none, ReLU, linear."""
-    if not isinstance(head, nn.Sequential) or not all(isinstance(end, nn.Linear) for end in (head[0], head[-1])):
+    if not isinstance(head, nn.Sequential) or len(head) < 3:
+        return None
+    if not all(isinstance(end, nn.Linear) for end in (head[0], head[-1])):
         return None
     widths: Any = {"hidden_dim": head[0].out_features, "projection_dim": head[-1].out_features}
     options = {"width": width, **widths, "norm": isinstance(head[1], nn.modules.batchnorm._BatchNorm)}

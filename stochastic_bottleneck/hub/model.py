@@ -259,7 +259,8 @@ class HubModel(
             model.encoder_name, model.small_images = named["name"], named["small_images"]
             model.encoder_options = _encoders.check_options(named["options"])
         with _files.naming(weights_path):
-            _checks.real("bottleneck.temperature", state["bottleneck.temperature"].item(), least=_checks.MIN_CONCRETE)
+            temperature = float(f"{state['bottleneck.temperature'].item():.6g}")  # 1e-6 in float32 is a little less
+            _checks.real("bottleneck.temperature", temperature, least=_checks.MIN_CONCRETE)
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in state and not is_lazy(tensor):  # keep half or double precision
                 tensor.data = tensor.data.to(state[name].dtype)

@@ -70,10 +70,12 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(whole, images, tmp_p
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    assert newest_checkpoint(newest.parent) == before
     code, output = run(cifar10_full, quick(tmp_path / "run", images, "--models", "bern", "gauss", "--resume"))
     assert code == 0
     assert f"{newest} is damaged" in output
+    assert newest_checkpoint(newest.parent) == newest  # made again
+    assert newest.with_name(f"{newest.name}.damaged").read_bytes() == content
+    assert before.exists()
     assert measured(tmp_path / "run") == measured(whole[0])
 
 

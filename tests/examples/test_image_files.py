@@ -163,18 +163,13 @@ def test_unpacking_resolves_links(folder, tmp_path, suffix):
     unpacked = unpack(archive, tmp_path / "new" / "unpacked")
     assert check_images(find_images(unpacked)) == check_images(find_images(folder))
     before = (unpacked / "cat" / "a.png").stat()
-    assert unpack(archive, unpacked) == unpacked  # used as it is
+    assert unpack(archive, tmp_path / "new" / "unpacked") == unpacked  # used as it is
     assert (unpacked / "cat" / "a.png").stat().st_ino == before.st_ino
+    os.utime(archive, (1, 1))  # another archive may have replaced it
+    assert unpack(archive, tmp_path / "new" / "unpacked") != unpacked
 
 
-def test_an_empty_folder_is_unpacked_into(folder, tmp_path):
-    with tarfile.open(tmp_path / "images.tar", "w") as tar:
-        tar.add(folder, ".")
-    (tmp_path / "new").mkdir()
-    assert len(find_images(unpack(tmp_path / "images.tar", tmp_path / "new")).paths) == 4
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "header", "outside", "outside, old", "not a tar", "newer"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "header", "outside", "outside, old", "not a tar"])
 def test_archives_that_cannot_be_unpacked_are_named(folder, tmp_path, damage, monkeypatch):
     archive, target = tmp_path / "images.tar", tmp_path / "unpacked"
     if damage.endswith("old"):
@@ -187,15 +182,12 @@ def test_archives_that_cannot_be_unpacked_are_named(folder, tmp_path, damage, mo
     content = bytearray(archive.read_bytes())
     if damage == "header":
         content[offset : offset + 512] = b"\1" * 512
-    if damage == "newer":
-        unpack(archive, target)
-        os.utime(target, (1, 1))
     archive.write_bytes({"truncated": content[: len(content) // 2], "not a tar": b"text"}.get(damage, content))
     if damage == "missing":
         archive.unlink()
     with pytest.raises(ImageError, match=r"cannot unpack .*images\.tar"):
         unpack(archive, target)
-    assert damage == "newer" or not target.exists()
+    assert not target.exists() or not any(target.iterdir())
 
 
 # ---- E6, E7, E8 and E10: files that cannot be used, and changed ones ---------------------------------------

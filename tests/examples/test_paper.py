@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import cifar10_full
 import numpy as np
 import pytest
 import sklearn.datasets
@@ -17,7 +18,7 @@ import torch
 from cifar10_full import Settings, build_model
 from safetensors.torch import save_file
 
-from stochastic_bottleneck import StochConWrapper, evaluation
+from stochastic_bottleneck import StochConWrapper, evaluation, fit_bottleneck
 from stochastic_bottleneck.hub import HubModel
 
 PAPER = Path(__file__).parents[2] / "examples" / "paper"
@@ -83,6 +84,8 @@ def start(monkeypatch, tmp_path):
     images = SimpleNamespace(pixels=pixels, labels=classes.roll(1).where(torch.arange(60) < 9, classes))
     digits = SimpleNamespace(images=16 * np.random.default_rng(0).random((20, 8, 8)))
     monkeypatch.setattr(claim, "load_images", lambda settings: (images, images))
+    quick_fit = lambda *args, **options: fit_bottleneck(*args, **options | {"epochs": 1})  # noqa: E731
+    monkeypatch.setattr(cifar10_full, "fit_bottleneck", quick_fit)
     monkeypatch.setattr(evaluation, "forest_curve", partial(evaluation.forest_curve, trees=5, jobs=1))
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
 

@@ -23,10 +23,9 @@ import timm
 import torch
 import tyro
 from checkpointing import resumable_loader, seed_for
-from filelock import FileLock
 from image_files import Images, read_splits
 from other_codes import other_codes
-from runs import DEVICE, MAIN_PROCESS, Run, encoder_spec, exit_code, scores, warmup_cosine
+from runs import DEVICE, MAIN_PROCESS, FileLock, Run, encoder_spec, exit_code, scores, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
@@ -227,24 +226,25 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
         results["z"] |= ratio | {"bits": bit_statistics(sets[1]["z"], labels[1])._asdict()}
         results["logits"] = scores(logits(model.bottleneck, sets), labels, "cosine", s.probe)
     if name in ("simclr", "penalized", "bern"):
-        [fitted] = fitted_logits(source, sets, s, train, (s.dim,))
-        bits = scores([1.0 * (x > 0) for x in fitted], labels, "hamming", s.probe) | ratio
-        results["codes"] = {"fitted": {"z": bits, "logits": scores(fitted, labels, "cosine", s.probe)}}
+        results["codes"] = {"fitted": fitted_codes(source, sets, labels, s, train)}
+        results["codes"]["fitted"]["z"] |= ratio
     if name in ("simclr", "penalized"):
         for code, codes, metric in other_codes(*(x["h"] for x in sets), s.dim, s.seed):
             results["codes"][code] = {"codes": scores(codes, labels, metric, s.probe) | ratio}
     return results
 
 
-def fitted_logits(model: nn.Module, sets: Any, s: Settings, train: Images, dims: tuple[int, ...]) -> Any:
-    """Logits of latents that are fitted to views of the training images, without labels, behind the frozen encoder."""
+def fitted_codes(model: nn.Module, sets: Any, labels: Any, s: Settings, train: Images) -> dict[str, Any]:
+    """A latent fitted to views of the training images, without labels, behind the frozen encoder."""
     torch.manual_seed(seed_for(s.seed, 0, 0))  # of the views
     batches = [pixels.to(DEVICE) / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
         pairs = np.stack([encode(model, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
     options = {"epochs": 20, "batch_size": min(512, len(train.pixels)), "seed": s.seed, "device": DEVICE}
-    for dim in dims:
-        yield logits(fit_bottleneck([sets[0]["h"], *pairs], "bern", dim, **options).to(DEVICE), sets)
+    latent = fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, **options)
+    z = logits(latent.to(DEVICE), sets)
+    bits = scores([1.0 * (x > 0) for x in z], labels, "hamming", s.probe)
+    return {"z": bits, "logits": scores(z, labels, "cosine", s.probe)}
 
 
 def logits(bottleneck: nn.Module, sets: list[dict[str, Any]]) -> list[Any]:

@@ -125,8 +125,7 @@ def test_statistics_are_those_of_the_features_however_short_the_training(views, 
 
 def test_features_with_a_graph_or_from_inference_mode_are_as_others():
     views, scale = features(), torch.ones(F, requires_grad=True)
-    expected = fit_bottleneck(views, **SMALL)
-    assert equal(fit_bottleneck(views * scale, **SMALL), expected)
+    assert equal(fit_bottleneck(views * scale, **SMALL), expected := fit_bottleneck(views, **SMALL))
     with torch.inference_mode():
         assert equal(fit_bottleneck(views.clone(), **SMALL), expected)
     assert scale.grad is None

@@ -311,13 +311,10 @@ def test_a_framework_runs_the_backward_pass_of_each_chunk(chunk_size):
     cached_backward(model, contrast, *inputs, chunk_size=chunk_size, backward=backward)
     assert given == math.ceil(N / chunk_size) * [()]
     assert_equal_gradients(model, wanted)
-    scale, ends = torch.ones((), dtype=X.dtype, requires_grad=True), (None, lambda share: (8 * share).backward())
-    for factor, end in zip(
-        (1, 8), ends, strict=True
-    ):  # a parameter of the loss gets its gradient as those of the model
+    for factor, end in ((1, None), (8, lambda share: (8 * share).backward())):  # also of a parameter of the loss
+        scale = torch.ones((), dtype=X.dtype, requires_grad=True)
         model.zero_grad()
-        scale.grad = None
-        value = cached_backward(model, lambda v: scale * contrast(v), *inputs, chunk_size=chunk_size, backward=end)
+        value = cached_backward(model, lambda v, s=scale: s * contrast(v), *inputs, chunk_size=chunk_size, backward=end)
         torch.testing.assert_close(scale.grad, factor * value)
         assert_equal_gradients(model, {name: factor * gradient for name, gradient in wanted.items()})
 

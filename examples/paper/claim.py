@@ -59,7 +59,6 @@ class Panel(NamedTuple):
     columns: tuple[str, ...] = ()
     by: tuple[str, ...] = ()
     curves: str = ""
-    where: tuple[str, str] | None = None  # a column and the text that its rows have
     log: str = ""  # axes, such as "xy"
     factor: float = 100  # of accuracies
 
@@ -170,7 +169,7 @@ def main(doc: str, measure: Any, conclude: Any, figure: list[Panel], formats: Js
         text = json.dumps(about | results, indent=1, default=float) + "\n"
         write(path, re.sub(r"[\[{][^][{}]*[]}]", lambda cell: " ".join(cell[0].split()), text))  # a line for each cell
     results = json.loads(path.read_text())
-    write_csv(path.with_name(names.get(f"{path.stem}.csv", f"{path.stem}.csv")), results, names)
+    write_csv(path.with_suffix(".csv"), results, names)
     draw(results, figure).savefig(path.with_suffix(".png"), dpi=110)
     print(f"{results['title']}: {results['verdict']}. {results['finding']}\n{path}")
 
@@ -241,7 +240,9 @@ def verdict(results: Json, conclude: Any) -> Json:
     """What follows from the criteria; nothing from a single seed, which has no spread."""
     finding, criteria = conclude(rows_of(results))
     said = "holds" if all(criteria.values()) else "holds in part" if any(criteria.values()) else "does not hold"
-    return {"finding": finding, "verdict": said if leading(results)[0] > 1 else None, "criteria": criteria}
+    seeds, epochs = leading(results)
+    about = {"finding": finding, "verdict": said if seeds > 1 else None, "criteria": criteria}
+    return about | {"seeds": seeds, "epochs": epochs}
 
 
 def rows_of(results: Json) -> Rows:
@@ -256,8 +257,7 @@ def draw(results: Json, figure: list[Panel]) -> Figure:
     panels, curves = drawing.subplots(1, len(figure), squeeze=False)[0], results["curves"][str(leading(results)[1])]
     for axes, panel in zip(panels, figure, strict=True):
         lines = {label: list(line) for label, line in curves.get(panel.curves, {}).items()}
-        rows = [row for row in rows_of(results) if not panel.where or row.get(panel.where[0]) == panel.where[1]]
-        for row, name in itertools.product(rows, panel.columns):
+        for row, name in itertools.product(rows_of(results), panel.columns):
             line = lines.setdefault(", ".join(row[text] for text in panel.by) or name, [])
             line += [[row[panel.x], row[name]]] if row.get(name) else []
         texts = list(dict.fromkeys(x for line in lines.values() for x, _ in line if isinstance(x, str)))

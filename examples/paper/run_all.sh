@@ -36,12 +36,6 @@ for seed in "${seeds[@]}"; do
     done
     held_out start "$seed" "${start[@]}" --models simclr bern gauss
     held_out chosen "$seed" --models penalized bern gauss
-    for weight in 0 0.01 0.1; do # on the sample, without DATA
-        kl=("${both[@]}" "${start[@]}" --epochs 12 --finetune-epochs 0 --kl "$weight")
-        train "kl$weight-fixed" quick "$seed" "${kl[@]}"
-        train "kl$weight-learned" quick "$seed" "${kl[@]}" --learnable-scale
-        train "kl$weight-none" quick "$seed" "${kl[@]}" --location-std None
-    done
 done
 held_out try-symmetric "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}" --location-std 2
 held_out try-location-4 "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}" --no-symmetric
@@ -59,10 +53,9 @@ held_out try-no-noise "${seeds[0]}" "${both[@]}" --samples 0
 measure() { # CLAIM FOLDERS...
     python "examples/paper/$1.py" "${@:2}" ${ADD:+--add} --out "${RESULTS:-examples/results/paper}"
 }
-for claim in table counting uncertainty; do measure "$claim" "$runs"/base-* "$runs"/long-*; done
+for claim in table codes counting uncertainty; do measure "$claim" "$runs"/base-* "$runs"/long-*; done
 for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/long-* "$runs"/dim512-*; done
 measure compression "$runs"/base-* "$runs"/long-* "$runs"/dim*
 measure dims "$runs"/base-* "$runs"/dim*
 measure collapse "$runs"/base-* "$runs"/own-*
 measure settings "$runs"/start-* "$runs"/chosen-* "$runs"/try-*
-measure kl_weight "$runs"/kl*

@@ -323,7 +323,8 @@ def _checked_loss(value: Tensor) -> Tensor:
 
 def _has_parameters(value: Tensor, leaves: Sequence[Any]) -> bool:
     """Whether a loss depends on more than these leaves of its graph."""
-    nodes, seen = [value.grad_fn], {None}
+    nodes: list[Any] = [value.grad_fn]
+    seen: set[Any] = {None}
     while nodes:
         node = nodes.pop()
         if node not in seen:
@@ -331,7 +332,7 @@ def _has_parameters(value: Tensor, leaves: Sequence[Any]) -> bool:
             variable = getattr(node, "variable", None)  # of the nodes that accumulate a leaf's gradient
             if variable is not None and all(variable is not leaf for leaf in leaves):
                 return True
-            nodes += [following for following, _ in node.next_functions]  # type: ignore[union-attr]
+            nodes += [following for following, _ in node.next_functions]
     return False
 
 

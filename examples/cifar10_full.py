@@ -179,7 +179,7 @@ class Pretraining(L.LightningModule):
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Two random views of the images, in float32 whatever the precision."""
         torch.manual_seed(seed_for(self.s.seed, self.global_step, self.global_rank))  # of views and noise
-        return tuple(self.views(batch[0] / 255).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        return tuple(self.views(x).contiguous(memory_format=torch.channels_last) for x in 2 * [batch[0] / 255])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""

@@ -19,6 +19,7 @@ import image_codes
 import numpy as np
 import torch
 import tyro
+from pretrained_features import refuse_changes
 from provenance import provenance, write
 from torch import Tensor
 
@@ -80,9 +81,8 @@ class Compare:
         x = torch.from_numpy(database.astype(np.float32))
         settings = {"bits": self.bits, "features": image_codes.digest(features / "database.npy")}
         saved = json.loads(self.out.read_text()) if self.out.exists() else settings | {"measured": {}}
+        refuse_changes(self.out, saved, settings)
         found = saved["measured"]
-        if any(saved.get(name) != value for name, value in settings.items()):
-            raise ValueError(f"{self.out} has results of other bits or features; give another --out")
         self.out.parent.mkdir(parents=True, exist_ok=True)
         for seed, name in product(self.seeds, self.variants):
             if str(seed) in found.setdefault(name, {}):
@@ -99,10 +99,8 @@ class Compare:
             print(name, found[name][str(seed)])
             rows = [[name, *([run[k] for run in of.values()] for k in ("map", "knn"))] for name, of in found.items()]
             table = {"columns": ["changed", "mAP@1000 %", "kNN %"], "formats": ["", ".1f", ".1f"], "rows": rows}
-            counts = {"fitted on": len(train), "queries": len(held_out)}
-            write(
-                self.out, json.dumps(provenance() | settings | counts | {"table": table, "measured": found}, indent=1)
-            )
+            about = provenance() | settings | {"fitted on": len(train), "queries": len(held_out)}
+            write(self.out, json.dumps(about | {"table": table, "measured": found}, indent=1))
 
 
 if __name__ == "__main__":

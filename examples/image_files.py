@@ -161,8 +161,9 @@ def read_splits(root: Path, side: int) -> tuple[Images, Images | None]:
 def unpack(archive: str | Path, folder: str | Path) -> Path:
     """Unpack a tar below a folder, once: the new folder is named by the tar's path, size and time."""
     try:
-        archive, about = Path(archive), Path(archive).stat()
-        key = zlib.crc32(repr((archive.resolve(), about.st_size, about.st_mtime_ns)).encode())
+        archive = Path(archive)
+        about = archive.resolve(), archive.stat().st_size, archive.stat().st_mtime_ns
+        key = zlib.crc32(repr(about).encode())
         target = Path(folder) / f"{archive.stem}-{key:08x}"
         if target.exists():
             return target

@@ -33,7 +33,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from stochastic_bottleneck.hub import preprocessing
 
-MAX_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000  # a larger label is taken for a mistake
 MIN_SIDE = 896  # a crop of 8 % of an image decoded to this size has 224 pixels a side
 
 

@@ -37,8 +37,10 @@ def signs(kind: str, train: Floats, bits: int, seed: int = 0) -> Codec:
         transform = faiss.RandomRotationMatrix(width, bits)
         transform.init(seed)
     else:
-        if bits > min(width, len(train)):
-            raise ValueError(f"bits must be at most the {width} features and the {len(train)} rows, got {bits}")
+        if bits > width:
+            raise ValueError(f"bits must be at most the {width} features, got {bits}")
+        if bits > len(train):
+            raise ValueError(f"train must have at least {bits} rows for as many bits, got {len(train)}")
         transform = faiss.PCAMatrix(width, bits) if kind == "pca" else faiss.ITQTransform(width, bits, True)
         if kind == "itq":
             transform.itq.seed = seed  # of the rotation that it starts from

@@ -29,7 +29,6 @@ class FeaturePairs:
     """
 
     near: NDArray[np.int64] | None = None  # rows of each item's neighbours
-    device = torch.device("cpu")  # of the views, from their statistics on
 
     def __init__(self, views: Any, batch_size: int, seed: int, epochs: int) -> None:
         self.batch_size, self.seed, self.epochs = batch_size, seed, epochs

@@ -65,7 +65,7 @@ class BatchWhitening(nn.Module):
             with torch.no_grad():
                 running_mean = self.running_mean + self.momentum * mean
                 running_cov = self.running_cov.to(cov).lerp(cov * (count / (count - 1)), self.momentum)
-                finite = running_cov.isfinite().all()  # a batch that is not must not spoil those that follow
+                finite = running_cov.isfinite().all()  # skip batches that are not
                 self.running_mean.copy_(torch.where(finite, running_mean, self.running_mean))
                 self.running_cov.copy_(torch.where(finite, running_cov, self.running_cov))
                 self.running_map.copy_(self._map(self.running_cov.to(dtype)))
@@ -83,7 +83,7 @@ class BatchWhitening(nn.Module):
         """Inverse Cholesky factor of the shrunk correlation matrix, for rows that are not standardized. (D, D)."""
         std = (cov.diagonal() + 1e-5).sqrt()  # as BatchNorm
         identity = torch.eye(len(std), dtype=cov.dtype, device=cov.device)
-        constant = torch.diag(cov.diagonal() == 0).to(cov.dtype)  # columns that no Cholesky factor exists with
+        constant = torch.diag(cov.diagonal() == 0).to(cov.dtype)  # whose row of zeros would be singular
         shrunk = torch.lerp(cov / (std[:, None] * std) + constant, identity, self.shrinkage)
         factor, _ = torch.linalg.cholesky_ex(shrunk)  # no host sync, unlike cholesky
         inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)

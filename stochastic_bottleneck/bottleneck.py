@@ -239,7 +239,7 @@ class StochasticBottleneck(nn.Module):
             opposing: the other view's features (gauss: gives the variance). Shape: (N, F)
             sample: draw (True) or take the mode (False); None follows `training`.
             generator: source of the noise; None for the global one, which compiled code needs.
-            samples: latents to draw per image; where they are drawn, more than 1 give latent and features a leading
+            samples: latents to draw per image; when sampling, more than 1 give latent and features a leading
                 dimension. 0 takes the mode, for "bern" with the gradient of the relaxed bits (straight-through).
 
         Returns:

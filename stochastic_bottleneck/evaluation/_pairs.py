@@ -87,7 +87,7 @@ class Pairs:
         return torch.cat((rows, rows.square().sum(dim=1, keepdim=True).div_(-2)), dim=1)
 
     def distances(self, q: Tensor, x: Tensor) -> Tensor:
-        """Hamming distances. Products of -1 and 1 are exact in every precision with float32 sums."""
+        """Hamming distances. Products of -1 and 1 are exact in every precision, their sums in float32."""
         with torch.autocast(q.device.type, enabled=False):
             products: Tensor = q @ x.T
         return products.neg_().add_(self.width / 2)

@@ -65,7 +65,7 @@ def test_rabitq_estimates_distances_as_faiss_does():
 
 @pytest.mark.parametrize(
     ("name", "bits", "words"),
-    [("itq", 40, "the 400 rows, got 40"), ("pq", 24, "24"), ("pq", 12, "12"), ("rabitq", 64, "RaBitQ's 64")],
+    [("itq", 40, "at most the 32 features, got 40"), ("pq", 24, "24"), ("pq", 12, "12"), ("rabitq", 64, "RaBitQ's 64")],
 )
 def test_sizes_that_a_method_does_not_have_are_refused(name, bits, words):
     with pytest.raises(ValueError, match=words):

@@ -31,7 +31,6 @@ CLAIMS = {  # with the runs of each
 RUNS = {"base": {}, "dim8": {"dim": 8}, "own": {"variance_from": "own"}}
 RUNS |= {"chosen": {"symmetric": True, "location_std": 4.0}}
 ENCODER = {"channels": [8, 8, 8, 16], "stem_width": 4}
-TUNED = {"accuracy": 0.6}
 METRICS = "epoch,step,loss,latent/variance_mean\n0,20,2.0,1.0\n0,39,2.0,\n1,40,1.0,0.25\n1,60,1.0,0.15\n"
 
 
@@ -63,8 +62,8 @@ def runs(tmp_path_factory):
                 (folder / kind).symlink_to(saved)
             scores = {"probe": 0.5 + 0.01 * seed, "knn": 0.4, "map": 0.2}
             codes = {"fitted": {"z": scores}, "itq": {"codes": scores}}
-            found = {"h": scores, "z": scores, "finetuned": TUNED, "codes": codes}
-            models = {"simclr": found, "bern": found, "gauss": found, "supervised": {"finetuned": TUNED}}
+            found = {"h": scores, "z": scores, "finetuned": {"accuracy": 0.6}, "codes": codes}
+            models = {"simclr": found, "bern": found, "gauss": found, "supervised": {"finetuned": found["finetuned"]}}
             results = {"models": models, "settings": asdict(settings), "data": {"name": "toy"}, "commit": "12"}
             results["environment"] = {"machine": "toy"}
             (folder / "results.json").write_text(json.dumps(results, default=str))
@@ -97,7 +96,7 @@ def start(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_script_writes_its_results_and_figure(name, runs, start, tmp_path):
     results = start(name, *[runs / f"{run}-{seed}" for run in CLAIMS[name] for seed in (0, 1)])
-    assert results["claim"] == name
+    assert (results["claim"], results["seeds"]) == (name, 2)
     assert {(run["seed"], run["commit"]) for run in results["runs"].values()} == {(0, "12"), (1, "12")}
     assert results["verdict"] in ("holds", "holds in part", "does not hold")
     table = results["table"]
@@ -126,7 +125,8 @@ def test_one_seed_gives_no_verdict_and_epochs_are_rows_of_their_own(runs, start,
     (tmp_path / "long" / "results.json").write_text(json.dumps(results))
     found = start("table", tmp_path / "long", runs / "base-0", runs / "base-1")
     assert [row[0] for row in found["table"]["rows"]] == 4 * [5] + 4 * [40]
-    assert [found["table"]["rows"][i][2] for i in (0, 4)] == [{"0": 0.5, "1": 0.51}, {"0": 0.5}]
+    cells = [found["table"]["rows"][i][2] for i in (0, 4)]
+    assert (found["seeds"], found["epochs"], *cells) == (2, 5, {"0": 0.5, "1": 0.51}, {"0": 0.5})
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -10,7 +10,6 @@ Results, figures and models go to `runs/`; the same command with --resume contin
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,8 @@ import tyro
 from checkpointing import resumable_loader, seed_for
 from image_files import Images, read_splits
 from other_codes import other_codes
-from runs import DEVICE, MAIN_PROCESS, FileLock, Run, encoder_spec, exit_code, scores, warmup_cosine
+from provenance import DEVICE, PRECISION
+from runs import MAIN_PROCESS, FileLock, Run, encoder_spec, exit_code, scores, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
@@ -82,7 +82,7 @@ class Settings:
     supervised_epochs: int = 200  # Rate 0.1, decay 5e-4 (wide ResNets, arXiv 1605.07146)
     probe: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # Inverse penalties that linear probes choose from
     ema: float | None = None  # Decay of a moving average of the weights
-    precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
+    precision: Literal["bf16-mixed", "16-mixed", "32-true"] = PRECISION  # bf16-mixed where it is fast, else 32-true
     compile: bool = False  # torch.compile the model
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics are logged
     seed: int = 0  # Of weights, order, views and noise
@@ -297,4 +297,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    raise SystemExit(exit_code(main))

@@ -28,13 +28,13 @@ import image_codes
 import numpy as np
 import torch
 from filelock import FileLock
-from image_codes import DEVICE, load_model
+from image_codes import load_model
 from image_files import ImageFiles
 from image_search import write_index
 from matplotlib.figure import Figure
 from other_codes import METHODS, Codec
 from pretrained_features import Encoding, cache_features, find_splits, load_encoder, refuse_changes
-from provenance import write
+from provenance import DEVICE, write
 from sklearn.preprocessing import normalize
 from torch import nn
 

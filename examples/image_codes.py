@@ -15,7 +15,7 @@ import tyro
 from image_files import ImageError, printable, read_image
 from matplotlib.figure import Figure
 from PIL import ImageOps
-from provenance import exit_code, markdown, provenance, write
+from provenance import DEVICE, exit_code, markdown, provenance, write
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,7 +24,6 @@ from stochastic_bottleneck.evaluation import encode
 from stochastic_bottleneck.hub import HubModel, preprocessing
 
 FRAMES = {True: ("✓ ", "#0072B2", "-"), False: ("✗ ", "#D55E00", "--"), None: ("", "#666666", "-")}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Lite0(nn.Module):
@@ -47,7 +46,7 @@ class Lite0(nn.Module):
         return self.net.extract_features(images).float().mean((2, 3))
 
 
-def load_model(folder: Path, device: str = DEVICE) -> HubModel:
+def load_model(folder: Path, device: torch.device = DEVICE) -> HubModel:
     """Load a saved model that has bits."""
     config = folder / "config.json"
     lite0 = config.exists() and '"image_codes.Lite0"' in config.read_text()  # neither timm nor torchvision has it

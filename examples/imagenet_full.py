@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -28,7 +27,8 @@ import tyro
 from checkpointing import seed_for
 from image_files import ImageError
 from image_loaders import Split, TrainingLoader, evaluation_loader, find_split
-from runs import DEVICE, LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, warmup_cosine
+from provenance import DEVICE, PRECISION
+from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -93,7 +93,7 @@ class Settings:
     finetune: Schedule = Schedule(30, 1024, 0.2)  # 0.05 x batch / 256 (SimCLR, appendix B.5; lightly's epochs)
     supervised: Schedule = Schedule(90, 1024, 0.4, 1e-4, 5)  # arXiv 1706.02677, section 5.1
     ema: float | None = None  # Decay of a moving average of the weights
-    precision: Literal["bf16-mixed", "16-mixed", "32-true"] = "bf16-mixed"  # A CPU without bfloat16 takes 32-true
+    precision: Literal["bf16-mixed", "16-mixed", "32-true"] = PRECISION  # bf16-mixed where it is fast, else 32-true
     compile: bool = False  # torch.compile the model
     workers: int = min(16, max(1, (os.cpu_count() or 1) // LOCAL_WORLD))  # Processes that read images, per process
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"  # Where metrics are logged
@@ -327,4 +327,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    raise SystemExit(exit_code(main))

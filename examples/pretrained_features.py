@@ -19,10 +19,10 @@ import timm
 import torch
 import torchvision
 from checkpointing import seed_for
-from image_codes import DEVICE, Lite0
+from image_codes import Lite0
 from image_files import ImageError, ImageFiles, check_images, find_images, read_image, split_folder, unpack
 from PIL import Image, ImageOps
-from provenance import write
+from provenance import DEVICE, PRECISION, write
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -43,7 +43,7 @@ class Encoding:
     encoder: str = "lite0"  # lite0, timm:NAME or torchvision:NAME, pretrained
     weights: Path | None = None  # Weights of the encoder, a .safetensors file; the library's own if not given
     size: int | None = None  # Pixels of the encoder's input; its own, 112 of lite0, if not given
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"  # Of the encoder; a CPU without bfloat16 takes 32-true
+    precision: Literal["bf16-mixed", "32-true"] = PRECISION  # Of the encoder; bf16-mixed where it is fast
     views: int = 4  # Random views of each training image
     workers: int = 0  # Processes that read images
     out: Path = Path("runs/compress")  # Folder of the run
@@ -134,7 +134,7 @@ def cache_features(s: Encoding, train: ImageFiles, queries: ImageFiles, encoder:
 
     @torch.inference_mode()
     def encode(images: Tensor) -> np.ndarray:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=s.precision == "bf16-mixed"):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=s.precision == "bf16-mixed"):
             parts = [encoder(x.contiguous(memory_format=torch.channels_last)) for x in images.split(BATCH)]
         return torch.cat(parts).cpu().to(torch.float16).numpy()
 

@@ -1,4 +1,4 @@
-"""Shared by all scripts: exit codes, whole files, and where a result comes from."""
+"""Shared by all scripts: device and precision, exit codes, whole files, and where a result comes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from image_files import printable
@@ -22,6 +22,18 @@ from rich.markup import escape
 from rich.table import Table
 
 PACKAGES = ("stochastic-bottleneck", "torch", "torchvision", "timm", "lightning", "faiss-cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast_precision() -> Literal["bf16-mixed", "32-true"]:
+    """bfloat16 where the device multiplies it faster than float32; others emulate it, which is much slower."""
+    if DEVICE.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
+    return "bf16-mixed" if found.get("avx512_bf16") or found.get("amx_bf16") else "32-true"
+
+
+PRECISION = fast_precision()
 
 
 class Stopped(BaseException):

@@ -22,7 +22,7 @@ from checkpointing import AtomicCheckpointIO, ExactCheckpoint, TrainingError, ne
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from provenance import Stopped
+from provenance import DEVICE, Stopped
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -44,7 +44,6 @@ LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLog
 WORLD, LOCAL_WORLD = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
 LOG_EVERY = 20  # steps
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Run:

@@ -30,8 +30,8 @@ from stochastic_bottleneck.hub import HubModel
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 from cifar10_full import NORMALIZE, Settings, build_encoder, load_images  # noqa: E402
-from provenance import provenance, write  # noqa: E402
-from runs import DEVICE, load_encoder  # noqa: E402
+from provenance import DEVICE, provenance, write  # noqa: E402
+from runs import load_encoder  # noqa: E402
 
 LABELS = {"simclr": "SimCLR", "penalized": "SimCLR + penalty", "bern": "StochCon Bern", "gauss": "StochCon Gauss"}
 LABELS |= {"supervised": "Supervised"}

@@ -50,12 +50,6 @@ def test_all_lists_every_public_name_once(name):
     assert {key for key in defined if not key.startswith("_")} <= set(module.__all__)
 
 
-def test_a_star_import_imports_the_public_names():
-    names = {}
-    exec("from stochastic_bottleneck import *", names)
-    assert names.keys() - {"__builtins__"} == set(stochastic_bottleneck.__all__)
-
-
 # ---- signatures --------------------------------------------------------------------------------------------
 
 SIGNATURES = {

@@ -4,7 +4,7 @@ import lightly.loss
 import pytest
 import torch
 import torchvision
-from lightly_simclr import LightlySimCLR
+from lightly.models.modules import SimCLRProjectionHead
 from oracles import normal
 from tolerances import assert_close
 from torch import nn
@@ -47,6 +47,19 @@ def same_noise():
 
 
 # ---- lightly -----------------------------------------------------------------------------------------------
+
+
+class LightlySimCLR(nn.Module):
+    """As lightly's documentation builds it (examples/pytorch/simclr.py)."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.projection_head = SimCLRProjectionHead(512, 512, 128)
+
+    def forward(self, x):
+        x = self.backbone(x).flatten(start_dim=1)
+        return self.projection_head(x)
 
 
 @pytest.mark.parametrize("kind", ["bern", "gauss"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from saved_models import OpenEncoder, generator
 from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
@@ -33,18 +34,6 @@ def encoder(width=WIDTH, stride=1):
     )
 
 
-class CountedEncoder(nn.Module):
-    """Counts its passes; its feature width cannot be read from its structure."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner, self.passes = encoder(), 0
-
-    def forward(self, x):
-        self.passes += 1
-        return self.inner(x)
-
-
 def model(kind="bern", **options):
     options = {"kind": kind, "dim": DIM, "projection_dim": 4, "feature_dim": WIDTH, **options}
     return StochConWrapper(options.pop("encoder", encoder()), **options)
@@ -55,12 +44,6 @@ def images(seed=0, n=N):
 
 
 X, X_PRIME = images(0), images(1)
-
-
-def generator(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
 KINDS = {
     "bern": {"kind": "bern"},
     "gauss": {"kind": "gauss"},
@@ -304,7 +287,7 @@ def test_encode_refuses_images_whose_features_are_not_finite(which):
 
 
 @pytest.mark.parametrize("which", REPRESENTATIONS)
-def test_feature_extractor_shares_weights_and_exports(which):
+def test_feature_extractor_shares_weights(which):
     m = model()
     m(X, X_PRIME)
     m.eval()
@@ -312,10 +295,6 @@ def test_feature_extractor_shares_weights_and_exports(which):
     assert not extractor.training
     assert {id(p) for p in extractor.parameters()} <= {id(p) for p in m.parameters()}
     assert torch.equal(extractor(X), m.encode(X, which))
-    sizes = ({0: torch.export.Dim("n", min=2, max=64)},)
-    program = torch.export.export(extractor, (X,), dynamic_shapes=sizes)
-    for x in (X, images(3, n=4)):
-        assert torch.equal(program.module()(x), m.encode(x, which))
 
 
 def test_the_feature_extractor_can_be_trained():
@@ -354,18 +333,6 @@ def test_from_simclr_keeps_the_weights(kind):
     assert {id(p) for p in simclr.parameters()} < {id(p) for p in m.parameters()}
 
 
-def test_from_simclr_accepts_names_and_modules():
-    simclr = nn.ModuleDict({"a": encoder(), "b": nn.Linear(WIDTH, 3)})
-    wrapped = nn.Module()
-    wrapped.a, wrapped.b = simclr["a"], simclr["b"]
-    for options in ({"encoder": "a", "head": "b"}, {"encoder": simclr["a"], "head": simclr["b"]}):
-        m = StochConWrapper.from_simclr(wrapped, dim=DIM, **options)
-        assert m.head is simclr["b"]
-        assert m.encoder.backbone is simclr["a"]
-    with pytest.raises(ValueError, match="not found"):
-        StochConWrapper.from_simclr(wrapped)
-
-
 def test_the_default_head_is_that_of_simclr():
     head = model(projection_dim=9).head
     assert [type(m) for m in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
@@ -378,7 +345,7 @@ def test_the_default_head_is_that_of_simclr():
 @pytest.mark.parametrize("convert", [lambda m: m, nn.SyncBatchNorm.convert_sync_batchnorm])
 @pytest.mark.parametrize("first", [None, torch.inference_mode])
 def test_an_unknown_width_is_inferred_from_the_first_batch(convert, first):
-    m = convert(StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4))
+    m = convert(StochConWrapper(OpenEncoder(), dim=DIM, projection_dim=4))
     assert m.encoder.feature_dim is None
     assert not any(p.is_meta for p in copy.deepcopy(m).parameters())
     optimizer, held = torch.optim.SGD(m.parameters(), lr=0.1), list(m.parameters())
@@ -389,9 +356,9 @@ def test_an_unknown_width_is_inferred_from_the_first_batch(convert, first):
     optimizer.step()
     assert all(a is b for a, b in zip(held, m.parameters(), strict=True))
     assert not any(torch.equal(p, before[name]) for name, p in m.named_parameters() if "bias" not in name)
-    known = StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4, feature_dim=WIDTH)
+    known = StochConWrapper(OpenEncoder(), dim=DIM, projection_dim=4, feature_dim=WIDTH)
     known.load_state_dict(m.state_dict())
-    fresh = StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4)
+    fresh = StochConWrapper(OpenEncoder(), dim=DIM, projection_dim=4)
     fresh.load_state_dict(m.state_dict())
     for other in (known, fresh):
         assert torch.equal(other.eval()(X, X_PRIME).v_prime, m.eval()(X, X_PRIME).v_prime)
@@ -400,7 +367,7 @@ def test_an_unknown_width_is_inferred_from_the_first_batch(convert, first):
 def test_an_encoder_object_is_used_unchanged():
     given = as_encoder(encoder(), WIDTH)
     assert StochConWrapper(given, dim=DIM).encoder is given
-    assert StochConWrapper(Encoder(CountedEncoder()), feature_dim=WIDTH).encoder.feature_dim == WIDTH
+    assert StochConWrapper(Encoder(OpenEncoder()), feature_dim=WIDTH).encoder.feature_dim == WIDTH
 
 
 @pytest.mark.parametrize("maps", ["linear", "mlp", nn.LazyLinear(DIM)], ids=str)
@@ -412,11 +379,11 @@ def test_a_bottleneck_of_unknown_width_takes_the_encoders(maps):
 
 
 def test_the_head_takes_the_width_of_the_bottleneck():
-    m = StochConWrapper(CountedEncoder(), bottleneck=StochasticBottleneck(in_features=WIDTH))
+    m = StochConWrapper(OpenEncoder(), bottleneck=StochasticBottleneck(in_features=WIDTH))
     assert m.head[0].weight.shape == (WIDTH, WIDTH)
     assert m(X, X_PRIME).v.shape == (N, 128)
     with pytest.raises(ValueError, match=r"bottleneck gives 7 features .*, but the head takes .* 5"):
-        StochConWrapper(CountedEncoder(), bottleneck=StochasticBottleneck(in_features=WIDTH, out_features=7))
+        StochConWrapper(OpenEncoder(), bottleneck=StochasticBottleneck(in_features=WIDTH, out_features=7))
 
 
 def test_options_of_the_bottleneck_are_passed_on():
@@ -446,9 +413,6 @@ def test_options_that_contradict_a_bottleneck_are_refused_before_the_encoder_is_
     assert StochConWrapper(encoder(), bottleneck=own, **{option: value}).bottleneck is own
 
 
-T, V = TypeError, ValueError
-
-
 def test_a_bottleneck_for_other_features_is_refused():
     for widths, message in (
         ({"in_features": 6}, r"bottleneck takes 6 features \(in_features\), but the encoder gives 5"),
@@ -457,33 +421,8 @@ def test_a_bottleneck_for_other_features_is_refused():
             r"bottleneck gives 7 features \(out_features\), but the head takes .* 5",
         ),
     ):
-        with pytest.raises(V, match=message):
+        with pytest.raises(ValueError, match=message):
             StochConWrapper(encoder(), feature_dim=WIDTH, bottleneck=StochasticBottleneck("bern", 4, **widths))
-
-
-IMAGES = [
-    (X.byte(), T, r"{} must hold images in floating point, got torch.uint8; scale .* {}.float\(\) / 255"),
-    (X.to_sparse(), T, r"{} must be a dense tensor, got a sparse_coo one; convert it with {}.to_dense\(\)"),
-    (X[:0], V, r"{} is empty, shape \(0, 3, 8, 8\); skip empty batches"),
-]
-
-
-@pytest.mark.parametrize(("images", "error", "message"), IMAGES)
-def test_bad_images_are_refused(images, error, message):
-    m = model()
-    for call in (m.encode, m.encoder, m.feature_extractor("bits"), lambda x: m(x, X)):
-        with pytest.raises(error, match=message.replace("{}", "x")):
-            call(images)
-    with pytest.raises(error, match=message.replace("{}", "x_prime")):
-        m(X, images)
-
-
-def test_bad_calls_are_refused():
-    m = model()
-    with pytest.raises(V, match="x and x_prime must hold two views of the same images, got 6 and 4 images"):
-        m(X, X_PRIME[:4])
-    with pytest.raises(V, match='representation "bits" needs a bottleneck of kind "bern", got "gauss"'):
-        model("gauss").encode(X, "bits")
 
 
 def test_images_of_another_dtype_or_device_are_refused():
@@ -494,10 +433,6 @@ def test_images_of_another_dtype_or_device_are_refused():
             call(X.double())
         with pytest.raises(ValueError, match="x must be on the module's device, cpu, got meta"):
             call(X.to("meta"))
-    with pytest.raises(TypeError, match=r"x and x_prime must have one dtype, got torch.float32 and torch.f"):
-        m(X, X.double())
-    with pytest.raises(ValueError, match="x and x_prime must be on one device, got cpu and meta"):
-        m(X, X.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
         m(X.bfloat16(), X_PRIME.bfloat16())
         with pytest.raises(TypeError, match="x must have the dtype of the module's weights"):
@@ -562,14 +497,15 @@ def test_a_frozen_encoder_does_not_change(copier, checkpoint_encoder):
 
 
 def test_a_frozen_encoder_stores_no_activations_and_runs_once():
-    m = model(encoder=CountedEncoder(), checkpoint_encoder=True).freeze_encoder()
-    sizes = []
+    m = model(encoder=OpenEncoder(), checkpoint_encoder=True).freeze_encoder()
+    sizes, passes = [], []
+    m.encoder.register_forward_hook(lambda *_: passes.append(1))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.ndim) or t, lambda t: t):
         output = m(X, X_PRIME)
     assert not output.h.requires_grad
     assert 4 not in sizes
     InfoNCELoss()(*output[:2]).backward()
-    assert m.encoder.backbone.passes == 2
+    assert len(passes) == 2
 
 
 def test_unfreezing():
@@ -605,7 +541,7 @@ def test_lightning_trains_after_its_sanity_check(frozen, tmp_path):
         def __init__(self):
             super().__init__()
             # Its width is inferred from the first batch: that of the sanity check, in inference mode.
-            self.model = StochConWrapper(CountedEncoder(), dim=DIM, projection_dim=4).freeze_encoder(frozen)
+            self.model = StochConWrapper(OpenEncoder(), dim=DIM, projection_dim=4).freeze_encoder(frozen)
 
         def training_step(self, batch, _):
             return InfoNCELoss()(*self.model(*batch[0])[:2])

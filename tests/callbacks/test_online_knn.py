@@ -3,7 +3,6 @@
 import copy
 import csv
 import math
-import pickle
 
 import lightning.pytorch as lightning
 import pytest
@@ -167,8 +166,3 @@ def test_other_processes_get_the_number_or_the_failure_of_the_first():
     failed = Rank("ValueError: batches is empty")
     with pytest.raises(RuntimeError, match=r"failed on rank 0 \(ValueError: batches is empty\)"):
         knn.on_train_epoch_end(failed, failed)
-
-
-def test_it_can_be_copied():
-    for copier in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
-        assert copier(OnlineKNN(BATCHES, k=3)).k == 3

@@ -10,7 +10,7 @@ import torch
 from sklearn import ensemble, linear_model, model_selection, neighbors, pipeline, preprocessing
 
 from stochastic_bottleneck.evaluation import ForestCurve, ProbeResult, forest_curve, knn_accuracy, linear_probe
-from stochastic_bottleneck.evaluation._logistic import DeviceLogisticRegression, _loss_and_gradient
+from stochastic_bottleneck.evaluation._logistic import DeviceLogisticRegression
 
 CLASSES = 3
 
@@ -329,17 +329,6 @@ def test_options_may_be_numbers_of_any_type(kind):
     assert knn_accuracy(*data, k=np.int32(3), temperature=np.float32(0.5)) == knn_accuracy(*data, k=3, temperature=0.5)
 
 
-@each_evaluation
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [(lambda x: x + 0j, "complex"), (lambda x: x.astype(object), "object"), (lambda x: iter(x), "got .*iterator")],
-)
-def test_features_that_are_not_numbers_are_refused(name, kind, message):
-    x, y, x_test, y_test = bits()
-    with pytest.raises(TypeError, match=f"train_features must be .*{message}"):
-        evaluate(name, kind(x), y, x_test, y_test)
-
-
 def without_scikit_learn(monkeypatch):
     for module in [m for m in sys.modules if m.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, module)
@@ -410,18 +399,6 @@ def test_max_iter_limits_the_iterations(device):
     few, many = (DeviceLogisticRegression(n, device).set_params(C=10.0).fit(x, y).weights for n in (1, 200))
     few, many = (objective(w.double().cpu().numpy(), x, y, 10.0) for w in (few, many))
     assert few > 1.05 * many
-
-
-def test_the_gradient_is_that_of_autograd():
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(3, 6, generator=generator, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(11, 5, generator=generator, dtype=torch.float64)
-    y = torch.randint(3, (11, 1), generator=generator)
-    w, intercepts = weights[:, :-1], weights[:, -1]
-    loss = torch.nn.functional.cross_entropy(x @ w.T + intercepts, y[:, 0]) + 0.15 * w.square().sum()
-    (gradient,) = torch.autograd.grad(loss, weights)
-    found = _loss_and_gradient(weights.detach(), x, y, penalty=0.3)
-    torch.testing.assert_close(found, torch.cat([loss.detach()[None], gradient.flatten()]))
 
 
 @pytest.mark.parametrize("classes", [2, 5])

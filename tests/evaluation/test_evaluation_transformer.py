@@ -180,12 +180,6 @@ def test_scikit_learn_finds_an_estimator(check):
     getattr(estimator_checks, check)("StochConTransformer", StochConTransformer(small_model()))
 
 
-def test_images_whose_features_are_not_finite_are_refused():
-    for method in ("fit", "transform"):
-        with pytest.raises(ValueError, match="features of images must be finite"):
-            getattr(StochConTransformer(small_model()), method)(np.full_like(IMAGES, np.nan))
-
-
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "stochastic_bottleneck.evaluation.transformer")
     without_scikit_learn(monkeypatch)

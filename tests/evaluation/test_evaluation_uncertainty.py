@@ -32,13 +32,6 @@ def test_the_rejection_curve_is_the_mean_over_orders_of_ties(images):
     assert curve.area == pytest.approx(curve.accuracy.mean())
 
 
-def test_the_rejection_curve_does_not_depend_on_the_order_of_the_images():
-    uncertainty, correct = RNG.integers(0, 5, 200), RNG.random(200) < 0.7
-    order = RNG.permutation(200)
-    a, b = rejection_curve(uncertainty, correct), rejection_curve(uncertainty[order], correct[order])
-    assert a.accuracy == pytest.approx(b.accuracy, abs=1e-12)
-
-
 def test_the_area_is_the_aurc_of_its_definition():
     """1 minus the mean over thresholds of the error above them (arXiv 1805.08206, section 2)."""
     uncertainty, correct = RNG.random(300), RNG.random(300) < 0.6

@@ -89,18 +89,26 @@ def write_photographs(folder, train=4, val=2):
     return folder
 
 
+def write_files(path, files):
+    """Write a tar of files by name, and return its path."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
 def write_shards(folder, split, each, shards):
     """Write WebDataset shards of the photographs, images next to .cls files; returns the pattern of their names."""
     folder.mkdir(parents=True, exist_ok=True)
     images = [*photographs(split, each)]
     for number in range(shards):
-        with tarfile.open(folder / f"{split}-{number}.tar", "w") as tar:
-            for i, (name, content) in enumerate(images[number::shards]):
-                label = str(WNIDS.index(name.partition("/")[0])).encode()
-                for suffix, data in (("jpg", content), ("cls", label)):
-                    info = tarfile.TarInfo(f"{number}_{i:03}.{suffix}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        files = {}
+        for i, (name, content) in enumerate(images[number::shards]):
+            label = str(WNIDS.index(name.partition("/")[0])).encode()
+            files |= {f"{number}_{i:03}.jpg": content, f"{number}_{i:03}.cls": label}
+        write_files(folder / f"{split}-{number}.tar", files)
     return folder / f"{split}-{{0..{shards - 1}}}.tar"
 
 

@@ -1,15 +1,13 @@
 """Loaders of files and of WebDataset shards: every image once, random crops that follow from the seed, exact resume."""
 
-import io
 import json
-import tarfile
 from types import SimpleNamespace
 
 import pytest
 import torch
 from image_files import ImageError
 from image_loaders import Shards, TrainingLoader, evaluation_loader, find_split
-from small_images import WNIDS, encoded, photograph, write_photographs, write_shards
+from small_images import WNIDS, encoded, photograph, write_files, write_photographs, write_shards
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -117,28 +115,19 @@ def test_batches_that_cannot_be_made_are_refused(shards, batch_size, world):
 # ---- shards as people have them ------------------------------------------------------------------------------------
 
 
-def write_tar(path, files):
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
 JPEG = encoded(photograph(0, 40, 30))
 
 
 @pytest.mark.parametrize("label", [{"a.cls": b"2"}, {"a.json": b'{"label": 2}'}, {"a.json": b'{"cls": 2, "x": 1}'}])
 def test_labels_are_read_from_cls_or_json(tmp_path, label):
-    split = find_split(write_tar(tmp_path / "x.tar", {"a.jpg": JPEG} | label))
+    split = find_split(write_files(tmp_path / "x.tar", {"a.jpg": JPEG} | label))
     assert split.classes == ["0", "1", "2"]
     assert next(iter(evaluation_loader(split, CONFIG, 0)))[1].tolist() == [2]
 
 
 def test_shards_without_labels_have_no_classes(tmp_path):
     for name in ("x-0.tar", "x-1.tar"):
-        write_tar(tmp_path / name, {"a.jpg": JPEG, "b.png": encoded(photograph(1, 40, 30), "PNG")})
+        write_files(tmp_path / name, {"a.jpg": JPEG, "b.png": encoded(photograph(1, 40, 30), "PNG")})
     split = find_split(str(tmp_path / "x-*.tar"))
     assert (split.count, split.classes) == (4, [])
 
@@ -161,7 +150,7 @@ def test_every_nth_shard_can_be_held_out(shards):
     ],
 )
 def test_shards_that_cannot_be_used_are_named(tmp_path, files, message):
-    write_tar(tmp_path / "x-0.tar", files)
+    write_files(tmp_path / "x-0.tar", files)
     with pytest.raises(ImageError, match=message):
         find_split(str(tmp_path / "x-*.tar"))
 
@@ -190,5 +179,5 @@ def test_fingerprints_follow_images_and_labels(tmp_path):
         ]
     ):
         (tmp_path / str(number)).mkdir()
-        found.add(find_split(write_tar(tmp_path / str(number) / "x.tar", files)).fingerprint)
+        found.add(find_split(write_files(tmp_path / str(number) / "x.tar", files)).fingerprint)
     assert len(found) == 3  # the last has the image and the label of the first

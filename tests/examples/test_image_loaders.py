@@ -1,6 +1,8 @@
 """Loaders of files and of WebDataset shards: every image once, random crops that follow from the seed, exact resume."""
 
 import json
+import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -147,12 +149,33 @@ def test_every_nth_shard_can_be_held_out(shards):
         ({"a.jpg": JPEG, "a.cls": b"0", "b.jpg": JPEG}, "1 of 2 images .* have no label"),
         ({"a.txt": b"", "a.cls": b"0"}, "a has no image"),
         ({"a.cls": b"0", "a.jpg": b"text"}, "a.jpg: not an image"),
+        ({"a.jpg": JPEG, "a.cls": b"1000000"}, r"labels must be below 1,000,000, got 1000000 in .*x-0.tar"),
     ],
 )
 def test_shards_that_cannot_be_used_are_named(tmp_path, files, message):
     write_files(tmp_path / "x-0.tar", files)
     with pytest.raises(ImageError, match=message):
         find_split(str(tmp_path / "x-*.tar"))
+
+
+def test_links_in_shards_are_named(shards, tmp_path):
+    with tarfile.open(tmp_path / "train-2.tar", "a") as tar:
+        link = tarfile.TarInfo("latest.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "2_000.jpg"
+        tar.addfile(link)
+    with pytest.raises(ImageError, match=r"train-2.tar/latest.jpg: a link, which would be left out"):
+        find_split(shards)
+
+
+def test_a_replaced_archive_is_unpacked_again(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counts = []
+    for number in (1, 2):
+        with tarfile.open("images.tar", "w") as tar:
+            for path in sorted(Path(folder).rglob("*.*"))[: 3 * number]:
+                tar.add(path, path.name)
+        counts.append(find_split("images.tar").count)
+    assert counts == [3, 6]
 
 
 def test_damaged_and_missing_shards_are_named(shards, tmp_path):

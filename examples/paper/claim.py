@@ -106,8 +106,8 @@ def by(runs: Iterable[Run], setting: str) -> dict[Any, list[Run]]:
 
 def values(runs: Iterable[Run], *keys: str) -> Cell:
     """One number of each run's models, found by its keys in results.json; None where no run has it."""
-    found = {str(run.seed): reduce(lambda x, key: (x or {}).get(key), keys, run.results["models"]) for run in runs}
-    return {seed: value for seed, value in found.items() if value is not None} or None
+    found = [(str(run.seed), reduce(lambda x, key: (x or {}).get(key), keys, run.results["models"])) for run in runs]
+    return {seed: value for seed, value in found if value is not None} or None
 
 
 def columns_of(runs: Iterable[Run], measure: Callable[[Run], dict[Any, Any]]) -> dict[Any, Cell]:

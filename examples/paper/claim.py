@@ -211,9 +211,10 @@ def keys_of(table: Json) -> int:
 
 
 def joined(old: Any, new: Any) -> Any:
-    """Join dictionaries by key, and lists of equal length by index; of two values the newer counts."""
+    """Join dictionaries by key, seeds in order, and lists of equal length by index; of two values the newer counts."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return old | {key: joined(old.get(key), value) for key, value in new.items()}
+        found = old | {key: joined(old.get(key), value) for key, value in new.items()}
+        return dict(sorted(found.items(), key=lambda item: int(item[0]) if item[0].isdigit() else 0))
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [joined(*pair) for pair in zip(old, new, strict=True)]
     return old if new is None else new

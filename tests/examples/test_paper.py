@@ -15,6 +15,7 @@ import sklearn.datasets
 import timm
 import torch
 from cifar10_full import Settings, build_model
+from PIL import Image
 from safetensors.torch import save_file
 
 from stochastic_bottleneck import StochConWrapper, evaluation
@@ -141,9 +142,11 @@ def test_committed_findings_follow_from_their_tables(name, monkeypatch, tmp_path
     said = "holds" if all(criteria.values()) else "holds in part" if any(criteria.values()) else "does not hold"
     assert results["verdict"] == said
     assert results["commit"]
-    assert (RESULTS / f"{name}.png").exists()
-    claim.write_csv(tmp_path / "claim.csv", results, {"column": "metric"})
-    assert len((tmp_path / "claim.csv").read_text().splitlines()) > len(results["table"]["rows"])
+    claim.write_csv(tmp_path / "claim.csv", results, script.get("NAMES", {"column": "metric"}))
+    assert (tmp_path / "claim.csv").read_text() == (RESULTS / f"{name}.csv").read_text()
+    assert all(axes.lines for axes in claim.draw(results, script["FIGURE"]).axes)
+    pixels = np.asarray(Image.open(RESULTS / f"{name}.png").convert("RGB")).astype(int)
+    assert np.ptp(pixels, axis=2).max() > 50  # lines and dots have colours, axes have none
     doc = " ".join(script["__doc__"].split())
     assert doc.startswith(f"{results['title']}: {results['paper']} ")
     assert f"Result: {said} (" in doc

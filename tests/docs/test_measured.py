@@ -83,9 +83,13 @@ def test_noise_is_a_part_of_the_gap_and_the_bottleneck_the_rest(model):
     assert noisy + 0.01 < quiet < simclr - 0.01
 
 
-def test_the_variance_falls_as_far_either_way():
-    opposing, own = (row["left of the start"] for row in rows("collapse"))
-    assert abs(mean(own) - mean(opposing)) < statistics.stdev(own) + statistics.stdev(opposing)
+def test_the_variance_falls_as_far_either_way_and_the_opposing_views_gives_better_features():
+    opposing, own = rows("collapse")
+    left = [row["left of the start"] for row in (opposing, own)]
+    assert abs(mean(left[1]) - mean(left[0])) < statistics.stdev(left[0]) + statistics.stdev(left[1])
+    assert all(mean(found) == pytest.approx(1 / 6, abs=0.01) for found in left)
+    for part in ("probe on h", "probe on z"):
+        assert all(a > b for a, b in zip(opposing[part], own[part], strict=True))
 
 
 def test_the_variance_rises_with_every_step_of_dimensions():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stochastic_bottleneck import StochasticBottleneck, TemperatureSchedule
+from stochastic_bottleneck import StochasticBottleneck, StochConWrapper, TemperatureSchedule
 
 
 def bottleneck(**options):
@@ -131,3 +131,18 @@ def test_a_compiled_bottleneck_is_accepted(fresh_compiler):
     b = bottleneck()
     TemperatureSchedule(torch.compile(b), end=0.5, total_steps=1).step()
     assert b.temperature == 0.5
+
+
+def test_anything_but_a_bernoulli_bottleneck_is_refused():
+    model = StochConWrapper(torch.nn.Flatten(), dim=4, feature_dim=12)
+    with pytest.raises(TypeError, match=r"must be a StochasticBottleneck, got StochConWrapper; of a .*\.bottleneck"):
+        TemperatureSchedule(model, end=0.5, total_steps=4)
+    TemperatureSchedule(model.bottleneck, end=0.5, total_steps=4).step()
+    with pytest.raises(ValueError, match='bottleneck must be of kind "bern", got "gauss"'):
+        TemperatureSchedule(StochasticBottleneck("gauss", 4), end=0.5, total_steps=4)
+
+
+def test_an_incomplete_state_is_refused():
+    schedule = TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
+    with pytest.raises(ValueError, match=r"state_dict lacks \['end', 'shape', 'start', 'total_steps'\]; pass what"):
+        schedule.load_state_dict({"last_step": 3})

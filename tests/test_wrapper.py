@@ -425,6 +425,23 @@ def test_a_bottleneck_for_other_features_is_refused():
             StochConWrapper(encoder(), feature_dim=WIDTH, bottleneck=StochasticBottleneck("bern", 4, **widths))
 
 
+IMAGES = [
+    (X.byte(), TypeError, r"{} must hold images in floating point, got torch.uint8; scale .* {}.float\(\) / 255"),
+    (X.to_sparse(), TypeError, r"{} must be a dense tensor, got a sparse_coo one; convert it with {}.to_dense\(\)"),
+    (X[:0], ValueError, r"{} is empty, shape \(0, 3, 8, 8\); skip empty batches"),
+]
+
+
+@pytest.mark.parametrize(("images", "error", "message"), IMAGES)
+def test_bad_images_are_refused(images, error, message):
+    m = model()
+    for call in (m.encode, m.encoder, m.feature_extractor("bits"), lambda x: m(x, X)):
+        with pytest.raises(error, match=message.replace("{}", "x")):
+            call(images)
+    with pytest.raises(error, match=message.replace("{}", "x_prime")):
+        m(X, images)
+
+
 def test_images_of_another_dtype_or_device_are_refused():
     m = model()
     for call in (m.encode, lambda x: m(x, x)):

@@ -20,6 +20,7 @@ from stochastic_bottleneck import InfoNCELoss, StochasticBottleneck, StochConWra
 from stochastic_bottleneck import callbacks as callbacks_package
 from stochastic_bottleneck.callbacks import LatentMonitor, TemperatureAnnealing, latent_statistics
 from stochastic_bottleneck.callbacks._base import LIGHTNING
+from stochastic_bottleneck.callbacks.latent_monitor import _concatenated
 from stochastic_bottleneck.posteriors import BernoulliPosterior, GaussianPosterior
 
 N, DIM, STEPS, EVERY = 6, 11, 4, 2
@@ -164,6 +165,18 @@ def test_statistics_of_a_custom_posterior_are_kl_and_entropy_if_it_has_them():
     found = latent_statistics(LaplacePosterior(mean, log_scale, torch.tensor(1.0)))
     assert found == pytest.approx(expected, rel=1e-5)
     assert latent_statistics(SampledPosterior(mean)) == {}
+
+
+def test_posteriors_of_a_step_are_concatenated_along_the_images():
+    parts = [
+        LaplacePosterior(*torch.randn(2, n, DIM, generator=generator(n)), torch.tensor(float(n)), f"of {n}")
+        for n in (2, 5)
+    ]
+    joined = _concatenated(parts)
+    assert isinstance(joined, LaplacePosterior)
+    for field in ("mean", "log_scale"):
+        assert torch.equal(getattr(joined, field), torch.cat([getattr(part, field) for part in parts]))
+    assert (joined.temperature.item(), joined.name) == (5.0, "of 5")  # shared fields are the last's
 
 
 # ---- training ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from test_evaluation import without_scikit_learn
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -219,6 +220,12 @@ def test_test_labels_are_checked_before_training():
     with pytest.raises(ValueError, match="test must give labels from 0 to 1"):
         fine_tune(encoder, BATCHES, BATCHES, 2)
     assert not trained
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
+    without_scikit_learn(monkeypatch)
+    with pytest.raises(ModuleNotFoundError, match=r'"stochastic-bottleneck\[evaluation\]"'):
+        fine_tune(nn.Flatten(), BATCHES, BATCHES, CLASSES)
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ from PIL import Image
 from small_images import CLASSES, batch, picture, write_folder, write_tar
 
 from stochastic_bottleneck.hub import HubModel, preprocessing
+from stochastic_bottleneck.kernels.nt_xent_dispatch import has_fast_bfloat16
 
 QUICK = cifar10_full.QUICK
 
@@ -46,6 +47,7 @@ def test_the_run_ends_in_a_table_of_all_models(whole):
         width, *numbers = cells[model, "h"][:5]
         assert width == "256"
         assert all(0 <= float(x) <= 100 for x in numbers)  # probe, neighbours, mAP, fine-tuned
+    assert "Supervised" in output
     assert (folder / "f1_against_bits.png").stat().st_size > 1000
     results = measured(folder)[0]
     assert results["data"]["train"] == 24
@@ -100,6 +102,7 @@ def test_bfloat16_is_the_default_only_where_it_is_fast(monkeypatch):
     for found, precision in (({"amx_bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true"), ({}, "32-true")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
         assert provenance.fast_precision() == precision
+        assert has_fast_bfloat16(provenance.DEVICE) == (precision == "bf16-mixed")  # as the package decides
 
 
 @pytest.mark.parametrize("layout", ["flat", "train/all", "train"])
@@ -205,4 +208,5 @@ def test_two_processes_train_as_one_does_with_the_doubled_batch(tmp_path):
         assert torch.load(newest, weights_only=True)["global_step"] == 24
         with next((tmp_path / folder / "bern" / "logs").glob("*/metrics.csv")).open() as file:
             curves.append([float(row["loss"]) for row in csv.DictReader(file) if row["loss"]])
+    assert len(curves[0]) == len(curves[1])
     np.testing.assert_allclose(curves[0], curves[1], rtol=0.15)

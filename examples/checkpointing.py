@@ -111,7 +111,7 @@ class ExactCheckpoint(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings or images."""
         if changed := [f"{k}: {state.get(k)!r} before, {v!r} now" for k, v in self.run.items() if state.get(k) != v]:
-            raise TrainingError(f"{self.folder} has another run ({'; '.join(changed)}); undo it, or give another --out")
+            raise TrainingError(f"{self.folder} differs ({'; '.join(changed)}); change it back, or give another --out")
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Let a signal wait for the end of the step: half a step cannot be resumed. Lightning restores the handlers."""

@@ -8,8 +8,6 @@ Every model starts from the same encoder weights and sees the same views; each i
 Results, figures and models go to `runs/`; the same command with --resume continues a run that was stopped.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any, Literal
 
 import kornia.augmentation as K
 import lightning as L
-import numpy as np
 import timm
 import torch
 import tyro
@@ -226,25 +223,27 @@ def evaluate(name: str, model: nn.Module, s: Settings, train: Images, test: Imag
         results["z"] |= ratio | {"bits": bit_statistics(sets[1]["z"], labels[1])._asdict()}
         results["logits"] = scores(logits(model.bottleneck, sets), labels, "cosine", s.probe)
     if name in ("simclr", "penalized", "bern"):
-        results["codes"] = {"fitted": fitted_codes(source, sets, labels, s, train)}
-        results["codes"]["fitted"]["z"] |= ratio
+        z = fitted_logits(encode_views(source, s, train), sets, s)
+        bits = scores([1.0 * (x > 0) for x in z], labels, "hamming", s.probe) | ratio
+        results["codes"] = {"fitted": {"z": bits, "logits": scores(z, labels, "cosine", s.probe)}}
     if name in ("simclr", "penalized"):
         for code, codes, metric in other_codes(*(x["h"] for x in sets), s.dim, s.seed):
             results["codes"][code] = {"codes": scores(codes, labels, metric, s.probe) | ratio}
     return results
 
 
-def fitted_codes(model: nn.Module, sets: Any, labels: Any, s: Settings, train: Images) -> dict[str, Any]:
-    """A latent fitted to views of the training images, without labels, behind the frozen encoder."""
+def encode_views(model: nn.Module, s: Settings, train: Images) -> list[Any]:
+    """Frozen features of four random views of each training image."""
     torch.manual_seed(seed_for(s.seed, 0, 0))  # of the views
     batches = [pixels.to(DEVICE) / 255 for pixels in train.pixels.split(500)]
     with torch.autocast(DEVICE.type, torch.bfloat16, s.precision == "bf16-mixed"):
-        pairs = np.stack([encode(model, map(views(s).to(DEVICE), batches)).features for _ in range(4)])
-    options = {"epochs": 20, "batch_size": min(512, len(train.pixels)), "seed": s.seed, "device": DEVICE}
-    latent = fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, **options)
-    z = logits(latent.to(DEVICE), sets)
-    bits = scores([1.0 * (x > 0) for x in z], labels, "hamming", s.probe)
-    return {"z": bits, "logits": scores(z, labels, "cosine", s.probe)}
+        return [encode(model, map(views(s).to(DEVICE), batches)).features for _ in range(4)]
+
+
+def fitted_logits(pairs: list[Any], sets: list[dict[str, Any]], s: Settings) -> list[Any]:
+    """Logits of a latent that is fitted to these views, without labels, behind the frozen encoder."""
+    options = {"epochs": 20, "batch_size": min(512, len(sets[0]["h"])), "seed": s.seed, "device": DEVICE}
+    return logits(fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, **options).to(DEVICE), sets)
 
 
 def logits(bottleneck: nn.Module, sets: list[dict[str, Any]]) -> list[Any]:

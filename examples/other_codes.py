@@ -103,12 +103,12 @@ METHODS = {**SIGNS, "pq": pq, "opq": opq, "rabitq": rabitq}
 
 
 def other_codes(train: Floats, test: Floats, bits: int, seed: int = 0) -> Iterator[tuple[str, list[Floats], str]]:
-    """Fit those of quick methods that can be, and give the codes of both sets, as 0/1 bits or centroids."""
-    for name in (*SIGNS, "pq"):
+    """Fit those methods that can be, but for RaBitQ, and give the codes of both sets, as 0/1 bits or centroids."""
+    for name in (*SIGNS, "pq", "opq"):
         try:
             codec = METHODS[name](train, bits, seed)
         except ValueError as error:
             print(f"{name} is left out: {error}")
             continue
         floats = [codec.decode(codec.encode(x)) for x in (train, test)]
-        yield (name, floats, "cosine") if name == "pq" else (name, [(x + 1) / 2 for x in floats], "hamming")
+        yield (name, [(x + 1) / 2 for x in floats], "hamming") if name in SIGNS else (name, floats, "cosine")

@@ -39,6 +39,7 @@ NAMES = {
     "pixels": "raw pixels", "untrained": "untrained encoder", "simclr": "SimCLR", "bern": "StochCon Bern",
     "gauss": "StochCon Gauss", "supervised": "Supervised", "penalized": "SimCLR + penalty", "fitted": "frozen + Bern",
     "itq": "h, ITQ", "random_sign": "h, random signs", "pca_sign": "h, PCA signs", "pq": "h, PQ",
+    "opq": "h, OPQ",
 }  # fmt: skip
 LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
 WORLD, LOCAL_WORLD = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun

@@ -253,12 +253,14 @@ def rows_of(results: Json) -> Rows:
 
 
 def draw(results: Json, figure: list[Panel]) -> Figure:
-    """Draw lines against numbers, and dots against text."""
+    """Draw lines against numbers, and dots against text; panels without numbers are left out."""
+    rows = rows_of(results)
+    figure = [panel for panel in figure if panel.curves or any(row[x] for row in rows for x in panel.columns)]
     drawing = Figure(figsize=(max(6.5, 4.5 * len(figure)), 3.6), layout="constrained")
     panels, curves = drawing.subplots(1, len(figure), squeeze=False)[0], results["curves"][str(leading(results)[1])]
     for axes, panel in zip(panels, figure, strict=True):
         lines = {label: list(line) for label, line in curves.get(panel.curves, {}).items()}
-        for row, name in itertools.product(rows_of(results), panel.columns):
+        for row, name in itertools.product(rows, panel.columns):
             line = lines.setdefault(", ".join(row[text] for text in panel.by) or name, [])
             line += [[row[panel.x], row[name]]] if row.get(name) else []
         texts = list(dict.fromkeys(x for line in lines.values() for x, _ in line if isinstance(x, str)))

@@ -4,13 +4,13 @@
 
 Our question. Reads the results.json of runs of SimCLR, StochCon and perhaps the control for the penalty: bits that were
 trained with the encoder, latents fitted behind a frozen encoder, codes by faiss, and floats to compare with (logits, a
-Gaussian's means, h); of PQ, decoded vectors are evaluated. Result: holds in part (5 epochs of a small encoder).
+Gaussian's means, h); of PQ and OPQ, decoded vectors are evaluated. Result: holds in part (5 epochs of a small encoder).
 """
 
 from claim import LABELS, Panel, Rows, Run, ahead, by, main, mean, shown, values
 
 METRICS = {"probe": "probe", "kNN": "knn", "mAP": "map"}
-OTHERS = ("itq", "pca_sign", "pq", "random_sign")
+OTHERS = ("itq", "pca_sign", "pq", "opq", "random_sign")
 # With the keys of their scores in results.json.
 METHODS = {"bern trained": "bern z", "bern logits": "bern logits", "gauss means": "gauss z", "gauss h": "gauss h"}
 for model in ("simclr", "penalized", "bern"):

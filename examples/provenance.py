@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from image_files import printable
@@ -21,19 +21,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stochastic_bottleneck.functional import fast_precision
+
 PACKAGES = ("stochastic-bottleneck", "torch", "torchvision", "timm", "lightning", "faiss-cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def fast_precision() -> Literal["bf16-mixed", "32-true"]:
-    """bfloat16 where the device multiplies it faster than float32; others emulate it, which is much slower."""
-    if DEVICE.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell
-    return "bf16-mixed" if found.get("avx512_bf16") or found.get("amx_bf16") else "32-true"
-
-
-PRECISION = fast_precision()
+PRECISION = fast_precision(DEVICE)
 
 
 class Stopped(BaseException):

@@ -17,7 +17,7 @@ from stochastic_bottleneck._feature_pairs import FeaturePairs
 from stochastic_bottleneck._layers import mlp
 from stochastic_bottleneck._whitening import BatchWhitening
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
-from stochastic_bottleneck.kernels.nt_xent_dispatch import has_fast_bfloat16
+from stochastic_bottleneck.functional import fast_precision
 from stochastic_bottleneck.losses import StochConLoss
 
 __all__ = ["fit_bottleneck"]
@@ -157,8 +157,7 @@ def fit_bottleneck(
         mean, std = mean.to(target), std.to(target)
         if neighbours and pairs.arrays and done < epochs:
             pairs.find_neighbours(neighbours, mean, target)
-        if precision is None:
-            precision = "bf16-mixed" if has_fast_bfloat16(target) else "32-true"
+        precision = precision or fast_precision(target)
         for epoch in passes:
             torch.manual_seed(pairs.epoch_seed(epoch))  # of noise, and of a loader that shuffles
             total = torch.zeros((), device=target)

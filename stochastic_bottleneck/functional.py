@@ -15,11 +15,13 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck._noise import gaussian_noise, logistic_noise, normal_noise, relaxed_noise
 from stochastic_bottleneck.kernels import bernoulli, contrastive, exp_sums, gaussian, nt_xent, nt_xent_op
 from stochastic_bottleneck.kernels.elementwise import without_autocast
+from stochastic_bottleneck.kernels.nt_xent_dispatch import has_fast_bfloat16
 
 __all__ = [
     "bernoulli_entropy",
     "bernoulli_kl",
     "bernoulli_log_prob",
+    "fast_precision",
     "gaussian_entropy",
     "gaussian_kl",
     "gaussian_log_prob",
@@ -322,6 +324,18 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, z: Tensor) -> Tensor:
     _checks.check_gaussian(mean, log_std)
     _checks.check_value(z, mean, "mean")
     return gaussian.log_prob(mean, log_std, z)
+
+
+def fast_precision(device: torch.device | str | None = None) -> Literal["bf16-mixed", "32-true"]:
+    """Precision to train in, by Lightning's names: bfloat16 where the hardware is faster at it, else float32.
+
+    Args:
+        device: to train on; None for the CPU. Without bfloat16 units it would be emulated, which is slow.
+
+    Returns:
+        "bf16-mixed" or "32-true".
+    """
+    return "bf16-mixed" if has_fast_bfloat16(_checks.device_of(device, torch.device("cpu"))) else "32-true"
 
 
 def _use_tiles(n_images: int, block_size: int | None) -> bool:

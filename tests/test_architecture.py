@@ -26,7 +26,7 @@ ALLOWED = {
     "wrapper": "_extractor _timm _checks bottleneck encoders posteriors _layers",
     "_extractor": "bottleneck encoders posteriors codes _checks _layers",
     "_timm": "encoders _checks",
-    "fitting": "bottleneck losses kernels _feature_pairs _whitening _checks _extras _layers",
+    "fitting": "bottleneck losses functional _feature_pairs _whitening _checks _extras _layers",
     "schedules": "bottleneck encoders _checks",
     "bottleneck": "posteriors _whitening _checks _layers",
     "posteriors": "functional _checks",

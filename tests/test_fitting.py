@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from stochastic_bottleneck import StochasticBottleneck, StochConLoss, StochConWrapper, fit_bottleneck
 from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.evaluation import knn_accuracy
+from stochastic_bottleneck.functional import fast_precision
 
 ITEMS, F, CLASSES = 240, 12, 6
 LABELS = np.arange(ITEMS) % CLASSES
@@ -85,6 +86,16 @@ def test_the_standardization_is_folded_in(kind, projector):
     a, b = (fit_bottleneck(x, kind, **options)(x[0]) for x in (views, views * scale + shift))
     torch.testing.assert_close(a.posterior[0], b.posterior[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(a.features * scale + shift, b.features, atol=1e-3, rtol=1e-4)
+
+
+def test_bfloat16_is_the_default_only_where_it_is_fast(monkeypatch):
+    other, options = {"bf16-mixed": "32-true", "32-true": "bf16-mixed"}, dict(SMALL, epochs=1, neighbours=0)
+    for found, precision in (({"amx_bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true"), ({}, "32-true")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert fast_precision("cpu") == precision
+        default = fit_bottleneck(features(2), **options, device="cpu")
+        assert equal(default, fit_bottleneck(features(2), **options, device="cpu", precision=precision))
+        assert not equal(default, fit_bottleneck(features(2), **options, device="cpu", precision=other[precision]))
 
 
 def test_a_stopped_training_continues_to_the_same_bottleneck(tmp_path):

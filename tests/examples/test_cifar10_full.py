@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-import provenance
 import pytest
 import runs
 import torch
@@ -18,7 +17,6 @@ from PIL import Image
 from small_images import CLASSES, batch, picture, write_folder, write_tar
 
 from stochastic_bottleneck.hub import HubModel, preprocessing
-from stochastic_bottleneck.kernels.nt_xent_dispatch import has_fast_bfloat16
 
 QUICK = cifar10_full.QUICK
 
@@ -95,14 +93,6 @@ def test_views_are_two_and_depend_on_seed_step_and_rank():
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0][0], first[0][3])  # each image has a crop of its own
-
-
-def test_bfloat16_is_the_default_only_where_it_is_fast(monkeypatch):
-    monkeypatch.setattr(provenance, "DEVICE", torch.device("cpu"))
-    for found, precision in (({"amx_bf16": True}, "bf16-mixed"), ({"avx2": True}, "32-true"), ({}, "32-true")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
-        assert provenance.fast_precision() == precision
-        assert has_fast_bfloat16(provenance.DEVICE) == (precision == "bf16-mixed")  # as the package decides
 
 
 @pytest.mark.parametrize("layout", ["flat", "train/all", "train"])

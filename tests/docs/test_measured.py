@@ -40,13 +40,30 @@ def test_the_penalty_raises_h_and_the_latent_as_floats_is_ahead_by_neighbours(co
             assert all(a > b for a, b in zip(codes[floats]["kNN"], codes[f"{name} h"]["kNN"], strict=True))
 
 
-def test_after_40_epochs_bern_is_level_with_simclr_and_far_ahead_of_algorithm_1():
+def test_after_40_epochs_all_models_are_level_and_bits_far_ahead_of_algorithm_1():
     found, before = {row["method"]: row for row in rows("codes", 40)}, load("cifar10_cpu")["models"]
+    h = {name: found[f"{name} h"] for name in ("simclr", "penalized", "bern", "gauss")}
+    probe, neighbours = ({name: row[metric][0] for name, row in h.items()} for metric in ("probe", "kNN"))
+    tuned = {row["model"]: row["fine-tuned"][0] for row in rows("table", 40)}
+    assert tuned.pop("Supervised") < min(tuned.values())
+    for level in (probe, tuned):
+        assert len(level) == 4
+        assert max(level.values()) - min(level.values()) < 0.01
+    for ahead in (neighbours["gauss"], found["gauss means"]["kNN"][0]):
+        assert ahead > neighbours["simclr"] + 0.01
+        assert abs(ahead - neighbours["penalized"]) < 0.01
+    assert before["bern"]["h"]["probe"] < before["simclr"]["h"]["probe"] - 0.04
     for name, key in (("probe", "probe"), ("kNN", "knn")):
-        [h], [bits] = (found[f"bern {part}"][name] for part in ("h", "trained"))
-        assert abs(h - before["simclr"]["h"][key]) < 0.01
-        assert before["bern"]["h"][key] < before["simclr"]["h"][key] - 0.04
-        assert bits > before["bern"]["z"][key] + 0.06
+        assert found["bern trained"][name][0] > before["bern"]["z"][key] + 0.06
+
+
+def test_after_40_epochs_fitted_bits_are_two_points_ahead_by_map_and_opq_by_the_others():
+    found = {row["method"]: row for row in rows("codes", 40)}
+    codes = {method: row for method, row in found.items() if method.split()[1] not in ("h", "logits", "means", "fitted")}
+    best = max(codes, key=lambda method: codes[method]["mAP"])
+    assert found["penalized fitted"]["mAP"][0] == pytest.approx(codes[best]["mAP"][0] + 0.02, abs=0.005)
+    for metric in ("probe", "kNN"):
+        assert codes["penalized opq"][metric] > found["penalized fitted"][metric]
 
 
 def test_fitted_bits_are_ahead_by_map_and_behind_by_probe_and_neighbours(codes):

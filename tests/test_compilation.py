@@ -43,7 +43,7 @@ def graphs_for(step, sizes=SIZES):
 
 
 def test_the_table_holds_every_public_function():
-    assert set(FUNCTIONS) == set(functional.__all__)
+    assert set(FUNCTIONS) == set(functional.__all__) - {"fast_precision"}  # which takes no tensors
 
 
 @each_step

@@ -59,8 +59,8 @@ def test_after_40_epochs_all_models_are_level_and_bits_far_ahead_of_algorithm_1(
 
 def test_after_40_epochs_fitted_bits_are_two_points_ahead_by_map_and_opq_by_the_others():
     found = {row["method"]: row for row in rows("codes", 40)}
-    codes = {method: row for method, row in found.items() if method.split()[1] not in ("h", "logits", "means", "fitted")}
-    best = max(codes, key=lambda method: codes[method]["mAP"])
+    codes = {name: row for name, row in found.items() if name.split()[1] not in ("h", "logits", "means", "fitted")}
+    best = max(codes, key=lambda name: codes[name]["mAP"])
     assert found["penalized fitted"]["mAP"][0] == pytest.approx(codes[best]["mAP"][0] + 0.02, abs=0.005)
     for metric in ("probe", "kNN"):
         assert codes["penalized opq"][metric] > found["penalized fitted"][metric]

@@ -198,6 +198,17 @@ def test_25_of_128_bits_have_four_fifths_of_the_score_and_the_rest_adds():
     assert z["bits"]["distinct"] >= 0.999
 
 
+@pytest.mark.parametrize("model", ["StochCon Bern", "StochCon Gauss"])
+def test_four_samples_are_not_ahead_of_one(model):
+    one, [four] = (
+        row["probe on h"]
+        for setting in ("start", "samples=4")
+        for row in rows("settings")
+        if (row["setting"], row["model"]) == (setting, model)
+    )
+    assert min(one) < four < one[0] <= max(one)
+
+
 def test_without_normalization_z_is_worse_and_a_gaussian_falls_below_pixels():
     for model in ("StochCon Bern", "StochCon Gauss"):
         plain, normalized = (trial(model, f"symmetric=True{x}", "probe on z") for x in (", location_std=None", ""))

@@ -201,8 +201,10 @@ def added(old: Json, new: Json) -> Json:
     for row in old["table"]["rows"] + new["table"]["rows"]:
         key = tuple(row[: keys_of(new["table"])])
         rows[key] = joined(rows.get(key), row)
-    ordered = sorted(rows.values(), key=lambda row: [cell for cell in row[:2] if isinstance(cell, int)])
-    return {key: joined(old[key], new[key]) for key in new} | {"table": new["table"] | {"rows": ordered}}
+    names = list(dict.fromkeys(key[1:] for key in rows))  # in one order for all epochs
+    keys = sorted(rows, key=lambda key: (*(cell for cell in key[:2] if isinstance(cell, int)), names.index(key[1:])))
+    table = new["table"] | {"rows": [rows[key] for key in keys]}
+    return {key: joined(old[key], new[key]) for key in new} | {"table": table}
 
 
 def keys_of(table: Json) -> int:

@@ -27,9 +27,8 @@ METRICS = {"linear probe": "probe", "kNN": "knn", "mAP": "map"}
 FIGURE = [Panel(f"{metric} (%)", "bits", (metric,), by=("method",), log="x") for metric in METRICS]
 
 
-def compressed(run):
-    """Scores of codes of SimCLR's h, by number of bits, code and metric."""
-    name = next(name for name in ("penalized", "simclr") if name in run.results["models"])
+def compressed(run, name):
+    """Scores of codes of a SimCLR's h, by number of bits, code and metric."""
     model, (train, test), found = run.model(name), run.images(), {}
     sets, labels = [{"h": run.encode(model, x.pixels).features} for x in (train, test)], (train.labels, test.labels)
     pairs = encode_views(getattr(model, "encoder", model), run.given, train)
@@ -43,40 +42,42 @@ def compressed(run):
         add(bits, FITTED, [1.0 * (x > 0) for x in logits], "hamming")
         for code, codes, metric in other_codes(*(x["h"] for x in sets), bits, run.seed):
             add(bits, OTHERS[code], codes, metric)
-    return found | {(None, FLOATS, title): run.results["models"][name]["h"][key] for title, key in METRICS.items()}
+    return found
 
 
 def measure(runs: list[Run]):
     """Scores of each code at each number of bits."""
-    sizes, simclr = by(runs, "dim"), [run for run in runs if {"simclr", "penalized"} & {*run.results["models"]}]
-    rows, found = [], columns_of(simclr, compressed)
+    having = {name: [run for run in runs if name in run.results["models"]] for name in ("penalized", "simclr")}
+    name = "penalized" if having["penalized"] else "simclr"  # of all runs, since one column is about one model
+    rows, sizes, found = [], by(runs, "dim"), columns_of(having[name], lambda run: compressed(run, name))
     for bits in SIZES:
-        for method in (TRAINED, FITTED, *OTHERS.values(), FLOATS):
-            row = {title: found.get((None if method == FLOATS else bits, method, title)) for title in METRICS}
-            if method == TRAINED:
-                row = {title: values(sizes.get(bits, ()), "bern", "z", key) for title, key in METRICS.items()}
-            if any(row.values()):
-                rows.append({"bits": bits, "method": method, "compression": compression_ratio((3, 32, 32), bits)} | row)
+        cells = {TRAINED: {title: values(sizes.get(bits, ()), "bern", "z", key) for title, key in METRICS.items()}}
+        for method in (FITTED, *OTHERS.values()):
+            cells[method] = {title: found.get((bits, method, title)) for title in METRICS}
+        cells[FLOATS] = {title: values(having[name], name, "h", key) for title, key in METRICS.items()}
+        ratio = {"compression": compression_ratio((3, 32, 32), bits)}
+        rows += [{"bits": bits, "method": m} | ratio | row for m, row in cells.items() if any(row.values())]
     return rows, {}
 
 
 def conclude(rows: Rows):
     """Compare the bits with the best other code of the same size."""
     criteria, parts, cells = {}, [], {(row["bits"], row["method"]): row for row in rows}
-    sizes = [bits for bits, method in cells if method == FLOATS]
     for own, metric in itertools.product((TRAINED, FITTED), METRICS):
-        found = [[cells.get((bits, name), {}).get(metric) for name in (own, *OTHERS.values())] for bits in sizes]
-        pairs = [(ours, max(filter(None, others), key=mean)) for ours, *others in found if ours and any(others)]
-        if not pairs:
+        found = []  # number of bits, their score, that of the best other code
+        for bits in SIZES:
+            ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *OTHERS.values()))
+            if ours and any(others):
+                found.append((bits, ours, max(filter(None, others), key=mean)))
+        if not found:
             continue
-        ours, best = zip(*pairs, strict=True)
         if metric == "linear probe":
-            criteria[f"{own}: more bits give a higher accuracy"] = rises(ours)
+            criteria[f"{own}: more bits give a higher accuracy"] = rises([ours for _, ours, _ in found])
         said = f"{own}: by {metric}, no other code of SimCLR's h is ahead at any size"
-        criteria[said] = not any(map(ahead, best, ours))
-        reach, others = (f"{shown(of[0])} and {shown(of[-1])}" for of in (ours, best))
-        parts.append(f"{own}, {reach} by {metric} (other codes {others})")
-    return f"{sizes[0]} and {sizes[-1]} bits: {'; '.join(parts)}.", criteria
+        criteria[said] = not any(ahead(best, ours) for _, ours, best in found)
+        ends = (f"{bits} bits {shown(ours)} (others {shown(best)})" for bits, ours, best in (found[0], found[-1]))
+        parts.append(f"{own}, by {metric}: {', '.join(ends)}")
+    return f"{'; '.join(parts)}.", criteria
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ from claim import Panel, Rows, Run, ahead, by, columns_of, main, mean, rises, sh
 
 # isort: split
 from cifar10_full import encode_views, fitted_logits  # in the folder that claim adds to the path
+from codes import METRICS, OTHERS
 from other_codes import other_codes
-from runs import scores
+from runs import NAMES, scores
 
 from stochastic_bottleneck.codes import compression_ratio
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
-OTHERS = {"itq": "ITQ", "pca_sign": "PCA signs", "pq": "PQ", "opq": "OPQ", "random_sign": "random signs"}
 TRAINED, FITTED, FLOATS = "StochCon Bern, trained", "StochCon Bern, fitted", "h itself"
-METRICS = {"linear probe": "probe", "kNN": "knn", "mAP": "map"}
 FIGURE = [Panel(f"{metric} (%)", "bits", (metric,), by=("method",), log="x") for metric in METRICS]
 
 
@@ -41,7 +40,7 @@ def compressed(run, name):
         logits = fitted_logits(pairs, sets, replace(run.given, dim=bits))
         add(bits, FITTED, [1.0 * (x > 0) for x in logits], "hamming")
         for code, codes, metric in other_codes(*(x["h"] for x in sets), bits, run.seed):
-            add(bits, OTHERS[code], codes, metric)
+            add(bits, NAMES[code], codes, metric)
     return found
 
 
@@ -52,11 +51,12 @@ def measure(runs: list[Run]):
     rows, sizes, found = [], by(runs, "dim"), columns_of(having[name], lambda run: compressed(run, name))
     for bits in SIZES:
         cells = {TRAINED: {title: values(sizes.get(bits, ()), "bern", "z", key) for title, key in METRICS.items()}}
-        for method in (FITTED, *OTHERS.values()):
+        for method in (FITTED, *map(NAMES.get, OTHERS)):
             cells[method] = {title: found.get((bits, method, title)) for title in METRICS}
         cells[FLOATS] = {title: values(having[name], name, "h", key) for title, key in METRICS.items()}
-        ratio = {"compression": compression_ratio((3, 32, 32), bits)}
-        rows += [{"bits": bits, "method": m} | ratio | row for m, row in cells.items() if any(row.values())]
+        ratio = dict.fromkeys(cells, compression_ratio((3, 32, 32), bits)) | {FLOATS: None}
+        measured = [method for method in cells if any(cells[method].values())]
+        rows += [{"bits": bits, "method": m, "compression": ratio[m]} | cells[m] for m in measured]
     return rows, {}
 
 
@@ -66,12 +66,12 @@ def conclude(rows: Rows):
     for own, metric in itertools.product((TRAINED, FITTED), METRICS):
         found = []  # number of bits, their score, that of the best other code
         for bits in SIZES:
-            ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *OTHERS.values()))
+            ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *map(NAMES.get, OTHERS)))
             if ours and any(others):
                 found.append((bits, ours, max(filter(None, others), key=mean)))
-        if not found:
+        if len(found) < 2:
             continue
-        if metric == "linear probe":
+        if metric == "probe":
             criteria[f"{own}: more bits give a higher accuracy"] = rises([ours for _, ours, _ in found])
         said = f"{own}: by {metric}, no other code of SimCLR's h is ahead at any size"
         criteria[said] = not any(ahead(best, ours) for _, ours, best in found)

@@ -81,6 +81,7 @@ class Run:
     def trainer(self, name: str, epochs: int, *callbacks: L.Callback) -> L.Trainer:
         """Lightning's Trainer on one process, or on torchrun's; logs and exact checkpoints are in folder `name`."""
         s, folder = self.settings, self.folder / name
+        title = f"{self.folder.name} {name}" if s.logger == "wandb" else "logs"  # for the others a folder
         every: list[L.Callback] = [RichProgressBar(refresh_rate=LOG_EVERY), LearningRateMonitor(), *callbacks]
         if s.ema:
             every.append(EMAWeightAveraging(decay=s.ema))
@@ -90,7 +91,7 @@ class Run:
             max_epochs=epochs,
             precision=s.precision,
             callbacks=every,
-            logger=LOGGERS[s.logger](save_dir=folder, name="logs"),
+            logger=LOGGERS[s.logger](save_dir=folder, name=title),
             log_every_n_steps=LOG_EVERY,
             devices=LOCAL_WORLD,
             num_nodes=WORLD // LOCAL_WORLD,
@@ -113,6 +114,8 @@ class Run:
         if newest is None and MAIN_PROCESS:  # other settings are then refused before weights of other shapes are read
             provenance.write(self.path, json.dumps(self.results, indent=1))
         trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
+        if self.settings.logger == "wandb" and MAIN_PROCESS:
+            trainer.logger.experiment.finish()  # the next model's metrics would go to the same run
         if self.settings.ema:  # Lightning does not give the average to a training that had ended before
             state = torch.load(newest_checkpoint(checkpoints), map_location="cpu", weights_only=True)
             module.load_state_dict(state["state_dict"])

@@ -17,7 +17,8 @@ from claim import Panel, Rows, Run, ahead, by, columns_of, main, mean, rises, sh
 from cifar10_full import encode_views, fitted_logits  # in the folder that claim adds to the path
 from codes import METRICS, OTHERS
 from other_codes import other_codes
-from runs import NAMES, scores
+from runs import NAMES as TITLES
+from runs import scores
 
 from stochastic_bottleneck.codes import compression_ratio
 
@@ -40,7 +41,7 @@ def compressed(run, name):
         logits = fitted_logits(pairs, sets, replace(run.given, dim=bits))
         add(bits, FITTED, [1.0 * (x > 0) for x in logits], "hamming")
         for code, codes, metric in other_codes(*(x["h"] for x in sets), bits, run.seed):
-            add(bits, NAMES[code], codes, metric)
+            add(bits, TITLES[code], codes, metric)
     return found
 
 
@@ -51,7 +52,7 @@ def measure(runs: list[Run]):
     rows, sizes, found = [], by(runs, "dim"), columns_of(having[name], lambda run: compressed(run, name))
     for bits in SIZES:
         cells = {TRAINED: {title: values(sizes.get(bits, ()), "bern", "z", key) for title, key in METRICS.items()}}
-        for method in (FITTED, *map(NAMES.get, OTHERS)):
+        for method in (FITTED, *map(TITLES.get, OTHERS)):
             cells[method] = {title: found.get((bits, method, title)) for title in METRICS}
         cells[FLOATS] = {title: values(having[name], name, "h", key) for title, key in METRICS.items()}
         ratio = dict.fromkeys(cells, compression_ratio((3, 32, 32), bits)) | {FLOATS: None}
@@ -66,7 +67,7 @@ def conclude(rows: Rows):
     for own, metric in itertools.product((TRAINED, FITTED), METRICS):
         found = []  # number of bits, their score, that of the best other code
         for bits in SIZES:
-            ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *map(NAMES.get, OTHERS)))
+            ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *map(TITLES.get, OTHERS)))
             if ours and any(others):
                 found.append((bits, ours, max(filter(None, others), key=mean)))
         if len(found) < 2:

@@ -76,9 +76,21 @@ def test_fitted_bits_are_ahead_by_map_and_behind_by_probe_and_neighbours(codes):
     )
     assert best > max(map_.values())
     assert map_["bern trained"] < max(map_.values())
-    for name in ("simclr", "penalized"):
-        assert mean(codes[f"{name} pq"]["probe"]) > mean(codes[f"{name} fitted"]["probe"])
-        assert mean(codes[f"{name} pca_sign"]["kNN"]) > mean(codes[f"{name} fitted"]["kNN"])
+    for metric in ("probe", "kNN"):
+        opq = zip(codes["penalized opq"][metric], codes["penalized fitted"][metric], strict=False)
+        assert all(a > b for a, b in opq)
+
+
+def test_fitted_bits_are_ahead_by_map_from_64_on_and_quantization_by_probe_and_neighbours():
+    for bits in (8, 16, 32, 64, 128, 256, 512):
+        others = {row["method"]: row for row in rows("compression") if row["bits"] == bits}
+        ours, h = others.pop("StochCon Bern, fitted"), others.pop("h itself")
+        best = max(others, key=lambda name: mean(others[name]["mAP"]))
+        assert best == "h, PQ" or bits >= 64
+        assert (mean(ours["mAP"]) > mean(others[best]["mAP"])) == (bits >= 64)
+        assert (mean(ours["mAP"]) > mean(h["mAP"])) == (bits >= 128)
+        for metric in ("probe", "kNN"):
+            assert max(mean(others[name][metric]) for name in ("h, PQ", "h, OPQ")) > mean(ours[metric])
 
 
 def test_bits_are_independent_and_no_two_images_share_a_code():

@@ -98,6 +98,12 @@ def test_bits_are_independent_and_no_two_images_share_a_code():
     assert set(rows("counting")[0]["distinct codes, training"]) == {50_000}
 
 
+def test_11_bits_are_not_enough():
+    [of_128] = rows("bits")
+    assert max(of_128["kept by 11"]) < 0.8
+    assert set(of_128["bits for 95%"]) == {64}
+
+
 def test_after_40_epochs_all_are_ahead_of_supervised_training():
     *contrastive, supervised = (model["finetuned"]["accuracy"] for model in load("cifar10_cpu")["models"].values())
     assert len(contrastive) == 3

@@ -36,8 +36,8 @@ from stochastic_bottleneck.plots import f1_against_bits
 
 MAY_CHANGE = {"data", "models", "out", "resume", "dry_run", "logger"}  # between a run and its continuation
 NAMES = {
-    "pixels": "raw pixels", "untrained": "untrained encoder", "simclr": "SimCLR", "bern": "StochCon Bern",
-    "gauss": "StochCon Gauss", "supervised": "Supervised", "penalized": "SimCLR + penalty", "fitted": "frozen + Bern",
+    "pixels": "raw pixels", "untrained": "untrained encoder", "simclr": "SimCLR", "penalized": "SimCLR + penalty",
+    "bern": "StochCon Bern", "gauss": "StochCon Gauss", "supervised": "Supervised", "fitted": "frozen + Bern",
     "itq": "h, ITQ", "random_sign": "h, random signs", "pca_sign": "h, PCA signs", "pq": "h, PQ",
     "opq": "h, OPQ",
 }  # fmt: skip
@@ -81,7 +81,7 @@ class Run:
     def trainer(self, name: str, epochs: int, *callbacks: L.Callback) -> L.Trainer:
         """Lightning's Trainer on one process, or on torchrun's; logs and exact checkpoints are in folder `name`."""
         s, folder = self.settings, self.folder / name
-        title = f"{self.folder.name} {name}" if s.logger == "wandb" else "logs"  # for the others a folder
+        title = f"{self.folder.name} {name}" if s.logger == "wandb" else "logs"  # a title in wandb, elsewhere a folder
         every: list[L.Callback] = [RichProgressBar(refresh_rate=LOG_EVERY), LearningRateMonitor(), *callbacks]
         if s.ema:
             every.append(EMAWeightAveraging(decay=s.ema))

@@ -33,7 +33,7 @@ from cifar10_full import NORMALIZE, Settings, build_encoder, load_images  # noqa
 from provenance import DEVICE, provenance, write  # noqa: E402
 from runs import NAMES, load_encoder  # noqa: E402
 
-LABELS = {name: NAMES[name] for name in ("simclr", "penalized", "bern", "gauss", "supervised")}
+LABELS = NAMES  # of models and codes
 IGNORED = {"seed", "out", "models", "precision", "resume", "compile", "logger", "data"}  # no setting of the method
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 Json = dict[str, Any]

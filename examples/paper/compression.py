@@ -11,13 +11,12 @@ Result: holds in part (5 epochs of a small encoder).
 import itertools
 from dataclasses import replace
 
-from claim import Panel, Rows, Run, ahead, by, columns_of, main, mean, rises, shown, values
+from claim import LABELS, Panel, Rows, Run, ahead, by, columns_of, main, mean, rises, shown, values
 
 # isort: split
 from cifar10_full import encode_views, fitted_logits  # in the folder that claim adds to the path
 from codes import METRICS, OTHERS
 from other_codes import other_codes
-from runs import NAMES as TITLES
 from runs import scores
 
 from stochastic_bottleneck.codes import compression_ratio
@@ -41,7 +40,7 @@ def compressed(run, name):
         logits = fitted_logits(pairs, sets, replace(run.given, dim=bits))
         add(bits, FITTED, [1.0 * (x > 0) for x in logits], "hamming")
         for code, codes, metric in other_codes(*(x["h"] for x in sets), bits, run.seed):
-            add(bits, TITLES[code], codes, metric)
+            add(bits, LABELS[code], codes, metric)
     return found
 
 
@@ -52,12 +51,12 @@ def measure(runs: list[Run]):
     rows, sizes, found = [], by(runs, "dim"), columns_of(having[name], lambda run: compressed(run, name))
     for bits in SIZES:
         cells = {TRAINED: {title: values(sizes.get(bits, ()), "bern", "z", key) for title, key in METRICS.items()}}
-        for method in (FITTED, *map(TITLES.get, OTHERS)):
+        for method in (FITTED, *map(LABELS.get, OTHERS)):
             cells[method] = {title: found.get((bits, method, title)) for title in METRICS}
         cells[FLOATS] = {title: values(having[name], name, "h", key) for title, key in METRICS.items()}
-        ratio = dict.fromkeys(cells, compression_ratio((3, 32, 32), bits)) | {FLOATS: None}
-        measured = [method for method in cells if any(cells[method].values())]
-        rows += [{"bits": bits, "method": m, "compression": ratio[m]} | cells[m] for m in measured]
+        cells[FLOATS]["compression"] = None  # it stands beside the codes of each size
+        ratio = {"compression": compression_ratio((3, 32, 32), bits)}
+        rows += [{"bits": bits, "method": m} | ratio | row for m, row in cells.items() if any(row.values())]
     return rows, {}
 
 
@@ -67,7 +66,7 @@ def conclude(rows: Rows):
     for own, metric in itertools.product((TRAINED, FITTED), METRICS):
         found = []  # number of bits, their score, that of the best other code
         for bits in SIZES:
-            ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *map(TITLES.get, OTHERS)))
+            ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *map(LABELS.get, OTHERS)))
             if ours and any(others):
                 found.append((bits, ours, max(filter(None, others), key=mean)))
         if len(found) < 2:

@@ -76,6 +76,9 @@ def test_fitted_bits_are_ahead_by_map_and_behind_by_probe_and_neighbours(codes):
     )
     assert best > max(map_.values())
     assert map_["bern trained"] < max(map_.values())
+    for name in ("simclr", "penalized"):
+        assert mean(codes[f"{name} pq"]["probe"]) > mean(codes[f"{name} fitted"]["probe"])
+        assert mean(codes[f"{name} pca_sign"]["kNN"]) > mean(codes[f"{name} fitted"]["kNN"])
     for metric in ("probe", "kNN"):
         opq = zip(codes["penalized opq"][metric], codes["penalized fitted"][metric], strict=False)
         assert all(a > b for a, b in opq)

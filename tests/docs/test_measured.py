@@ -137,14 +137,19 @@ def test_the_variance_rises_with_every_step_of_dimensions():
     assert len(means) == 7
 
 
-def test_posteriors_detect_low_contrast_and_are_more_certain_of_foreign_images():
-    for row in rows("uncertainty"):
-        if "posterior" in row["uncertainty"]:
-            others = [mean(row[kind]) for kind in ("noise", "blur", "pixelate", "jpeg")]
-            assert max(others) < 0.6 < 0.7 < mean(row["contrast"])
-            assert mean(row["digits"]) < 0.1
-        else:
-            assert mean(row["digits"]) - statistics.stdev(row["digits"]) < 0.5
+def test_posteriors_detect_low_contrast_but_neither_errors_nor_foreign_images():
+    simclr, bern, of_bern, gauss, of_gauss = rows("uncertainty")
+    assert [row["uncertainty"].split()[0] for row in (simclr, bern, gauss)] == ["softmax", "posterior", "posterior"]
+    for posterior, softmax, contrast in ((bern, of_bern, 0.75), (gauss, of_gauss, 0.83)):
+        assert max(posterior["errors"]) < 0.6 < 0.7 < min(simclr["errors"])
+        assert max(simclr["errors"]) < min(softmax["errors"])
+        for other in (simclr, softmax):
+            assert all(a > b for a, b in zip(posterior["corrupted"], other["corrupted"], strict=True))
+        kinds = {kind: mean(posterior[kind]) for kind in ("noise", "blur", "contrast", "pixelate", "jpeg")}
+        assert max(kinds.values()) == kinds["contrast"] == pytest.approx(contrast, abs=0.005)
+    assert max(bern["digits"]) < 0.2
+    for row in (gauss, simclr):
+        assert min(row["digits"]) < 0.5 < max(row["digits"])
 
 
 def test_tables_show_means_and_deviations(tmp_path, monkeypatch):

@@ -171,6 +171,7 @@ def test_tables_show_means_and_deviations(tmp_path, monkeypatch):
         found = claims.read(claim)
         assert found["finding"] in texts["claims_paper"] + texts["claims_ours"]
         assert texts[f"claim_{claim}"].count("\n") == len(found["table"]["rows"]) + 5
+    assert texts["claims_paper"].count("seeds, with pair and penalty") == len(claims.CLAIMS)
     assert page.count(".png") == 10
     del sys.modules["claims"]
 

@@ -142,7 +142,7 @@ def test_more_dimensions_have_more_variance_and_hardly_better_features_from_128_
     assert abs(large["probe on h"] - middle["probe on h"]) < 0.01
 
 
-def test_posteriors_detect_low_contrast_but_neither_errors_nor_foreign_images():
+def test_posteriors_detect_low_contrast_but_neither_errors_nor_digits():
     simclr, bern, of_bern, gauss, of_gauss = rows("uncertainty")
     assert [row["uncertainty"].split()[0] for row in (simclr, bern, gauss)] == ["softmax", "posterior", "posterior"]
     for posterior, softmax, contrast in ((bern, of_bern, 0.75), (gauss, of_gauss, 0.83)):

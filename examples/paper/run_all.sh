@@ -23,30 +23,29 @@ held_out() { # FOLDER SEED OPTIONS...
     cpu "$1" "$2" --held-out --finetune-epochs 0 "${@:3}"
 }
 both=(--models bern gauss)
-algorithm_1=(--deterministic 0 --covariance 0) # of the loss; with the next, Algorithm 1 to the letter
-start=(--no-symmetric --location-std 2 "${algorithm_1[@]}")
+algorithm_1=(--no-symmetric --location-std 2 --deterministic 0 --covariance 0) # to the letter
 
 for seed in "${seeds[@]}"; do
     cpu base "$seed" --models simclr penalized bern gauss supervised --finetune-epochs 2 --supervised-epochs 12
     cpu long "$seed" --epochs 40 --models simclr penalized bern gauss supervised
-    cpu algorithm1 "$seed" "${both[@]}" "${start[@]}"
+    cpu algorithm1 "$seed" "${both[@]}" "${algorithm_1[@]}"
     cpu own "$seed" --models gauss --variance-from own --finetune-epochs 0
     for dim in ${DIMS:-8 16 32 64 256 512}; do
         cpu "dim$dim" "$seed" "${both[@]}" --dim "$dim" --finetune-epochs 0
     done
-    held_out start "$seed" "${start[@]}" --models simclr bern gauss
+    held_out start "$seed" "${algorithm_1[@]}" --models simclr bern gauss
     held_out chosen "$seed" --models penalized bern gauss
 done
-held_out try-symmetric "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}" --location-std 2
-held_out try-location-4 "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}" --no-symmetric
-held_out try-both "${seeds[0]}" "${both[@]}" "${algorithm_1[@]}"
 held_out try-pair "${seeds[0]}" "${both[@]}" --covariance 0
 for weight in 0.05 0.5; do
     held_out "try-covariance-$weight" "${seeds[0]}" --models penalized bern gauss --covariance "$weight"
 done
-held_out try-whiten "${seeds[0]}" "${both[@]}" --covariance 0 --normalization whiten
-held_out try-codes "${seeds[0]}" "${both[@]}" --codes 0.5
-held_out try-detached "${seeds[0]}" "${both[@]}" --detach-encoder
+held_out try-one-view "${seeds[0]}" --models bern --no-symmetric
+held_out try-location-2 "${seeds[0]}" "${both[@]}" --location-std 2
+held_out try-plain "${seeds[0]}" "${both[@]}" --location-std None
+held_out try-whiten "${seeds[0]}" --models bern --covariance 0 --normalization whiten
+held_out try-codes "${seeds[0]}" --models bern --codes 0.5
+held_out try-detached "${seeds[0]}" --models bern --detach-encoder
 held_out try-samples "${seeds[0]}" "${both[@]}" --samples 4
 held_out try-no-noise "${seeds[0]}" "${both[@]}" --samples 0
 
@@ -58,4 +57,4 @@ for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/long-* "$
 measure compression "$runs"/base-* "$runs"/long-* "$runs"/dim*
 measure dims "$runs"/base-* "$runs"/dim*
 measure collapse "$runs"/base-* "$runs"/own-*
-measure settings "$runs"/start-* "$runs"/chosen-* "$runs"/try-*
+measure settings "$runs"/chosen-* "$runs"/start-* "$runs"/try-*

@@ -27,10 +27,10 @@ CLAIMS = {  # with the runs of each
     **dict.fromkeys(("table", "codes", "counting", "uncertainty"), ("base",)),
     **dict.fromkeys(("compression", "bits", "capacity", "dims"), ("base", "dim8")),
     "collapse": ("base", "own"),
-    "settings": ("base", "chosen"),
+    "settings": ("chosen", "base"),
 }
 RUNS = {"base": {}, "dim8": {"dim": 8}, "own": {"variance_from": "own"}}
-RUNS |= {"chosen": {"symmetric": True, "location_std": 4.0}}
+RUNS |= {"chosen": {"symmetric": True, "location_std": 4.0, "deterministic": 1.0, "covariance": 0.2}}
 ENCODER = {"channels": [8, 8, 8, 16], "stem_width": 4}
 METRICS = "epoch,step,loss,latent/variance_mean\n0,20,2.0,1.0\n0,39,2.0,\n1,40,1.0,0.25\n1,60,1.0,0.15\n"
 

@@ -37,9 +37,9 @@ def conclude(rows: Rows):
     for model in ("StochCon Bern", "StochCon Gauss"):
         chosen, letter = (found[name, model] for name in NAMED.values())
         criteria |= {f"{model}: ahead in the {on}": ahead(chosen[on], letter[on]) for on in ON}
-        parts.append(f"{shown(chosen[ON[0]])} instead of {shown(letter[ON[0]])} ({model})")
+        parts.append(f"{model} has {shown(chosen[ON[0]])} and {shown(letter[ON[0]])}")
     parts.append(f"SimCLR has {shown(found['Algorithm 1', 'SimCLR'][ON[0]])}")
-    return f"In the probe on h, the preset has {', '.join(parts)}.", criteria
+    return f"By probe on h, with the preset and with Algorithm 1: {', '.join(parts)}.", criteria
 
 
 if __name__ == "__main__":

@@ -43,27 +43,29 @@ def test_the_penalty_raises_h_and_the_latent_as_floats_is_ahead_by_neighbours(co
 def test_after_40_epochs_all_models_are_level_and_bits_far_ahead_of_algorithm_1():
     found, before = {row["method"]: row for row in rows("codes", 40)}, load("cifar10_cpu")["models"]
     h = {name: found[f"{name} h"] for name in ("simclr", "penalized", "bern", "gauss")}
-    probe, neighbours = ({name: row[metric][0] for name, row in h.items()} for metric in ("probe", "kNN"))
-    tuned = {row["model"]: row["fine-tuned"][0] for row in rows("table", 40)}
-    assert tuned.pop("Supervised") < min(tuned.values())
-    for level in (probe, tuned):
-        assert len(level) == 4
-        assert max(level.values()) - min(level.values()) < 0.01
-    for ahead in (neighbours["gauss"], found["gauss means"]["kNN"][0]):
-        assert ahead > neighbours["simclr"] + 0.01
-        assert abs(ahead - neighbours["penalized"]) < 0.01
+    tuned = {row["model"]: row["fine-tuned"] for row in rows("table", 40)}
+    assert max(tuned.pop("Supervised")) < min(map(min, tuned.values()))
+    for level in ([row["probe"] for row in h.values()], tuned.values()):
+        for seed in (0, 1):
+            of_seed = [cell[seed] for cell in level if len(cell) > seed]
+            assert len(of_seed) == 4 - seed
+            assert max(of_seed) - min(of_seed) < 0.01
+    for [ahead] in (h["gauss"]["kNN"], found["gauss means"]["kNN"]):
+        assert ahead > max(h["simclr"]["kNN"]) + 0.01
+        assert abs(ahead - h["penalized"]["kNN"][0]) < 0.01
     assert before["bern"]["h"]["probe"] < before["simclr"]["h"]["probe"] - 0.04
     for name, key in (("probe", "probe"), ("kNN", "knn")):
-        assert found["bern trained"][name][0] > before["bern"]["z"][key] + 0.06
+        assert min(found["bern trained"][name]) > before["bern"]["z"][key] + 0.06
 
 
 def test_after_40_epochs_fitted_bits_are_two_points_ahead_by_map_and_opq_by_the_others():
     found = {row["method"]: row for row in rows("codes", 40)}
     codes = {name: row for name, row in found.items() if name.split()[1] not in ("h", "logits", "means", "fitted")}
-    best = max(codes, key=lambda name: codes[name]["mAP"])
-    assert found["penalized fitted"]["mAP"][0] == pytest.approx(codes[best]["mAP"][0] + 0.02, abs=0.005)
+    fitted = found["penalized fitted"]
+    for seed, ours in enumerate(fitted["mAP"]):
+        assert ours == pytest.approx(max(row["mAP"][seed] for row in codes.values()) + 0.02, abs=0.006)
     for metric in ("probe", "kNN"):
-        assert codes["penalized opq"][metric] > found["penalized fitted"][metric]
+        assert min(codes["penalized opq"][metric]) > max(fitted[metric])
 
 
 def test_fitted_bits_are_ahead_by_map_and_behind_by_probe_and_neighbours(codes):
@@ -105,6 +107,8 @@ def test_11_bits_are_not_enough():
     [of_128] = rows("bits")
     assert max(of_128["kept by 11"]) < 0.8
     assert set(of_128["bits for 95%"]) == {64}
+    [of_128] = rows("bits", 40)
+    assert (of_128["bits for 95%"], of_128["kept by 11"]) == ([40], [pytest.approx(0.83, abs=0.005)])
 
 
 def test_after_40_epochs_all_are_ahead_of_supervised_training():

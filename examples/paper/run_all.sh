@@ -37,12 +37,10 @@ for seed in "${seeds[@]}"; do
     held_out chosen "$seed" --models penalized bern gauss
 done
 held_out try-pair "${seeds[0]}" "${both[@]}" --covariance 0
-for weight in 0.05 0.5; do
-    held_out "try-covariance-$weight" "${seeds[0]}" --models penalized bern gauss --covariance "$weight"
-done
-held_out try-one-view "${seeds[0]}" --models bern --no-symmetric
+held_out try-covariance-0.5 "${seeds[0]}" --models penalized bern gauss --covariance 0.5
 held_out try-location-2 "${seeds[0]}" "${both[@]}" --location-std 2
 held_out try-plain "${seeds[0]}" "${both[@]}" --location-std None
+held_out try-temperature-0.5 "${seeds[0]}" --models bern --temperature 0.5
 held_out try-whiten "${seeds[0]}" --models bern --covariance 0 --normalization whiten
 held_out try-codes "${seeds[0]}" --models bern --codes 0.5
 held_out try-detached "${seeds[0]}" --models bern --detach-encoder

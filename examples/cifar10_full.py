@@ -18,7 +18,7 @@ import lightning as L
 import timm
 import torch
 import tyro
-from checkpointing import resumable_loader, seed_for
+from checkpointing import TrainingError, resumable_loader, seed_for
 from image_files import Images, read_splits
 from other_codes import other_codes
 from provenance import DEVICE, PRECISION
@@ -180,10 +180,8 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""
-        if isinstance(self.model, StochConWrapper):
-            loss = self.loss(self.model(*batch))
-        else:
-            loss = self.loss.info_nce(self.model(batch[0]), self.model(batch[1]))
+        has_latent = isinstance(self.model, StochConWrapper)
+        loss = self.loss(self.model(*batch)) if has_latent else self.loss.info_nce(*map(self.model, batch))
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -271,6 +269,8 @@ def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, opti
 def main() -> None:
     """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
     s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
+    if (s.deterministic or s.codes) and not s.symmetric:
+        raise TrainingError(f"--deterministic {s.deterministic} and --codes {s.codes} need --symmetric, or 0 for both")
     train, test = load_images(s)
     data = {"name": s.data.name if s.data else "CIFAR-10 sample (JPEG copy)" if s.preset == "quick" else "CIFAR-10"}
     data |= {"train": len(train.pixels), "test": len(test.pixels) if test else 0}

@@ -137,6 +137,7 @@ def test_other_classes_in_the_test_images_are_refused(images, tmp_path):
         (["--encoder", "resnet5"], "--encoder must be"),
         (["--batch-size", "25"], "--batch-size must be a multiple of 1 up to 24 images, got 25"),
         (["--location-std", "-1"], "location_std"),
+        (["--no-symmetric"], "--deterministic 1.0 and --codes 0.0 need --symmetric, or 0 for both"),
     ],
 )
 def test_bad_arguments_are_named_before_training(arguments, words, images, tmp_path):

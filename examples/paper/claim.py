@@ -197,8 +197,9 @@ def added(old: Json, new: Json) -> Json:
         if was != now:
             raise ValueError(f"--add: {name} was {was}, of these runs it is {now}; measure without --add")
     rows: dict[Any, Any] = {}
+    keys_end = min(keys_of(old["table"]), keys_of(new["table"]))  # a table of few numbers may have none in a column
     for row in old["table"]["rows"] + new["table"]["rows"]:
-        key = tuple(row[: keys_of(new["table"])])
+        key = tuple(row[:keys_end])
         rows[key] = joined(rows.get(key), row)
     names = list(dict.fromkeys(key[1:] for key in rows))  # in one order for all epochs
     keys = sorted(rows, key=lambda key: (*(cell for cell in key[:2] if isinstance(cell, int)), names.index(key[1:])))

@@ -128,6 +128,9 @@ def test_one_seed_gives_no_verdict_and_epochs_are_rows_of_their_own(runs, start,
     assert [row[0] for row in found["table"]["rows"]] == 4 * [5] + 4 * [40]
     cells = [found["table"]["rows"][i][2] for i in (0, 4)]
     assert (found["seeds"], found["epochs"], *cells) == (2, 5, {"0": 0.5, "1": 0.51}, {"0": 0.5})
+    results["models"] = {"supervised": results["models"]["supervised"]}  # nothing in the first columns
+    (tmp_path / "long" / "results.json").write_text(json.dumps(results))
+    assert start("table", tmp_path / "long", "--add")["table"] == found["table"]
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -250,6 +250,8 @@ def test_the_preset_is_ahead_of_what_was_tried_and_noise_costs_nothing(model, tr
     for setting, part in itertools.product(worse, ("h", "z")):
         for score in ("probe", "kNN"):
             assert tried[setting, model][f"{score} on {part}"][0] < min(preset[f"{score} on {part}"])
+    for name in ("probe on z", "kNN on z", "mAP on z"):
+        assert 0.028 < preset[name][0] - tried["location_std=None", model][name][0] < 0.105
 
 
 def test_most_of_the_gain_on_h_is_the_penaltys_and_the_encoder_learns_from_stochastic_views(tried):

@@ -18,11 +18,11 @@ import lightning as L
 import timm
 import torch
 import tyro
-from checkpointing import TrainingError, resumable_loader, seed_for
+from checkpointing import resumable_loader, seed_for
 from image_files import Images, read_splits
 from other_codes import other_codes
 from provenance import DEVICE, PRECISION
-from runs import MAIN_PROCESS, FileLock, Run, encoder_spec, exit_code, scores, warmup_cosine
+from runs import MAIN_PROCESS, FileLock, Run, encoder_spec, exit_code, parse_settings, scores, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
@@ -268,9 +268,7 @@ def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, opti
 
 def main() -> None:
     """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
-    s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
-    if (s.deterministic or s.codes) and not s.symmetric:
-        raise TrainingError(f"--deterministic {s.deterministic} and --codes {s.codes} need --symmetric, or 0 for both")
+    s = parse_settings(PRESETS)
     train, test = load_images(s)
     data = {"name": s.data.name if s.data else "CIFAR-10 sample (JPEG copy)" if s.preset == "quick" else "CIFAR-10"}
     data |= {"train": len(train.pixels), "test": len(test.pixels) if test else 0}

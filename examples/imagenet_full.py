@@ -28,7 +28,7 @@ from checkpointing import seed_for
 from image_files import ImageError
 from image_loaders import Split, TrainingLoader, evaluation_loader, find_split
 from provenance import DEVICE, PRECISION
-from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, warmup_cosine
+from runs import LOCAL_WORLD, MAIN_PROCESS, WORLD, Run, encoder_spec, exit_code, parse_settings, warmup_cosine
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -307,7 +307,7 @@ def evaluate(model: nn.Module, scores: Any, s: Settings, train: Split, test: Spl
 
 def main() -> None:
     """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
-    s = tyro.extras.overridable_config_cli(PRESETS, config=[tyro.conf.FlagCreatePairsOff])
+    s = parse_settings(PRESETS)
     train, test, about = load_data(s)
     run = Run(s.out or Path("runs") / f"imagenet-{s.preset}-seed{s.seed}", s, about)
     reports = MAIN_PROCESS and not s.dry_run

@@ -18,6 +18,7 @@ import lightning as L
 import provenance
 import timm
 import torch
+import tyro
 from checkpointing import AtomicCheckpointIO, ExactCheckpoint, TrainingError, newest_checkpoint
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, RichProgressBar
@@ -212,6 +213,14 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> 
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def parse_settings(presets: dict[str, tuple[str, Any]]) -> Any:
+    """Settings of the command line; those that do not go together are refused before any image is read."""
+    s = tyro.extras.overridable_config_cli(presets, config=[tyro.conf.FlagCreatePairsOff])
+    if (s.deterministic or s.codes) and not s.symmetric:
+        raise TrainingError(f"--deterministic {s.deterministic} and --codes {s.codes} need --symmetric, or 0 for both")
+    return s
 
 
 def exit_code(script: Callable[[], None]) -> int:

@@ -185,17 +185,18 @@ def test_a_dry_run_counts_a_step_of_each_stage_and_leaves_nothing(images, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_images_that_cannot_be_used_end_the_run_before_training(images, tmp_path):
+def test_images_and_options_that_cannot_be_used_end_the_run_before_training(images, tmp_path):
     damaged, other = (shutil.copytree(images, tmp_path / name) for name in ("damaged", "other"))
     path = next((damaged / "val").rglob("*.JPEG"))
     path.write_bytes(path.read_bytes()[:-200])
     shutil.rmtree(other / "val" / WNIDS[1])
-    for data, quoted in (
+    for data, quoted, *options in (
         (damaged, path.name),
         (other, f"must have the same classes; they differ in {{'{WNIDS[1]}'}}"),
         (tmp_path / "none", f"no images in {tmp_path / 'none'}"),
+        (tmp_path / "none", "--deterministic 0.0 and --codes 1.0 need --symmetric", "--codes", "1"),
     ):
-        code, output = go(tmp_path / "run", "--data", data)
+        code, output = go(tmp_path / "run", "--data", data, *options)
         assert code == 2
         assert quoted in output
         assert not (tmp_path / "run").exists()

@@ -56,11 +56,11 @@ def write(app: Any) -> None:
     objective = json.loads((RESULTS / "objective.json").read_text())
     (folder / "objective.rst").write_text(directive(rows(objective["table"])))
     for name, claims in {"paper": CLAIMS, "ours": OURS}.items():
-        summary = [["claim", "in our runs", "what we measured", "seeds"]]
+        summary = [["claim", "in our runs", "what we measured", "epochs", "seeds"]]
         for results in map(read, claims):
             (folder / f"claim_{results['claim']}.rst").write_text(directive(rows(results["table"])))
-            verdict = f"**{results['verdict'] or 'open'}**"
-            summary.append([results["paper"], verdict, results["finding"], str(results["seeds"])])
+            row = [results["paper"], f"**{results['verdict'] or 'open'}**", results["finding"]]
+            summary.append([*row, str(results["epochs"]), str(results["seeds"])])
         (folder / f"claims_{name}.rst").write_text(directive(summary, "results sentences"))
 
 

@@ -2,7 +2,7 @@
 
 A script's docstring begins with "Title: claim." Its function `measure` turns runs that differ in their seed into rows
 of a table and curves; `conclude` turns the rows into a sentence and what has to be true for the claim. Runs with other
-numbers of epochs are rows of their own; finding and verdict are about those with the most seeds, then the longest.
+numbers of epochs are rows of their own; finding and verdict are about the longest that have several seeds.
 With --add, numbers of other runs stay in the results file, so that a claim can be measured run by run.
 """
 
@@ -234,16 +234,16 @@ def write_csv(path: Path, results: Json, names: Json) -> None:
 
 
 def leading(results: Json) -> tuple[int, int]:
-    """Number of seeds, and epochs, of the runs that finding and verdict are about."""
-    runs = {(run["epochs"], run["seed"]) for run in results["runs"].values()}
-    return max((sum(other == epochs for other, _ in runs), epochs) for epochs, _ in runs)
+    """Fewest seeds of a number that has several, and epochs, of the runs that finding and verdict are about."""
+    cells = [(row[0], len(cell)) for row in results["table"]["rows"] for cell in row if isinstance(cell, dict)]
+    several, epochs = max((seeds > 1, epochs) for epochs, seeds in cells)
+    return min(seeds for other, seeds in cells if (seeds > 1, other) == (several, epochs)), epochs
 
 
 def verdict(results: Json, conclude: Any) -> Json:
     """What follows from the criteria; nothing from a single seed, which has no spread."""
-    finding, criteria = conclude(rows_of(results))
+    (finding, criteria), (seeds, epochs) = conclude(rows_of(results)), leading(results)
     said = "holds" if all(criteria.values()) else "holds in part" if any(criteria.values()) else "does not hold"
-    seeds, epochs = leading(results)
     about = {"finding": finding, "verdict": said if seeds > 1 else None, "criteria": criteria}
     return about | {"seeds": seeds, "epochs": epochs}
 

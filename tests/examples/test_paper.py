@@ -116,7 +116,7 @@ def test_a_script_writes_its_results_and_figure(name, runs, start, tmp_path):
     assert apart | {"command": results["command"]} == results
 
 
-def test_one_seed_gives_no_verdict_and_epochs_are_rows_of_their_own(runs, start, tmp_path):
+def test_one_seed_gives_no_verdict_and_the_longest_runs_with_two_do(runs, start, tmp_path):
     assert start("table", runs / "base-0")["verdict"] is None
     with pytest.raises(ValueError, match=r"--add: location_std was 2\.0, of these runs it is 4\.0"):
         start("table", runs / "chosen-1", "--add")
@@ -128,9 +128,18 @@ def test_one_seed_gives_no_verdict_and_epochs_are_rows_of_their_own(runs, start,
     assert [row[0] for row in found["table"]["rows"]] == 4 * [5] + 4 * [40]
     cells = [found["table"]["rows"][i][2] for i in (0, 4)]
     assert (found["seeds"], found["epochs"], *cells) == (2, 5, {"0": 0.5, "1": 0.51}, {"0": 0.5})
-    results["models"] = {"supervised": results["models"]["supervised"]}  # nothing in the first columns
-    (tmp_path / "long" / "results.json").write_text(json.dumps(results))
+    whole, results["models"] = results["models"], {"supervised": results["models"]["supervised"]}
+    (tmp_path / "long" / "results.json").write_text(json.dumps(results))  # nothing in the first columns
     assert start("table", tmp_path / "long", "--add")["table"] == found["table"]
+    results["models"], results["settings"]["seed"] = whole, 1
+    (tmp_path / "long" / "results.json").write_text(json.dumps(results))
+    found = start("table", tmp_path / "long", "--add")
+    assert (found["seeds"], found["epochs"]) == (2, 40)
+    del whole["gauss"]
+    results["settings"]["seed"] = 2
+    (tmp_path / "long" / "results.json").write_text(json.dumps(results))
+    found = start("table", tmp_path / "long", "--add")
+    assert (found["seeds"], found["epochs"]) == (2, 40)  # not all models have the third
 
 
 @pytest.mark.parametrize("name", CLAIMS)

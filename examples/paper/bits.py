@@ -3,7 +3,7 @@
     python examples/paper/bits.py runs/paper/base-* runs/paper/dim512-*
 
 Needs runs of StochCon Bern. A random forest sees the most important bits, ranked on the training images; F1 is the mean
-over classes on the test images. Result: does not hold (5 epochs of a small encoder).
+over classes on the test images. Result: does not hold (40 epochs of a small encoder).
 """
 
 from claim import Panel, Rows, Run, ahead, by, columns_of, curve, main, shown

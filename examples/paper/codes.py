@@ -3,8 +3,8 @@
     python examples/paper/codes.py runs/paper/base-*
 
 Our question. Reads the results.json of runs of SimCLR, StochCon and perhaps the control for the penalty: bits that were
-trained with the encoder, latents fitted behind a frozen encoder, codes by faiss, and floats to compare with (logits, a
-Gaussian's means, h); of PQ and OPQ, decoded vectors are evaluated. Result: holds in part (5 epochs of a small encoder).
+trained with the encoder, latents fitted behind a frozen encoder, codes by faiss, of which PQ's and OPQ's are decoded,
+and floats to compare with (logits, a Gaussian's means, h). Result: holds in part (40 epochs of a small encoder).
 """
 
 from claim import LABELS, Panel, Rows, Run, ahead, by, main, mean, shown, values

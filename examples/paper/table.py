@@ -3,7 +3,7 @@
     python examples/paper/table.py runs/paper/base-*
 
 Reads the results.json of runs of all four models, and of the control for the covariance penalty if there is one.
-Result: holds in part (5 epochs of a small encoder).
+Result: holds in part (40 epochs of a small encoder).
 """
 
 from claim import LABELS, Panel, Rows, Run, ahead, main, shown, values

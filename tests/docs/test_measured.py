@@ -54,12 +54,13 @@ def test_after_40_epochs_all_models_are_level_and_bits_far_ahead_of_algorithm_1(
     assert max(tuned.pop("Supervised")) < min(map(min, tuned.values()))
     for level in ([row["probe"] for row in h.values()], tuned.values()):
         for seed in (0, 1):
-            of_seed = [cell[seed] for cell in level if len(cell) > seed]
-            assert len(of_seed) == 4 - seed
+            of_seed = [cell[seed] for cell in level]
+            assert len(of_seed) == 4
             assert max(of_seed) - min(of_seed) < 0.01
-    for [ahead] in (h["gauss"]["kNN"], found["gauss means"]["kNN"]):
-        assert ahead > max(h["simclr"]["kNN"]) + 0.01
-        assert abs(ahead - h["penalized"]["kNN"][0]) < 0.01
+    for seed, means in enumerate(found["gauss means"]["kNN"]):
+        assert means > h["simclr"]["kNN"][seed] + 0.01
+        assert 0 < means - h["penalized"]["kNN"][seed] < 0.01
+    assert not load("paper/table")["criteria"]["on h, StochCon Bern is not behind SimCLR + penalty"]
     assert before["bern"]["h"]["probe"] < before["simclr"]["h"]["probe"] - 0.04
     for name, key in (("probe", "probe"), ("kNN", "knn")):
         assert min(found["bern trained"][name]) > before["bern"]["z"][key] + 0.06
@@ -108,8 +109,9 @@ def test_fitted_bits_are_ahead_by_map_from_64_on_and_quantization_by_probe_and_n
 
 
 def test_bits_are_independent_and_no_two_images_share_a_code():
-    assert min(rows("capacity")[0]["effective bits"]) > 64
-    assert set(rows("counting")[0]["distinct codes, training"]) == {50_000}
+    for epochs in (5, 40):
+        assert min(rows("capacity", epochs)[0]["effective bits"]) > 64
+        assert set(rows("counting", epochs)[0]["distinct codes, training"]) == {50_000}
 
 
 def test_11_bits_are_not_enough():
@@ -117,7 +119,8 @@ def test_11_bits_are_not_enough():
     assert max(of_128["kept by 11"]) < 0.8
     assert set(of_128["bits for 95%"]) == {64}
     [of_128] = rows("bits", 40)
-    assert (of_128["bits for 95%"], of_128["kept by 11"]) == ([40], [pytest.approx(0.83, abs=0.005)])
+    assert set(of_128["bits for 95%"]) == {40}
+    assert mean(of_128["kept by 11"]) == pytest.approx(0.81, abs=0.005)
 
 
 def test_after_40_epochs_all_are_ahead_of_supervised_training():

@@ -131,15 +131,11 @@ def test_one_seed_gives_no_verdict_and_the_longest_runs_with_two_do(runs, start,
     whole, results["models"] = results["models"], {"supervised": results["models"]["supervised"]}
     (tmp_path / "long" / "results.json").write_text(json.dumps(results))  # nothing in the first columns
     assert start("table", tmp_path / "long", "--add")["table"] == found["table"]
-    results["models"], results["settings"]["seed"] = whole, 1
-    (tmp_path / "long" / "results.json").write_text(json.dumps(results))
-    found = start("table", tmp_path / "long", "--add")
-    assert (found["seeds"], found["epochs"]) == (2, 40)
-    del whole["gauss"]
-    results["settings"]["seed"] = 2
-    (tmp_path / "long" / "results.json").write_text(json.dumps(results))
-    found = start("table", tmp_path / "long", "--add")
-    assert (found["seeds"], found["epochs"]) == (2, 40)  # not all models have the third
+    for seed, models in ((1, whole), (2, results["models"])):  # not all models have the third seed
+        results["settings"]["seed"], results["models"] = seed, models
+        (tmp_path / "long" / "results.json").write_text(json.dumps(results))
+        found = start("table", tmp_path / "long", "--add")
+        assert (found["seeds"], found["epochs"]) == (2, 40)
 
 
 @pytest.mark.parametrize("name", CLAIMS)

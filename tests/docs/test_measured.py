@@ -52,16 +52,17 @@ def test_after_40_epochs_all_models_are_level_and_bits_far_ahead_of_algorithm_1(
     h = {name: found[f"{name} h"] for name in ("simclr", "penalized", "bern", "gauss")}
     tuned = {row["model"]: row["fine-tuned"] for row in rows("table", 40)}
     assert max(tuned.pop("Supervised")) < min(map(min, tuned.values()))
-    for level in ([row["probe"] for row in h.values()], tuned.values()):
-        for seed in (0, 1):
+    for level, most in (([row["probe"] for row in h.values()], 0.0125), (tuned.values(), 0.01)):
+        for seed in (0, 1, 2):
             of_seed = [cell[seed] for cell in level]
             assert len(of_seed) == 4
-            assert max(of_seed) - min(of_seed) < 0.01
-    for seed, means in enumerate(found["gauss means"]["kNN"]):
-        assert means > h["simclr"]["kNN"][seed] + 0.01
-        assert 0 < means - h["penalized"]["kNN"][seed] < 0.01
-        assert h["gauss"]["kNN"][seed] > h["simclr"]["kNN"][seed] + 0.005
-        assert abs(h["gauss"]["kNN"][seed] - h["penalized"]["kNN"][seed]) < 0.01
+            assert max(of_seed) - min(of_seed) < most
+    simclr, control = (h[name]["kNN"] for name in ("simclr", "penalized"))
+    for floats in (found["gauss means"]["kNN"], h["gauss"]["kNN"]):
+        assert all(ours > theirs + 0.005 for ours, theirs in zip(floats, simclr, strict=True))
+        assert all(abs(ours - theirs) < 0.01 for ours, theirs in zip(floats, control, strict=True))
+    ahead = [ours > theirs for ours, theirs in zip(found["gauss means"]["kNN"], control, strict=True)]
+    assert ahead == [True, True, False]
     assert not load("paper/table")["criteria"]["on h, StochCon Bern is not behind SimCLR + penalty"]
     assert before["bern"]["h"]["probe"] < before["simclr"]["h"]["probe"] - 0.04
     for name, key in (("probe", "probe"), ("kNN", "knn")):
@@ -99,13 +100,15 @@ def test_fitted_bits_are_ahead_by_map_and_behind_by_probe_and_neighbours(codes):
 
 
 def test_fitted_bits_are_ahead_by_map_from_64_on_and_quantization_by_probe_and_neighbours():
-    for bits in (8, 16, 32, 64, 128, 256, 512):
-        others = {row["method"]: row for row in rows("compression") if row["bits"] == bits}
+    for epochs, bits in itertools.product((5, 40), (8, 16, 32, 64, 128, 256, 512)):
+        others = {row["method"]: row for row in rows("compression", epochs) if row["bits"] == bits}
         ours, h = others.pop("StochCon Bern, fitted"), others.pop("h itself")
         best = max(others, key=lambda name: mean(others[name]["mAP"]))
         assert best == "h, PQ" or bits >= 64
         assert (mean(ours["mAP"]) > mean(others[best]["mAP"])) == (bits >= 64)
-        assert (mean(ours["mAP"]) > mean(h["mAP"])) == (bits >= 128)
+        assert (mean(ours["mAP"]) > mean(h["mAP"])) == (bits >= (128 if epochs == 5 else 64))
+        if (epochs, bits) == (40, 512):
+            assert mean(ours["mAP"]) > 0.03 + max(mean(h["mAP"]), mean(others[best]["mAP"]))
         for metric in ("probe", "kNN"):
             assert max(mean(others[name][metric]) for name in ("h, PQ", "h, OPQ")) > mean(ours[metric])
 
@@ -158,18 +161,24 @@ def test_more_dimensions_have_more_variance_and_hardly_better_features_from_128_
 
 
 def test_posteriors_detect_low_contrast_but_neither_errors_nor_digits():
-    simclr, bern, of_bern, gauss, of_gauss = rows("uncertainty")
-    assert [row["uncertainty"].split()[0] for row in (simclr, bern, gauss)] == ["softmax", "posterior", "posterior"]
-    for posterior, softmax, contrast in ((bern, of_bern, 0.75), (gauss, of_gauss, 0.83)):
-        assert max(posterior["errors"]) < 0.6 < 0.7 < min(simclr["errors"])
-        assert max(simclr["errors"]) < min(softmax["errors"])
-        for other in (simclr, softmax):
-            assert all(a > b for a, b in zip(posterior["corrupted"], other["corrupted"], strict=True))
-        kinds = {kind: mean(posterior[kind]) for kind in ("noise", "blur", "contrast", "pixelate", "jpeg")}
-        assert max(kinds.values()) == kinds["contrast"] == pytest.approx(contrast, abs=0.005)
-    assert max(bern["digits"]) < 0.2
-    for row in (gauss, simclr):
-        assert min(row["digits"]) < 0.5 < max(row["digits"])
+    for epochs in (5, 40):
+        simclr, bern, of_bern, gauss, of_gauss = rows("uncertainty", epochs)
+        kinds = [row["uncertainty"].split()[0] for row in (simclr, bern, of_bern, gauss, of_gauss)]
+        assert kinds == ["softmax", "posterior", "softmax", "posterior", "softmax"]
+        for posterior, softmax in ((bern, of_bern), (gauss, of_gauss)):
+            assert max(posterior["errors"]) < 0.6
+            assert min(simclr["errors"] + softmax["errors"]) > (0.7 if epochs == 5 else 0.79)
+            for other in (simclr, softmax):
+                assert all(a > b for a, b in zip(posterior["corrupted"], other["corrupted"], strict=True))
+            found = {kind: mean(posterior[kind]) for kind in ("noise", "blur", "contrast", "pixelate", "jpeg")}
+            assert max(found.values()) == found["contrast"]
+        assert all(ours > theirs for ours, theirs in zip(of_gauss["errors"], simclr["errors"], strict=True))
+        assert max(bern["digits"]) < (0.2 if epochs == 5 else 0.1)
+        if epochs == 5:
+            assert [mean(row["contrast"]) for row in (bern, gauss)] == pytest.approx([0.75, 0.82], abs=0.005)
+            assert [sum(x > 0.5 for x in row["digits"]) for row in (gauss, simclr)] == [2, 1]
+        else:
+            assert gauss["digits"] == pytest.approx([0.98], abs=0.005)
 
 
 def test_tables_show_means_and_deviations(tmp_path, monkeypatch):

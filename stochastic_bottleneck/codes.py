@@ -25,6 +25,7 @@ __all__ = [
     "bit_entropy",
     "compression_ratio",
     "distinct_codes",
+    "effective_bits",
     "hamming_distance",
     "pack_bits",
     "share_of_ones",
@@ -209,12 +210,32 @@ def bit_correlation(bits: Tensor | Array) -> float:
     Returns:
         Mean over pairs; nan with fewer than two bits that vary.
     """
-    x = _bit_matrix(bits)
-    x = x[:, x.std(axis=0) > 0]
-    if x.shape[1] < 2:
+    correlation = np.abs(_correlations(bits))
+    if len(correlation) < 2:
         return float("nan")
-    correlation = np.abs(np.corrcoef(x, rowvar=False))
     return float(correlation[np.triu_indices_from(correlation, k=1)].mean())
+
+
+def effective_bits(bits: Tensor | Array) -> float:
+    """Number of uncorrelated bits that a code is worth: D if its bits are uncorrelated, 1 if all copy one of them.
+
+    The participation ratio of the eigenvalues of the bits' correlation matrix. Constant bits do not count. N images
+    bound it: of D independent bits, about D / (1 + D / N) are found.
+
+    Args:
+        bits: 0/1 values. Shape: (N, D)
+
+    Returns:
+        Number between 1 and D; 0 if no bit varies.
+
+    Example:
+        >>> import numpy as np
+        >>> bits = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]])  # the last copies the first
+        >>> round(effective_bits(bits), 3)
+        1.8
+    """
+    correlation = _correlations(bits)
+    return float(len(correlation) ** 2 / max(np.square(correlation).sum(), 1.0))
 
 
 def distinct_codes(bits: Tensor | Array) -> int:
@@ -277,6 +298,13 @@ def _bit_matrix(bits: Tensor | Array) -> Array:
             f"bits must hold only 0 and 1, got {other[0]}; unpack codes with unpack_bits, or threshold first"
         )
     return x
+
+
+def _correlations(bits: Tensor | Array) -> Array:
+    """Correlation matrix of the bits that vary."""
+    x = _bit_matrix(bits)
+    x = x[:, x.std(axis=0) > 0]
+    return np.atleast_2d(np.corrcoef(x, rowvar=False)) if x.shape[1] else np.empty((0, 0))
 
 
 def _kind(x: object) -> str:

@@ -167,6 +167,7 @@ def test_counts_of_bits(bits):
     assert codes.distinct_codes(bits) == 3
     # Bit 1 is constant and left out; bits 2 and 3 are opposites; bit 0 with either has 1 / sqrt(3).
     assert codes.bit_correlation(bits) == pytest.approx((1 + 2 / math.sqrt(3)) / 3)
+    assert codes.effective_bits(bits) == pytest.approx(3**2 / (3 + 2 * (1 + 2 / 3)))
 
 
 def test_correlation_of_independent_copied_and_constant_bits():
@@ -175,6 +176,10 @@ def test_correlation_of_independent_copied_and_constant_bits():
     assert codes.bit_correlation(np.repeat(independent[:, :1], 3, axis=1)) == pytest.approx(1.0)
     assert math.isnan(codes.bit_correlation(np.ones((4, 3))))
     assert math.isnan(codes.bit_correlation(BITS[:, :2]))
+    assert codes.effective_bits(independent) == pytest.approx(8, abs=0.01)
+    assert codes.effective_bits(independent.reshape(-1, 128)[:128]) == pytest.approx(64, rel=0.05)  # of few images
+    assert codes.effective_bits(np.repeat(independent[:, :2], 3, axis=1)) == pytest.approx(2, abs=0.01)
+    assert [codes.effective_bits(BITS[:, bits]) for bits in ([0, 1], [1])] == [1, 0]
 
 
 def test_distinct_codes_beyond_one_byte():

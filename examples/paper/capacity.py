@@ -3,8 +3,7 @@
     python examples/paper/capacity.py runs/paper/base-* runs/paper/dim512-*
 
 Needs runs of StochCon Bern; looks at the bits of the test images. Balanced bits can still repeat each other, so
-effective bits count too: the participation ratio of the eigenvalues of the bits' correlation matrix, which is the
-number of bits if they are uncorrelated and 1 for copies of one. Result: holds (40 epochs of a small encoder).
+effective bits count too: as many uncorrelated bits as the code is worth. Result: holds (40 epochs of a small encoder).
 """
 
 import numpy as np
@@ -18,18 +17,12 @@ ENTROPY, CORRELATION, EFFECTIVE = "entropy of a bit", "mean |correlation|", "eff
 FORMATS = {ENTROPY: ".3f", CORRELATION: ".3f", EFFECTIVE: ".1f"}
 
 
-def effective_bits(bits):
-    """Participation ratio; constant bits do not count."""
-    correlation = np.corrcoef(bits[:, bits.std(axis=0) > 0], rowvar=False)
-    return float(np.trace(correlation) ** 2 / np.square(correlation).sum())
-
-
 def describe(run):
     """Balance and redundancy of the bits."""
     bits = run.split(run.model("bern"), "z")[2]
     found = bit_statistics(bits)
     row = {"ones": found.share_of_ones, ENTROPY: found.entropy, CORRELATION: found.correlation}
-    return row | {EFFECTIVE: effective_bits(bits), "shares": np.sort(share_of_ones(bits))}
+    return row | {EFFECTIVE: found.effective, "shares": np.sort(share_of_ones(bits))}
 
 
 def measure(runs: list[Run]):

@@ -189,10 +189,11 @@ def measured(runs: Sequence[Run], measure: Any, formats: Json) -> Json:
 
 def added(old: Json, new: Json) -> Json:
     """Join results; a number that was measured again replaces the older one."""
-    pairs = [("columns", old["table"]["columns"], new["table"]["columns"])]
-    for epochs, settings in new["settings"].items():
-        before = old["settings"].get(epochs, {})
-        pairs += [(name, before[name], settings[name]) for name in settings if name in before]
+    pairs, settings = [("columns", old["table"]["columns"], new["table"]["columns"])], {**old["settings"]}
+    for epochs, now in new["settings"].items():
+        before = old["settings"].get(epochs, now)
+        settings[epochs] = {name: now[name] for name in now if name in before}  # all runs share those
+        pairs += [(name, before[name], value) for name, value in settings[epochs].items()]
     for name, was, now in pairs:
         if was != now:
             raise ValueError(f"--add: {name} was {was}, of these runs it is {now}; measure without --add")
@@ -204,7 +205,7 @@ def added(old: Json, new: Json) -> Json:
     names = list(dict.fromkeys(key[1:] for key in rows))  # in one order for all epochs
     keys = sorted(rows, key=lambda key: (*(cell for cell in key[:2] if isinstance(cell, int)), names.index(key[1:])))
     table = new["table"] | {"rows": [rows[key] for key in keys]}
-    return {key: joined(old[key], new[key]) for key in new} | {"table": table}
+    return {key: joined(old[key], new[key]) for key in new} | {"table": table, "settings": settings}
 
 
 def keys_of(table: Json) -> int:

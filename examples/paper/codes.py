@@ -39,13 +39,10 @@ def conclude(rows: Rows):
             for ours in ("bern trained", "bern fitted", f"{model} fitted") if others else ():
                 said = f"{ours} is ahead of every other code of {LABELS[model]}'s h by {metric}"
                 criteria[said] = ahead(found[ours], best := max(others, key=mean))
-            parts += (
-                [f"{shown(found[f'{model} fitted'])} and {shown(best)} by {metric} ({LABELS[model]})"] if others else []
-            )
-    return (
-        f"{size} bits fitted behind a frozen encoder, and the best other code of its h: {', '.join(parts)}.",
-        criteria,
-    )
+            if others:
+                parts.append(f"{shown(found[f'{model} fitted'])} and {shown(best)} by {metric} ({LABELS[model]})")
+    listed = ", ".join(parts)
+    return f"{size} bits fitted behind a frozen encoder, and the best other code of its h: {listed}.", criteria
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class BitStatistics(NamedTuple):
         share_of_ones: mean over bits and images; 0.5 is balanced.
         entropy: mean over bits of each bit's entropy, in bits; 1 if all are balanced.
         correlation: mean absolute correlation between bits, 0 for independent ones; nan with fewer than two that vary.
+        effective: number of uncorrelated bits that the code is worth, from 0 to D; see `codes.effective_bits`.
         distinct: number of distinct codes divided by the number of images.
         class_information: mean over bits of the mutual information between bit and class, in bits; None without labels.
     """
@@ -26,6 +27,7 @@ class BitStatistics(NamedTuple):
     share_of_ones: float
     entropy: float
     correlation: float
+    effective: float
     distinct: float
     class_information: float | None
 
@@ -62,6 +64,7 @@ def bit_statistics(bits: Tensor | NDArray[Any], labels: Tensor | NDArray[Any] | 
         float(codes.share_of_ones(bits).mean()),
         float(codes.bit_entropy(bits).mean()),
         codes.bit_correlation(bits),
+        codes.effective_bits(bits),
         codes.distinct_codes(bits) / len(bits),
         information,
     )

@@ -167,6 +167,8 @@ def test_bit_statistics_are_those_of_codes_and_of_scikit_learn():
     assert found.share_of_ones == pytest.approx(bits.mean())
     assert found.entropy == pytest.approx(np.mean([mutual_info_score(b, b) for b in bits.T]) / math.log(2))
     assert found.correlation == pytest.approx(np.abs(np.corrcoef(bits.T)[np.triu_indices(3, 1)]).mean())
+    spectrum = np.linalg.eigvalsh(np.corrcoef(bits.T))
+    assert found.effective == pytest.approx(spectrum.sum() ** 2 / np.square(spectrum).sum())
     assert found.distinct == len({tuple(row) for row in bits}) / 500
 
 

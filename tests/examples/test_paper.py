@@ -114,6 +114,9 @@ def test_a_script_writes_its_results_and_figure(name, runs, start, tmp_path):
     for seed, add in ((0, ()), (1, ("--add",))):
         apart = start(name, *[runs / f"{run}-{seed}" for run in CLAIMS[name]], *add)
     assert apart | {"command": results["command"]} == results
+    if name != "settings":  # which names its runs by what differs from the first
+        again = start(name, runs / f"{CLAIMS[name][-1]}-1", "--add")
+        assert again | {"command": results["command"]} == results
 
 
 def test_one_seed_gives_no_verdict_and_the_longest_runs_with_two_do(runs, start, tmp_path):

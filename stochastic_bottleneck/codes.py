@@ -210,9 +210,11 @@ def bit_correlation(bits: Tensor | Array) -> float:
     Returns:
         Mean over pairs; nan with fewer than two bits that vary.
     """
-    correlation = np.abs(_correlations(bits))
-    if len(correlation) < 2:
+    x = _bit_matrix(bits)
+    x = x[:, x.std(axis=0) > 0]
+    if x.shape[1] < 2:
         return float("nan")
+    correlation = np.abs(np.corrcoef(x, rowvar=False))
     return float(correlation[np.triu_indices_from(correlation, k=1)].mean())
 
 
@@ -234,8 +236,12 @@ def effective_bits(bits: Tensor | Array) -> float:
         >>> round(effective_bits(bits), 3)
         1.8
     """
-    correlation = _correlations(bits)
-    return float(len(correlation) ** 2 / max(np.square(correlation).sum(), 1.0))
+    x = _bit_matrix(bits)
+    x = x[:, x.std(axis=0) > 0]
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    images, dim = x.shape
+    products = x.T @ x if dim < images else x @ x.T  # images times the correlations, or of the same norm
+    return float((images * dim / np.linalg.norm(products)) ** 2) if dim else 0.0
 
 
 def distinct_codes(bits: Tensor | Array) -> int:
@@ -298,13 +304,6 @@ def _bit_matrix(bits: Tensor | Array) -> Array:
             f"bits must hold only 0 and 1, got {other[0]}; unpack codes with unpack_bits, or threshold first"
         )
     return x
-
-
-def _correlations(bits: Tensor | Array) -> Array:
-    """Correlation matrix of the bits that vary."""
-    x = _bit_matrix(bits)
-    x = x[:, x.std(axis=0) > 0]
-    return np.atleast_2d(np.corrcoef(x, rowvar=False)) if x.shape[1] else np.empty((0, 0))
 
 
 def _kind(x: object) -> str:

@@ -21,8 +21,9 @@ def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float
     Returns:
         "kl" and "entropy", in nats, as means over the images, for every kind of posterior that has them. For bits
         also "ones_mean", "ones_min" and "ones_max", over the bits, of the share of images for which a bit is one;
-        "bit_entropy", the mean entropy of those shares in bits (1 for balanced bits, 0 for constant ones); and
-        "temperature". For Gaussians also "variance_mean", "variance_min" and "variance_max".
+        "bit_entropy", the mean entropy of those shares in bits (1 for balanced bits, 0 for constant ones);
+        "effective_bits", as `codes.effective_bits` counts them, which N images bound; and "temperature". For
+        Gaussians also "variance_mean", "variance_min" and "variance_max".
 
     Raises:
         TypeError: for anything but a posterior.
@@ -53,7 +54,8 @@ def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float
             bits = (posterior.logits > 0).flatten(0, -2)
             ones = codes.share_of_ones(bits)
             found |= {"ones_mean": ones.mean(), "ones_min": ones.min(), "ones_max": ones.max()}
-            found |= {"bit_entropy": codes.bit_entropy(bits).mean(), "temperature": posterior.temperature}
+            found |= {"bit_entropy": codes.bit_entropy(bits).mean(), "effective_bits": codes.effective_bits(bits)}
+            found |= {"temperature": posterior.temperature}
         elif isinstance(posterior, GaussianPosterior):
             variance = (2 * posterior.log_std.cpu().double()).exp()
             found |= {"variance_mean": variance.mean(), "variance_min": variance.min()}

@@ -143,7 +143,9 @@ def test_statistics_of_bits():
     entropy = -sum(np.where(p > 0, p * np.log2(np.maximum(p, 1e-9)), 0) for p in (shares, 1 - shares))
     ones = {"ones_mean": shares.mean(), "ones_min": shares.min(), "ones_max": shares.max()}
     expected = kl_and_entropy(torch.distributions.Bernoulli(logits=logits)) | ones
-    expected |= {"bit_entropy": entropy.mean(), "temperature": 0.25}
+    spectrum = np.linalg.eigvalsh(np.corrcoef(logits.numpy() > 0, rowvar=False))
+    effective = spectrum.sum() ** 2 / np.square(spectrum).sum()
+    expected |= {"bit_entropy": entropy.mean(), "effective_bits": effective, "temperature": 0.25}
     assert found == pytest.approx(expected, rel=1e-5)
     halves = latent_statistics(BernoulliPosterior(logits.view(2, 10, DIM), torch.tensor(0.25)))
     assert halves == pytest.approx(found)  # a leading dimension, as of symmetric outputs, means more images

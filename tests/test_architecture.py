@@ -16,7 +16,7 @@ ROOT, NAME = PACKAGE.parent, PACKAGE.name
 ALLOWED = {
     "__init__": "wrapper fitting schedules bottleneck posteriors losses gradient_cache encoders codes functional"
     " _version",
-    "callbacks": "evaluation wrapper encoders schedules bottleneck posteriors codes _arrays _extras _checks",
+    "callbacks": "evaluation wrapper encoders schedules bottleneck posteriors codes _simclr _arrays _extras _checks",
     "export": "_saved wrapper posteriors codes _checks _layers _extras _version",
     "plots": "evaluation codes _arrays _extras _checks",
     "evaluation": "_saved _unwrap wrapper fitting losses encoders codes functional _arrays _layers _extras _checks",

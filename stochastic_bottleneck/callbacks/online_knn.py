@@ -11,8 +11,9 @@ from torch import nn
 
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._arrays import class_labels
+from stochastic_bottleneck._simclr import find_parts
 from stochastic_bottleneck.callbacks._base import Callback
-from stochastic_bottleneck.encoders import simclr_parts
+from stochastic_bottleneck.encoders import simclr_parts, unwrap
 from stochastic_bottleneck.evaluation import knn_accuracy
 from stochastic_bottleneck.evaluation.encoding import _encode_batches
 from stochastic_bottleneck.wrapper import StochConWrapper
@@ -40,7 +41,7 @@ class OnlineKNN(Callback):
         k: neighbours per query, at most the images of the bank.
         encoder: module that maps images to features (N, F), or its name inside the LightningModule, such as
             "model.backbone". None for the encoder of the only `StochConWrapper` inside; without one, of the
-            LightningModule or a direct child of it, found as `encoders.simclr_parts` finds it.
+            LightningModule or a direct child of it, found as `encoders.simclr_parts` finds it, with the head outside.
         seed: of the choice of queries.
 
     Raises:
@@ -148,7 +149,9 @@ class OnlineKNN(Callback):
         found = [m.encoder for m in module.modules() if isinstance(m, StochConWrapper)]
         for candidate in () if found else (module, *module.children()):
             with suppress(ValueError):  # its children are not an encoder and a head
-                found = found or [simclr_parts(candidate)[0]]
+                encoder, head = find_parts(unwrap(candidate), None, None)
+                if head not in encoder.modules():  # simclr_parts would replace it there
+                    found = found or [simclr_parts(candidate)[0]]
         if len(found) != 1:
             raise ValueError(
                 f"encoder must be given for {type(module).__name__}, got None and {len(found)} models with an encoder "

@@ -123,6 +123,14 @@ def test_the_encoder_is_the_one_that_was_named():
     assert OnlineKNN(BATCHES)._find_encoder(compiled) is compiled.model._orig_mod.encoder
 
 
+def test_a_head_inside_the_encoder_stays_there():
+    module = Module("simclr")
+    module.model.backbone.append(module.model.projection_head)
+    with pytest.raises(ValueError, match="encoder must be given for Module, got None and 0 models"):
+        OnlineKNN(BATCHES)._find_encoder(module)
+    assert module.model.backbone[-1] is module.model.projection_head
+
+
 class Plain(Module):
     def __init__(self):
         super().__init__()

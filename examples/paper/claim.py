@@ -160,9 +160,11 @@ def main(doc: str, measure: Any, conclude: Any, figure: list[Panel], formats: Js
     options, names = tyro.cli(Options, description=doc), names or {"column": "metric"}
     path = options.out / f"{Path(sys.argv[0]).stem}.json"
     if options.runs:
-        results = measured([Run(folder) for folder in options.runs], measure, formats)
-        if options.add and path.exists():
-            results = added(json.loads(path.read_text()), results)
+        runs = [Run(folder) for folder in options.runs]
+        old = json.loads(path.read_text()) if options.add and path.exists() else {}
+        results = measured(runs, shared_settings(runs, old.get("settings", {})), measure, formats)
+        if old:
+            results = added(old, results)
         title, _, paper = doc.splitlines()[0].partition(": ")
         about = {"claim": path.stem, "title": title, "paper": paper, **verdict(results, conclude), **provenance()}
         text = json.dumps(about | results, indent=1, default=float) + "\n"
@@ -173,15 +175,27 @@ def main(doc: str, measure: Any, conclude: Any, figure: list[Panel], formats: Js
     print(f"{results['title']}: {results['verdict']}. {results['finding']}\n{path}")
 
 
-def measured(runs: Sequence[Run], measure: Any, formats: Json) -> Json:
-    """Numbers of runs, where they come from, and the settings that runs of equal length share."""
-    found: Json = {"runs": {run.folder.name: run.origin() for run in runs}, "settings": {}, "curves": {}}
+def shared_settings(runs: Sequence[Run], old: Json) -> Json:
+    """Settings that runs of equal length share, also with older results; others are refused before the measurement."""
+    found = {**old}
+    for epochs, group in by(runs, "epochs").items():
+        now = {k: v for k, v in group[0].settings.items() if all(v == run.settings[k] for run in group)}
+        before = old.get(str(epochs), now)
+        found[str(epochs)] = {k: v for k, v in now.items() if k in before and k not in IGNORED}
+        for name, value in found[str(epochs)].items():
+            if before[name] != value:
+                was = f"{name} was {before[name]}, of these runs it is {value}"
+                raise ValueError(f"--add: {was}; measure without --add")
+    return found
+
+
+def measured(runs: Sequence[Run], settings: Json, measure: Any, formats: Json) -> Json:
+    """Numbers of runs, where they come from, and their settings."""
+    found: Json = {"runs": {run.folder.name: run.origin() for run in runs}, "settings": settings, "curves": {}}
     rows: Rows = []
     for epochs, group in by(runs, "epochs").items():
         of_group, found["curves"][str(epochs)] = measure(group)
         rows += [{"epochs": epochs} | row for row in of_group]
-        shared = {k: v for k, v in group[0].settings.items() if all(v == run.settings[k] for run in group)}
-        found["settings"][str(epochs)] = {k: v for k, v in shared.items() if k not in IGNORED}
     form = {n: "d" if isinstance(c, int) else ".1%" for row in (*rows, rows[0]) for n, c in row.items()} | formats
     cells = [[row.get(name) for name in form] for row in rows]
     return found | {"table": {"columns": [*form], "formats": [*form.values()], "rows": cells}}
@@ -189,14 +203,9 @@ def measured(runs: Sequence[Run], measure: Any, formats: Json) -> Json:
 
 def added(old: Json, new: Json) -> Json:
     """Join results; a number that was measured again replaces the older one."""
-    pairs, settings = [("columns", old["table"]["columns"], new["table"]["columns"])], {**old["settings"]}
-    for epochs, now in new["settings"].items():
-        before = old["settings"].get(epochs, now)
-        settings[epochs] = {name: now[name] for name in now if name in before}  # all runs share those
-        pairs += [(name, before[name], value) for name, value in settings[epochs].items()]
-    for name, was, now in pairs:
-        if was != now:
-            raise ValueError(f"--add: {name} was {was}, of these runs it is {now}; measure without --add")
+    was, now = (results["table"]["columns"] for results in (old, new))
+    if was != now:
+        raise ValueError(f"--add: columns were {was}, of these runs they are {now}; measure without --add")
     rows: dict[Any, Any] = {}
     keys_end = min(keys_of(old["table"]), keys_of(new["table"]))  # a table of few numbers may have none in a column
     for row in old["table"]["rows"] + new["table"]["rows"]:
@@ -205,7 +214,7 @@ def added(old: Json, new: Json) -> Json:
     names = list(dict.fromkeys(key[1:] for key in rows))  # in one order for all epochs
     keys = sorted(rows, key=lambda key: (*(cell for cell in key[:2] if isinstance(cell, int)), names.index(key[1:])))
     table = new["table"] | {"rows": [rows[key] for key in keys]}
-    return {key: joined(old[key], new[key]) for key in new} | {"table": table, "settings": settings}
+    return {key: joined(old[key], new[key]) for key in new} | {"table": table, "settings": new["settings"]}
 
 
 def keys_of(table: Json) -> int:

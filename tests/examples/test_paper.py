@@ -121,8 +121,11 @@ def test_a_script_writes_its_results_and_figure(name, runs, start, tmp_path):
 
 def test_one_seed_gives_no_verdict_and_the_longest_runs_with_two_do(runs, start, tmp_path):
     assert start("table", runs / "base-0")["verdict"] is None
+    (tmp_path / "table.json").rename(tmp_path / "counting.json")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "results.json").write_text((runs / "chosen-1" / "results.json").read_text())
     with pytest.raises(ValueError, match=r"--add: location_std was 2\.0, of these runs it is 4\.0"):
-        start("table", runs / "chosen-1", "--add")
+        start("counting", tmp_path / "bare", "--add")  # before models, of which there are none, are read
     results = json.loads((runs / "base-0" / "results.json").read_text())
     results["settings"]["epochs"] = 40
     (tmp_path / "long").mkdir()

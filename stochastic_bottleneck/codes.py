@@ -210,8 +210,7 @@ def bit_correlation(bits: Tensor | Array) -> float:
     Returns:
         Mean over pairs; nan with fewer than two bits that vary.
     """
-    x = _bit_matrix(bits)
-    x = x[:, x.std(axis=0) > 0]
+    x = _varying_bits(bits)
     if x.shape[1] < 2:
         return float("nan")
     correlation = np.abs(np.corrcoef(x, rowvar=False))
@@ -221,8 +220,8 @@ def bit_correlation(bits: Tensor | Array) -> float:
 def effective_bits(bits: Tensor | Array) -> float:
     """Number of uncorrelated bits that a code is worth: D if its bits are uncorrelated, 1 if all copy one of them.
 
-    The participation ratio of the eigenvalues of the bits' correlation matrix. Constant bits do not count. N images
-    bound it: of D independent bits, about D / (1 + D / N) are found.
+    The participation ratio of the eigenvalues of the bits' correlation matrix. Constant bits do not count. A small
+    sample lowers it: for N images and D independent bits it is about D / (1 + D / N).
 
     Args:
         bits: 0/1 values. Shape: (N, D)
@@ -236,8 +235,7 @@ def effective_bits(bits: Tensor | Array) -> float:
         >>> round(effective_bits(bits), 3)
         1.8
     """
-    x = _bit_matrix(bits)
-    x = x[:, x.std(axis=0) > 0]
+    x = _varying_bits(bits)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     images, dim = x.shape
     products = x.T @ x if dim < images else x @ x.T  # images times the correlations, or of the same norm
@@ -304,6 +302,12 @@ def _bit_matrix(bits: Tensor | Array) -> Array:
             f"bits must hold only 0 and 1, got {other[0]}; unpack codes with unpack_bits, or threshold first"
         )
     return x
+
+
+def _varying_bits(bits: Tensor | Array) -> Array:
+    x = _bit_matrix(bits)
+    varying: Array = x[:, x.std(axis=0) > 0]
+    return varying
 
 
 def _kind(x: object) -> str:

@@ -3,7 +3,7 @@
     python examples/paper/capacity.py runs/paper/base-* runs/paper/dim512-*
 
 Needs runs of StochCon Bern; looks at the bits of the test images. Balanced bits can still repeat each other, so
-effective bits count too: as many uncorrelated bits as the code is worth. Result: holds (40 epochs of a small encoder).
+`codes.effective_bits` are measured too. Result: holds (40 epochs of a small encoder).
 """
 
 import numpy as np

@@ -176,7 +176,7 @@ def main(doc: str, measure: Any, conclude: Any, figure: list[Panel], formats: Js
 
 
 def shared_settings(runs: Sequence[Run], old: Json) -> Json:
-    """Settings that runs of equal length share, also with older results; others are refused before the measurement."""
+    """Settings that runs of equal length share, with the older results too; runs with other settings are refused."""
     found = {**old}
     for epochs, group in by(runs, "epochs").items():
         now = {k: v for k, v in group[0].settings.items() if all(v == run.settings[k] for run in group)}

@@ -41,7 +41,7 @@ class OnlineKNN(Callback):
         k: neighbours per query, at most the images of the bank.
         encoder: module that maps images to features (N, F), or its name inside the LightningModule, such as
             "model.backbone". None for the encoder of the only `StochConWrapper` inside; without one, of the
-            LightningModule or a direct child of it, found as `encoders.simclr_parts` finds it, with the head outside.
+            LightningModule or a direct child of it, found as `encoders.simclr_parts` finds it, if its head is outside.
         seed: of the choice of queries.
 
     Raises:
@@ -151,7 +151,7 @@ class OnlineKNN(Callback):
             with suppress(ValueError):  # its children are not an encoder and a head
                 encoder, head = find_parts(unwrap(candidate), None, None)
                 if head not in encoder.modules():  # simclr_parts would replace it there
-                    found = found or [simclr_parts(candidate)[0]]
+                    found = found or [simclr_parts(candidate, encoder, head)[0]]
         if len(found) != 1:
             raise ValueError(
                 f"encoder must be given for {type(module).__name__}, got None and {len(found)} models with an encoder "

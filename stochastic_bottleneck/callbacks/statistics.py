@@ -22,8 +22,8 @@ def latent_statistics(posterior: Posterior | tuple[Any, ...]) -> dict[str, float
         "kl" and "entropy", in nats, as means over the images, for every kind of posterior that has them. For bits
         also "ones_mean", "ones_min" and "ones_max", over the bits, of the share of images for which a bit is one;
         "bit_entropy", the mean entropy of those shares in bits (1 for balanced bits, 0 for constant ones);
-        "effective_bits", as `codes.effective_bits` counts them, which N images bound; and "temperature". For
-        Gaussians also "variance_mean", "variance_min" and "variance_max".
+        "effective_bits", of `codes.effective_bits`, which a small batch lowers; and "temperature". For Gaussians also
+        "variance_mean", "variance_min" and "variance_max".
 
     Raises:
         TypeError: for anything but a posterior.

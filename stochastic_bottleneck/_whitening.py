@@ -53,7 +53,6 @@ class BatchWhitening(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Whitened rows, in the dtype of `x`. Shape: (N, D) to (N, D)."""
         with without_autocast(x.device.type):
-            # Less the running mean, so that few digits cancel in the covariance.
             dtype = torch.promote_types(x.dtype, torch.float32)
             rows = x.to(dtype) - self.running_mean
             if not self.training:
@@ -73,11 +72,13 @@ class BatchWhitening(nn.Module):
 
     def _statistics(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, covariance and number of the rows of all processes. Shapes: (D,), (D, D), ()."""
-        sums = torch.cat([rows.mT @ rows, rows.sum(dim=0)[None], torch.full_like(rows[:1], len(rows))])
-        if self.synchronized and has_several_processes():
-            sums = all_reduce(sums)
-        count, mean = sums[-1, 0], sums[-2] / sums[-1]
-        return mean, sums[:-2] / count - mean[:, None] * mean, count
+        total = all_reduce if self.synchronized and has_several_processes() else nn.Identity()
+        sums, count = total(torch.stack([rows.sum(dim=0), torch.full_like(rows[0], len(rows))]))
+        mean = sums / count
+        centered = rows - mean  # first: the squares of a large mean would swallow a small variance
+        cov = total(centered.mT @ centered) / count[0]
+        constant = cov.diagonal() <= (8 * torch.finfo(cov.dtype).eps * mean).square()  # but for rounding
+        return mean, cov.masked_fill(constant[:, None] | constant, 0), count[0]
 
     def _map(self, cov: Tensor) -> Tensor:
         """Inverse Cholesky factor of the shrunk correlation matrix, for rows that are not standardized. (D, D)."""

@@ -161,6 +161,26 @@ def test_whitening_is_a_triangular_map_to_the_shrunk_correlations(shrinkage):
         assert_close(location, bottleneck("gauss").double().location_norm(module.projector(h)[:, :D]))
 
 
+@pytest.mark.parametrize(("offset", "std"), [(100, 1e-2), (1000, 0.1), (20, 0)])
+def test_whitening_finds_a_small_variance_beside_a_large_mean(offset, std):
+    h = (offset + std * features(256)).requires_grad_()
+    module = bottleneck(normalization="whiten")
+    logits = module(h).posterior.logits
+    logits.square().mean().backward()
+    assert h.grad.isfinite().all()
+    exact = copy.deepcopy(module).double().posterior(h.detach().double()).logits
+    torch.testing.assert_close(logits.double(), exact, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("constant", [0.1, 1000.7])
+def test_whitening_leaves_a_constant_dimension_at_0(constant):
+    x = features(317)
+    x[:, 1] = constant
+    found = StochasticBottleneck("bern", F, projector="identity", normalization="whiten", shrinkage=0)(x)
+    assert found.posterior.logits[:, 1].abs().max() < 0.2
+    assert found.posterior.logits.std(0).sort().values[1:].min() > 1.9
+
+
 def test_whitening_in_evaluation_is_one_affine_map_of_running_statistics():
     module = bottleneck(normalization="whiten", shrinkage=0.01)
     for seed in range(60):

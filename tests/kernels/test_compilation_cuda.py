@@ -9,11 +9,12 @@ from torch._library.custom_ops import OPDEFS
 from training_steps import STEPS, WRAPPERS, Step, info_nce
 
 from stochastic_bottleneck import TemperatureSchedule, functional
+from stochastic_bottleneck._whitening import BatchWhitening
 from stochastic_bottleneck.kernels import l2_normalize
 
 pytestmark = needs_fake_device
 each_precision = pytest.mark.parametrize("low", [False, True], ids=["float32", "autocast"])
-STATISTICS = ("running_mean_", "running_var_", "num_batches_tracked_")
+STATISTICS = ("running_mean_", "running_var_", "num_batches_tracked_", "running_cov_", "running_map_")
 
 
 def autocast(low=True):
@@ -146,8 +147,8 @@ def test_graphs_stay_on_the_device(name, fresh_compiler):
         step = STEPS[name]()
         forward, backward = capture_graphs(step, step.inputs(32))
     assert not violations(forward.graph) + violations(backward.graph)
-    norms = [m for m in step.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    assert len(forward.mutated) == len(STATISTICS) * len(norms)
+    norms = [m for m in step.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | BatchWhitening)]
+    assert len(forward.mutated) == sum(len([*norm.buffers()]) for norm in norms if norm.training)
     assert all(name.endswith(STATISTICS) for name in forward.mutated)
 
 

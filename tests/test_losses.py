@@ -129,8 +129,9 @@ def test_forms_compile_without_graph_breaks(name, fresh_compiler):
         compare_with_loop(compiled, loss, *form(name, 0.2, n, F32)[1:])
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", FORMS)
-def test_second_derivatives_of_the_forms(name):
+def test_second_derivatives_and_function_transforms_of_the_forms(name):
     loss, inputs, _ = form(name, 0.3, 3)
 
     def function(log, *x):
@@ -139,6 +140,10 @@ def test_second_derivatives_of_the_forms(name):
     log = loss.log_temperature.detach().clone().requires_grad_()
     assert gradcheck(function, [log, *inputs])
     assert gradgradcheck(function, [log, *inputs])
+    several = log.detach() + torch.tensor([[0.0], [0.5]])
+    gradient = torch.func.grad(lambda x: function(x, *inputs).sum())
+    for x, found in zip(several, torch.vmap(gradient)(several), strict=True):
+        assert_close(found, torch.autograd.grad(function(x.requires_grad_(), *inputs).sum(), x)[0])
 
 
 def test_labels_that_all_differ_or_are_all_equal():
@@ -149,6 +154,8 @@ def test_labels_that_all_differ_or_are_all_equal():
     expected = oracles.supcon(torch.cat((v, w)), [1] * 10, 0.2).mean()
     assert_close(loss(StochConOutput(v, w, v, v, v, None), labels=equal), expected)
     assert_close(loss(torch.stack((v, w)), torch.stack((w, v)), equal), expected)
+    many = normal(129, 6)  # more than int8 can count
+    assert_close(loss(many, labels=torch.ones(129, dtype=torch.int8)), loss(many, labels=torch.ones(129).long()))
 
 
 def test_a_learned_temperature_stops_at_its_bound_and_returns():

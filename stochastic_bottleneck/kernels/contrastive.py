@@ -77,7 +77,7 @@ def several_positives_losses(x: Tensor, labels: Tensor, options: Options) -> tup
     u = l2_normalize(x)
     # Numbers the labels below R by their first index in sorted order: unlike torch.unique, without a host sync.
     index = torch.searchsorted(labels.sort().values, labels)
-    n_positives = labels.new_zeros(len(labels)).index_add(0, index, torch.ones_like(labels))[index] - 1
+    n_positives = torch.zeros_like(index).index_add(0, index, torch.ones_like(index))[index] - 1
     class_sums = torch.zeros_like(u).index_add(-2, index, u)
     positives = (u * (class_sums.index_select(-2, index) - u)).sum(dim=-1) / options.temperature
     row_sums, _ = exp_sums(u, None, (0,), options)

@@ -21,6 +21,7 @@ If the columns are the rows, they are divided by sqrt(tau), since both sides of 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,11 +36,16 @@ from stochastic_bottleneck.kernels.nt_xent_tiled import cache_bytes
 class _ClampFromBelow(torch.autograd.Function):
     """A clamp with a gradient at the bound if a step along it leads back inside; with none, a parameter would stay."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, least: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.least = least
+    def forward(x: Tensor, least: float) -> Tensor:
         return x.clamp_min(least)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.least = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -66,7 +72,8 @@ def make_options(temperature: float | Tensor, min_temperature: float, v: Tensor,
     tau: Tensor = _ClampFromBelow.apply(temperature.to(torch.promote_types(v.dtype, torch.float32)), min_temperature)
     least = min_temperature
     if tau.device.type == "cpu" and not torch.compiler.is_compiling():
-        least = max(least, tau.item())  # costs nothing there, and allows a lower precision
+        with suppress(RuntimeError):  # of several under torch.vmap
+            least = max(least, tau.item())  # costs nothing there, and allows a lower precision
     return Options(tau, least, v.dtype, block_size)
 
 
@@ -98,6 +105,8 @@ def exp_sums(
 
 
 class _ExpSums(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         outputs: tuple[Tensor, ...] = _exp_sums_forward(*inputs)

@@ -113,14 +113,16 @@ def test_an_existing_simclr_model_is_wrapped_and_saved(tmp_path):
 
 
 def test_a_bottleneck_with_parts_of_ones_own_is_passed_again(tmp_path):
-    def own():
-        return StochasticBottleneck(dim=DIM, in_features=WIDTH, projector=nn.Sequential(nn.Linear(WIDTH, DIM)))
+    def own(location_std=8.0):
+        projector = nn.Sequential(nn.Linear(WIDTH, DIM))
+        return StochasticBottleneck(dim=DIM, in_features=WIDTH, projector=projector, location_std=location_std)
 
     saved = HubModel(OpenEncoder(), bottleneck=own(), feature_dim=WIDTH)
     saved.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["bottleneck"] is None
     with pytest.raises(ValueError, match=r"bottleneck must be passed: .*bottleneck=\.\.\."):
         HubModel.from_pretrained(tmp_path, encoder=OpenEncoder())
+    with pytest.raises(ValueError, match=r"location_std is 2\.0 in the model and 8\.0 as saved; pass bottleneck= as"):
+        HubModel.from_pretrained(tmp_path, encoder=OpenEncoder(), bottleneck=own(2.0))
     loaded = HubModel.from_pretrained(tmp_path, encoder=OpenEncoder(), bottleneck=own())
     assert_same(loaded, saved)
 

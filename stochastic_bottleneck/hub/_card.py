@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stochastic_bottleneck import codes
-from stochastic_bottleneck.hub import _preprocessing
+from stochastic_bottleneck.hub import _parts, _preprocessing
 
 TEMPLATE = """\
 ---
@@ -72,8 +72,7 @@ def _compression(bits: int, width: int, cfg: dict[str, Any] | None) -> str:
 
 
 def _usage(config: dict[str, Any], bits: bool, cfg: dict[str, Any] | None) -> str:
-    missing = [part for part in ("bottleneck", "head") if config[part] is None]
-    missing = ["encoder"] * (config["encoder"]["name"] is None) + missing
+    missing = [part for part, build in _parts.builders(config, most_bytes=0).items() if build is None]
     arguments = "".join(f", {part}={part}" for part in missing)
     lines = [
         *(f"# {part}: built as it was for training, {config['classes'][part]}" for part in missing),

@@ -26,6 +26,7 @@ def build_backbone(name: object, options: object, small_images: object, argument
 def builders(config: dict[str, Any], most_bytes: int) -> dict[str, Callable[[], nn.Module] | None]:
     """Functions that build the parts; None for a part that the config does not describe."""
     named, bottleneck, head = config["encoder"], config["bottleneck"], config["head"]
+    described = bottleneck is not None and None not in (bottleneck["projector"], bottleneck["upsampler"])
 
     def build_encoder() -> Encoder:
         model = build_backbone(named["name"], named["options"], named["small_images"])
@@ -34,7 +35,7 @@ def builders(config: dict[str, Any], most_bytes: int) -> dict[str, Callable[[], 
 
     return {
         "encoder": None if named["name"] is None else build_encoder,
-        "bottleneck": None if bottleneck is None else partial(StochasticBottleneck, **bottleneck),
+        "bottleneck": partial(StochasticBottleneck, **bottleneck) if described else None,
         "head": None if head is None else partial(_head, **head),
     }
 
@@ -51,15 +52,22 @@ def class_name(module: nn.Module) -> str:
     return str(getattr(module, "built_by", f"{type(module).__module__}.{type(module).__qualname__}"))
 
 
-def describe_bottleneck(bottleneck: StochasticBottleneck) -> dict[str, Any] | None:
-    """Options that build it, or None where its projector or upsampler is the user's own."""
+def describe_bottleneck(bottleneck: StochasticBottleneck) -> dict[str, Any]:
+    """Options that build it; None for a projector or upsampler of the user's own, and for those of a subclass."""
     width, out, dim = bottleneck.in_features, bottleneck.out_features, bottleneck.dim
     projector = _choice(bottleneck.projector, width, width, bottleneck.parameter_width)
     upsampler = _choice(bottleneck.upsampler, dim, out, out)
-    if type(bottleneck) is not StochasticBottleneck or projector is None or upsampler is None:
-        return None
+    if type(bottleneck) is not StochasticBottleneck:
+        projector = upsampler = None
     options = {name: getattr(bottleneck, name) for name in _files.BOTTLENECK}
     return {**options, "projector": projector, "upsampler": upsampler}
+
+
+def differing_options(bottleneck: Any, saved: dict[str, Any] | None) -> str:
+    """Describe the options other than widths that differ from those saved; an empty string where none does."""
+    names = [] if saved is None else [name for name in _files.BOTTLENECK if name not in _files.WIDTHS["bottleneck"]]
+    found = [(name, getattr(bottleneck, name), (saved or {})[name]) for name in names]
+    return ", ".join(f"{name} is {own!r} in the model and {was!r} as saved" for name, own, was in found if own != was)
 
 
 def describe_head(head: nn.Module, width: int | None) -> dict[str, Any] | None:

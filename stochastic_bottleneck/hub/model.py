@@ -244,7 +244,10 @@ class HubModel(
                 with _files.naming(path):
                     part = _encoders.shapes(build)
             own = {key.removeprefix(f"{name}."): t for key, t in state.items() if key.startswith(f"{name}.")}
-            if differing := _files.differences(part.state_dict(), own):
+            differing = _files.differences(part.state_dict(), own)
+            if name == "bottleneck":  # its scale, for example, is in no weight
+                differing = differing or _parts.differing_options(part, config["bottleneck"])
+            if differing:
                 raise ValueError(
                     f"{name} does not fit the weights in {folder}: {differing}; pass {name}= as it was when the "
                     f"model was saved: {config['classes'][name]!r}"

@@ -78,8 +78,8 @@ class TemperatureAnnealing(Callback):
             self._found_start = _checks.real('state_dict["start"]', start, least=_checks.MIN_CONCRETE)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Clear the start of an earlier run; a checkpoint's state is loaded after this."""
-        if stage == "fit":
+        """Clear the start of another run; a checkpoint's state is loaded after this."""
+        if stage == "fit" and trainer.global_step == 0:
             self._found_start = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

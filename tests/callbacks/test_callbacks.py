@@ -392,7 +392,7 @@ class Batches:
 
 
 def anneal(package, mode, folder, resumed=None):
-    """Train for three epochs; returns the temperature of each batch and the final weights."""
+    """Train for three epochs and one more; returns the temperature of each batch and the final weights."""
     lightning = importlib.import_module(package)
     checkpoints = importlib.import_module(f"{package}.callbacks").ModelCheckpoint
     temperatures = []
@@ -425,6 +425,8 @@ def anneal(package, mode, folder, resumed=None):
     trainer = lightning.Trainer(**QUIET, **options, callbacks=[annealing, saving])
     module = Module()
     trainer.fit(module, Batches(), ckpt_path=resumed)
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(module, Batches())  # goes on
     return temperatures, module.state_dict()
 
 
@@ -435,7 +437,7 @@ def test_a_resumed_run_anneals_as_an_uninterrupted_one(package, mode, tmp_path):
     """From any checkpoint, also within an epoch."""
     temperatures, weights = anneal(package, mode, tmp_path)
     steps_per_batch = {"each batch": 1, "accumulated": 0.5, "two optimizers": 2}[mode]
-    expected = [0.25 ** (min(math.floor(i * steps_per_batch), 9) / 9) for i in range(3 * STEPS)]
+    expected = [0.25 ** (min(math.floor(i * steps_per_batch), 9) / 9) for i in range(4 * STEPS)]
     assert temperatures == pytest.approx(expected, rel=1e-6)
     for batches in (2, 4, 6):
         path = tmp_path / f"step={int(batches * steps_per_batch)}.ckpt"

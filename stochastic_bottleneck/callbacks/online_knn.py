@@ -126,7 +126,7 @@ class OnlineKNN(Callback):
             raise ValueError("batches must give labels with every batch, as (images, labels), got images alone")
         x = found.features["h"]
         y = class_labels(found.labels, len(x), "labels in batches")
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed)).numpy()
+        order = torch.randperm(len(x), generator=torch.Generator("cpu").manual_seed(self.seed), device="cpu").numpy()
         count = min(max(round(self.query_share * len(x)), 1), len(x) - 1)
         queries, bank = order[:count], order[count:]
         if len(set(y[bank].tolist())) < 2:

@@ -55,13 +55,15 @@ class DeviceLogisticRegression:
             "ftol": 64 * np.finfo(float).eps,
         }
         start = np.zeros(shape[0] * shape[1])
-        found = scipy("optimize").minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options)
+        with torch.autocast(self.device.type, enabled=False):
+            found = scipy("optimize").minimize(loss_and_gradient, start, method="L-BFGS-B", jac=True, options=options)
         self.weights = self._on_device(found.x, shape)
         return self
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[Any]:
         """Most probable classes. Shape: (N,)."""
-        logits = _logits(self.weights, torch.from_numpy(features).to(self.device))
+        with torch.autocast(self.device.type, enabled=False):
+            logits = _logits(self.weights, torch.from_numpy(features).to(self.device))
         predicted: NDArray[Any] = self.classes[logits.argmax(1).cpu().numpy()]
         return predicted
 

@@ -86,11 +86,14 @@ class Pairs:
         # -|q - x|^2 / 2 without -|q|^2 / 2, which changes no order
         return torch.cat((rows, rows.square().sum(dim=1, keepdim=True).div_(-2)), dim=1)
 
+    def products(self, q: Tensor, x: Tensor) -> Tensor:
+        """Inner products, in float32 also under autocast."""
+        with torch.autocast(q.device.type, enabled=False):
+            return q @ x.mT
+
     def distances(self, q: Tensor, x: Tensor) -> Tensor:
         """Hamming distances. Products of -1 and 1 are exact in every precision, their sums in float32."""
-        with torch.autocast(q.device.type, enabled=False):
-            products: Tensor = q @ x.T
-        return products.neg_().add_(self.width / 2)
+        return self.products(q, x).neg_().add_(self.width / 2)
 
     def _features(self, x: Any) -> Tensor:
         rows = _floats(x, self.device)
@@ -100,7 +103,8 @@ class Pairs:
 
     def _signs(self, codes: Any) -> Tensor:
         x: Tensor = codes if isinstance(codes, Tensor) else torch.from_numpy(np.array(codes))
-        bits = unpack_bits(x.to(self.device), 8 * x.shape[1])[:, : self.width]
+        x = x[:, : math.ceil(self.width / 8)].to(self.device)  # so that a block is as large as planned
+        bits = unpack_bits(x, 8 * x.shape[1])[:, : self.width]
         return bits.float().mul_(2).sub_(1)
 
 

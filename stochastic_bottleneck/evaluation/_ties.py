@@ -39,13 +39,13 @@ def groups_by_distance(pairs: Pairs, rows: Tensor, blocks: Blocks, _: int) -> tu
     return other + hits, hits, hits.sum(dim=1)
 
 
-def groups_by_score(_: Pairs, rows: Tensor, blocks: Blocks, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+def groups_by_score(pairs: Pairs, rows: Tensor, blocks: Blocks, depth: int) -> tuple[Tensor, Tensor, Tensor]:
     """Numbers of items and of relevant items for each of the highest scores, and of all relevant items."""
     best = torch.empty(len(rows), 0, device=rows.device)
     hit, total = best.long(), torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     at_last: list[Tensor] = []
     for block, relevant in blocks:
-        scores = rows @ block.T
+        scores = pairs.products(rows, block)
         total += relevant.sum(dim=1)
         top, index = scores.topk(min(depth, len(block)))
         # Items at the lowest score that is left, also those that are left out.
@@ -77,7 +77,7 @@ def expected_average_precision(sizes: Tensor, relevant: Tensor, r: int) -> Tenso
     before = sizes.cumsum(dim=1) - sizes
     taken = (r - before).clamp_min(0).minimum(sizes)
     # Of each group: h f_1 + h (h - 1) f_2 is the sum of precisions for h relevant items among those taken.
-    harmonic = torch.cat((torch.zeros(1), torch.arange(1, r + 1).double().reciprocal().cumsum(dim=0)))
+    harmonic = pad(torch.arange(1, r + 1, device=sizes.device).double().reciprocal().cumsum(dim=0), (1, 0))
     sums = harmonic[(before + taken).clamp_max(r)] - harmonic[before.clamp_max(r)]
     f_1 = (relevant.cumsum(dim=1) - relevant + 1) * sums / taken.clamp_min(1)
     f_2 = (taken - (before + 1) * sums) / (taken * (taken - 1)).clamp_min(1)
@@ -87,9 +87,9 @@ def expected_average_precision(sizes: Tensor, relevant: Tensor, r: int) -> Tenso
     n, hits, places, f_1, f_2 = (
         torch.where(cut, x, 0).sum(dim=1, keepdim=True) for x in (sizes, relevant, taken, f_1, f_2)
     )
-    h = torch.arange(int(torch.minimum(hits, places).max()) + 1)
+    h = torch.arange(int(torch.minimum(hits, places).max()) + 1, device=sizes.device)
     average = (a + h * f_1 + h * (h - 1) * f_2) / (m + h).clamp_min(1)
-    log_factorial = torch.lgamma(torch.arange(1, int(n.max()) + 2).double())
+    log_factorial = torch.lgamma(torch.arange(1, int(n.max()) + 2, device=sizes.device).double())
 
     def log_binomial(n: Tensor, k: Tensor) -> Tensor:
         inside = (k >= 0) & (k <= n)

@@ -180,7 +180,8 @@ def knn_accuracy(
     train = torch.nn.functional.normalize(train, dim=1)
     class_of, predicted = torch.from_numpy(indices).to(target), []
     for rows in torch.split(torch.nn.functional.normalize(test, dim=1), 1000):
-        similarity, neighbour = (rows @ train.T).topk(k, dim=1)
+        with torch.autocast(target.type, enabled=False):
+            similarity, neighbour = (rows @ train.T).topk(k, dim=1)
         # Relative to the nearest neighbour, which changes no winner and keeps the exponential finite.
         relative = similarity - similarity[:, :1]
         weight = (relative / temperature).exp() if metric == "cosine" else torch.ones_like(similarity)

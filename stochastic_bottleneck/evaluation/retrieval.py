@@ -132,7 +132,7 @@ def asymmetric_topk(
         best = torch.empty(len(rows), 0, device=pairs.device)
         row = best.long()
         for first, block in pairs.database():
-            scores, index = (rows @ block.T).topk(min(k, len(block)))
+            scores, index = pairs.products(rows, block).topk(min(k, len(block)))
             best, row = torch.cat((best, scores), dim=1), torch.cat((row, index + first), dim=1)
             best, index = best.topk(min(k, best.shape[1]))
             row = row.gather(1, index)
@@ -189,7 +189,7 @@ def rescore(
         index = chosen.flatten() if isinstance(pairs.x, Tensor) else chosen.flatten().numpy()
         features = pairs.database_rows(pairs.x[index]).view(*chosen.shape, -1)
         query = pairs.query_rows(pairs.q[first : first + size])
-        scores = torch.einsum("qd,qcd->qc", query, features)
+        scores = pairs.products(query[:, None], features)[:, 0]
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         found.append((scores[:, :k], chosen.to(pairs.device).gather(1, order[:, :k])))
     return _like(queries, found)

@@ -87,7 +87,11 @@ class FeaturePairs:
                 progressed = (epoch + (step + 0.5) / steps) / self.epochs
                 yield progressed, self.gather(first, rows), self.gather(second, partners)
             return
-        steps, step = len(self.batches) if hasattr(self.batches, "__len__") else 0, -1
+        try:
+            steps = len(self.batches)
+        except TypeError:  # a generator, or a DataLoader of an IterableDataset
+            steps = 0
+        step = -1
         for step, pair in enumerate(self.batches):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise TypeError(f"views must give pairs of two batches, got {pair!r:.200}")

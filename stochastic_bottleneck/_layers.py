@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -11,6 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[Callable[[int], None]]:
+    """Seed the generators of the CPU and of a GPU, and restore them afterwards; the function seeds them again.
+
+    `torch.manual_seed` would seed those of all GPUs, also where CUDA has not been initialized yet.
+    """
+
+    def seed_again(seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        seed_again(seed)
+        yield seed_again
 
 
 class LazyLinear(LazyModuleMixin, nn.Linear):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._feature_pairs import FeaturePairs
-from stochastic_bottleneck._layers import mlp
+from stochastic_bottleneck._layers import mlp, seeded
 from stochastic_bottleneck._whitening import BatchWhitening
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.functional import fast_precision
@@ -132,13 +132,16 @@ def fit_bottleneck(
     latent: dict[str, Any] = {"location_std": location_std, "normalization": normalization, "shrinkage": shrinkage}
     StochasticBottleneck(kind, dim, projector="identity", **latent)  # checks them before features are read
     dim, latent["shrinkage"] = int(dim), float(shrinkage)  # numpy's could not be read from a checkpoint
-    devices = [target] if target.type == "cuda" else []
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, target) as seed_again:
         pairs = FeaturePairs(views, batch_size, seed, epochs)
         sample = pairs.sample()
+        if normalization == "whiten" and not shrinkage and len(sample) <= dim:
+            raise ValueError(
+                f"shrinkage must be above 0 for at most dim={dim} items, got shrinkage=0 and {len(sample)} items; give "
+                "more items, or shrinkage=0.1"
+            )
         mean, std = _statistics(sample)
-        torch.manual_seed(seed)
+        seed_again(seed)
         bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), projector=projector, **latent)
         if isinstance(bottleneck.location_norm, BatchWhitening):
             bottleneck.location_norm.synchronized = False  # other processes need not take part
@@ -159,7 +162,7 @@ def fit_bottleneck(
             pairs.find_neighbours(neighbours, mean, target)
         precision = precision or fast_precision(target)
         for epoch in passes:
-            torch.manual_seed(pairs.epoch_seed(epoch))  # of noise, and of a loader that shuffles
+            seed_again(pairs.epoch_seed(epoch))  # of noise, and of a loader that shuffles
             total = torch.zeros((), device=target)
             for progressed, x, x_prime in pairs.epoch(epoch):
                 for group in optimizer.param_groups:

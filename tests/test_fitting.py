@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from stochastic_bottleneck import StochasticBottleneck, StochConLoss, StochConWrapper, fit_bottleneck
 from stochastic_bottleneck.codes import pack_bits
@@ -67,10 +67,13 @@ def test_pairs_may_come_from_a_loader():
     views = features(2)
     shuffled = DataLoader(TensorDataset(*views), 40, shuffle=True)
     assert equal(fit_bottleneck(shuffled, **SMALL), fit_bottleneck(shuffled, **SMALL))
-    assert fit_bottleneck(Loader(views), **SMALL)(views[0]).z.shape == (ITEMS, 8)  # without a length
+    streamed = DataLoader(type("Stream", (IterableDataset,), {"__iter__": lambda _: zip(*views, strict=True)})(), 40)
+    for without_length in (Loader(views), streamed):
+        assert fit_bottleneck(without_length, **SMALL)(views[0]).z.shape == (ITEMS, 8)
 
 
-def test_seeds_give_everything_and_the_global_generator_is_left_alone():
+def test_seeds_give_everything_and_generators_are_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a GPU that is not used was seeded"))
     state = torch.random.get_rng_state()
     first, again, other = (fit_bottleneck(features(), seed=seed, **SMALL) for seed in (3, 3, 4))
     assert equal(first, again)
@@ -132,6 +135,12 @@ def test_statistics_are_those_of_the_features_however_short_the_training(views, 
     logits = fitted.posterior(views[items % len(views), items]).logits
     torch.testing.assert_close(logits.mean(0), torch.zeros(8), atol=1e-3, rtol=0)
     torch.testing.assert_close(logits.var(0).sqrt(), torch.full((8,), 4.0), atol=1e-3, rtol=1e-3)
+
+
+def test_too_few_items_to_whiten_are_refused_before_the_training():
+    options = SMALL | {"dim": 40, "epochs": 10**9}
+    with pytest.raises(ValueError, match=r"shrinkage must be above 0 for at most dim=40 items, .* and 40 items"):
+        fit_bottleneck(features(2)[:, :40], **options, normalization="whiten", shrinkage=0)
 
 
 def test_features_with_a_graph_or_from_inference_mode_are_as_others():

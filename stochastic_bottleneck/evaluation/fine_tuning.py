@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stochastic_bottleneck._arrays import class_labels
 from stochastic_bottleneck._checks import choice, device_of, flag, integer, real, seed_of
 from stochastic_bottleneck._extras import require
-from stochastic_bottleneck._layers import evaluation_mode
+from stochastic_bottleneck._layers import evaluation_mode, seeded
 from stochastic_bottleneck.encoders import Encoder, unwrap
 from stochastic_bottleneck.evaluation._inputs import (
     features_of,
@@ -137,8 +137,7 @@ def fine_tune(
     passes: Iterable[int] = range(epochs)
     if progress:
         passes = require("rich.progress", "fine_tune(progress=True)", "evaluation").track(passes, "fine-tuning")
-    with torch.random.fork_rng([target] if target.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, target):
         encoder: Any = copy.deepcopy(source).to(target)
         for module in encoder.modules():
             if isinstance(module, Encoder):
@@ -184,12 +183,12 @@ def fine_tune(
                     f"lr must be small enough for the loss to stay finite, got {losses[-1]} in epoch {epoch + 1} with "
                     f"lr={lr}; lower it, and look for inf or nan in the images"
                 )
-    classifier.eval()
-    truth, top = [], []
-    with torch.inference_mode(), autocast():
-        for x, y in _labelled(test, "test", classes):
-            top.append(classifier(x.to(target, non_blocking=True)).topk(min(5, classes), dim=1).indices.cpu())
-            truth.append(y.cpu())
+        classifier.eval()
+        truth, top = [], []
+        with torch.inference_mode(), autocast():
+            for x, y in _labelled(test, "test", classes):
+                top.append(classifier(x.to(target, non_blocking=True)).topk(min(5, classes), dim=1).indices.cpu())
+                truth.append(y.cpu())
     found, wanted = torch.cat(top).numpy(), torch.cat(truth).numpy()
     hits = found == wanted[:, None]
     f1 = metrics.f1_score(wanted, found[:, 0], average="macro")

@@ -167,7 +167,7 @@ def test_a_seed_repeats_a_shuffling_loader_and_the_global_generator_is_restored(
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=20, shuffle=True)
     state = torch.get_rng_state()
     first, again, other = (
-        fine_tune(small, loader, BATCHES, CLASSES, epochs=2, seed=seed)
+        fine_tune(small, loader, loader, CLASSES, epochs=2, seed=seed)
         for small, seed in ((nn.Flatten(), 0), (nn.Flatten(), 0), (nn.Flatten(), 1))
     )
     assert first[:3] == again[:3]

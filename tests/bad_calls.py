@@ -506,7 +506,7 @@ KINDS: dict[str, Kind] = by_name(
     (label_tensor, "losses.SupConLoss.forward.labels"),
     (kinds.labels("-1", "9"), "evaluation.expected_calibration_error.labels"),
     (kinds.train_labels, "train_labels"),
-    (kinds.array("0-d", "empty", "more dimensions", "nan"), "uncertainty scores"),
+    (kinds.array("0-d", "empty", "more dimensions", "nan", "inf"), "uncertainty scores"),
     (kinds.array("0-d", "fewer rows", "more dimensions", "nan", "inf"), "plots.certain_images.uncertainty"),
     (kinds.array("0-d", "fewer rows", "more dimensions", "nan", "0.5", "2"), "correct positive"),
     (kinds.array("0-d", "empty", "fewer dimensions", wrong=("uint8", "int64")), "X"),

@@ -25,20 +25,6 @@ def seed():
     return 0
 
 
-class Graphs(list):
-    """Graphs captured by torch.compile with `backend=graphs.backend`, which runs them uncompiled."""
-
-    def backend(self, graph, _):
-        self.append(graph)
-        return graph.forward
-
-
-@pytest.fixture
-def graphs(fresh_compiler):
-    """An empty list of graphs, without compiled code from other tests."""
-    return Graphs()
-
-
 @pytest.fixture
 def fresh_compiler():
     """Clear compiled code before and after, so that compilations can be counted."""

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from stochastic_bottleneck import _hamming, codes
 
 KINDS = {"numpy": np.asarray, "torch": lambda x: torch.from_numpy(np.asarray(x).copy())}
-pytestmark = pytest.mark.filterwarnings("error")
 
 
 def random_bits(*shape, seed=0):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from tolerances import assert_close
-from torch._dynamo.exc import Unsupported
-from training_steps import FUNCTIONS, STEPS, Step
+from training_steps import FUNCTIONS, STEPS
 
 from stochastic_bottleneck import TemperatureSchedule, functional
 
@@ -53,29 +52,6 @@ def test_a_second_batch_size_makes_one_graph_for_all_sizes(make, fresh_compiler)
 
 def test_large_batches_whose_loss_is_computed_in_tiles_need_one_more_graph(fresh_compiler):
     assert graphs_for(STEPS["loss"](), (32, 48, 127, 512, 513, 1024, 48)) == [1, 2, 2, 2, 3, 3, 3]
-
-
-def odd(x):
-    return x.sum() if x.shape[0] % 2 else x.mean()
-
-
-def test_branching_on_the_batch_size_is_detected(fresh_compiler):
-    assert graphs_for(Step(None, odd, (4,)), (32, 48, 51))[-1] > 2
-
-
-def breaks(x):
-    torch._dynamo.graph_break()
-    return x.sum()
-
-
-def decides(x):
-    return x.sum() if x.sum() > 0 else x.mean()
-
-
-@pytest.mark.parametrize("function", [breaks, decides])
-def test_a_graph_break_is_detected(function, fresh_compiler):
-    with pytest.raises(Unsupported):
-        graphs_for(Step(None, function, (4,)), (32,))
 
 
 def test_switching_between_training_and_evaluation_compiles_each_once(fresh_compiler):

@@ -245,9 +245,6 @@ def test_images_that_the_file_was_not_exported_for_are_refused(files, tmp_path):
 
 def test_a_file_that_onnxruntime_cannot_run_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
-    path.write_text("hello")
-    with pytest.raises(ValueError, match=r"that onnxruntime can run on the CPU, got .*model\.onnx"):
-        verify_onnx(path, model(), images())
     export_onnx(model().bfloat16(), path, images().bfloat16())
     with pytest.raises(ValueError, match="float32 model if this one is bfloat16 or float64"):
         verify_onnx(path, model().bfloat16(), images().bfloat16())
@@ -267,8 +264,6 @@ def test_a_file_of_another_model_is_refused(files, tmp_path):
         verify_onnx(path, model(dim=12), images())
     with pytest.raises(ValueError, match="kind 'gauss' and dim 11, got kind 'bern'"):
         verify_onnx(path, model("gauss"), images())
-    with pytest.raises(FileNotFoundError, match=r"path must name an ONNX file, got .*none\.onnx"):
-        verify_onnx(tmp_path / "none.onnx", model(), images())
     foreign = onnx.load(path)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")

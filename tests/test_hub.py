@@ -369,9 +369,7 @@ def test_an_encoder_that_its_name_does_not_build_is_refused(tmp_path):
         ({"encoder": "timm:resnet18", "encoder_options": {"pretrained": True}}, "must not hold 'pretrained': "),
         ({"encoder": "timm:resnet18", "encoder_options": {"norm_layer": nn.BatchNorm2d}}, "must be None, got <class"),
         ({"encoder": "torchvision:fasterrcnn_resnet50_fpn"}, "name a classification model of torchvision"),
-        ({"encoder": OpenEncoder(), "small_images": True}, "small_images needs a name to go with, got True alone"),
         ({"encoder": "timm:vit_tiny_patch16_224", "small_images": True}, "must be a ResNet of torchvision or timm"),
-        ({"encoder": OpenEncoder(), "encoder_options": {"a": 1}}, "encoder_options needs a name to go with"),
         ({"encoder": "timm:resnet18", "encoder_name": "b"}, "encoder_name must be None where encoder is a name"),
     ],
 )  # fmt: skip
@@ -405,8 +403,6 @@ def test_parts_that_do_not_fit_are_compared_key_by_key(folder):
         HubModel.from_pretrained(folder, encoder=OpenEncoder(7))
     with pytest.raises(ValueError, match=r"head does not fit .*0\.weight is missing from the model, .* 5"):
         HubModel.from_pretrained(folder, encoder=OpenEncoder(), head=nn.Linear(WIDTH, 4))
-    with pytest.raises(TypeError, match="head must be a module, got int"):
-        HubModel.from_pretrained(folder, encoder=OpenEncoder(), head=4)
 
 
 def test_missing_folders_and_files_are_named(folder):
@@ -622,17 +618,6 @@ def test_any_value_in_a_config_loads_or_is_refused_in_words(data, tmp_path_facto
     except (ValueError, TypeError, FileNotFoundError) as error:
         if str(copied) not in str(error):
             raise
-
-
-@given(options=st.dictionaries(st.sampled_from(sorted(_encoders.OPTIONS)) | st.text(max_size=5), VALUES))
-def test_options_come_back_from_json_or_are_refused_by_name(options):
-    try:
-        checked = _encoders.check_options(options)
-    except (ValueError, TypeError) as error:
-        if not any(repr(name) in str(error) for name in options):
-            raise
-    else:
-        assert json.loads(json.dumps(checked, allow_nan=False)) == checked
 
 
 def test_models_that_cannot_be_built_without_values_are_loaded_too(tmp_path):

@@ -60,33 +60,15 @@ def test_resumes_from_its_state():
     assert resumed.bottleneck is other
 
 
-MISTAKES = [  # more of them: tests/bad_calls.py
-    ({"total_steps": 0}, ValueError, "total_steps must be a positive int, got 0"),
-    ({"shape": "step"}, ValueError, 'shape must be "exponential", "cosine" or "linear", got \'step\''),
-    ({"end": math.nan}, ValueError, "end must be a finite number of at least 1e-06, got nan"),
-    ({"start": "1"}, TypeError, "start must be a finite number of at least 1e-06, got '1'"),
-]
-
-
-@pytest.mark.parametrize(("options", "error", "message"), MISTAKES)
-def test_mistakes_are_named_and_change_nothing(options, error, message):
+def test_mistakes_change_nothing():  # what they say: tests/bad_calls.py
     b = bottleneck(temperature=0.7)
-    with pytest.raises(error, match=message):
-        TemperatureSchedule(b, **{"end": 0.5, "total_steps": 4, **options})
+    with pytest.raises(ValueError, match="total_steps must be"):
+        TemperatureSchedule(b, start=2.0, end=0.5, total_steps=0)
     assert b.temperature.item() == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [*MISTAKES, ({"last_step": 0.5}, ValueError, "last_step must be an int of at least 0, got 0.5")],
-)
-def test_a_state_is_checked_like_the_arguments(changed, error, message):
-    schedule = TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
-    schedule.step()
+    schedule = TemperatureSchedule(b, end=0.5, total_steps=4)
     before = schedule.state_dict()
-    name, _, rule = message.partition(" ")
-    with pytest.raises(error, match=rf'state_dict\["{name}"\] {rule}'):
-        schedule.load_state_dict({**before, **changed})
+    with pytest.raises(ValueError, match=r'state_dict\["last_step"\] must be'):
+        schedule.load_state_dict({**before, "end": 0.1, "last_step": 0.5})
     assert schedule.state_dict() == before
 
 
@@ -140,9 +122,3 @@ def test_anything_but_a_bernoulli_bottleneck_is_refused():
     TemperatureSchedule(model.bottleneck, end=0.5, total_steps=4).step()
     with pytest.raises(ValueError, match='bottleneck must be of kind "bern", got "gauss"'):
         TemperatureSchedule(StochasticBottleneck("gauss", 4), end=0.5, total_steps=4)
-
-
-def test_an_incomplete_state_is_refused():
-    schedule = TemperatureSchedule(bottleneck(), end=0.5, total_steps=4)
-    with pytest.raises(ValueError, match=r"state_dict lacks \['end', 'shape', 'start', 'total_steps'\]; pass what"):
-        schedule.load_state_dict({"last_step": 3})

@@ -296,34 +296,22 @@ def test_callbacks_inherit_from_every_imported_package(imported, monkeypatch):
 @pytest.mark.usefixtures("not_yet_imported")
 @each_package
 def test_lightning_cli_reads_them_from_the_file_in_the_docs(package, tmp_path, monkeypatch):
-    lightning, cli = importlib.import_module(package), importlib.import_module(f"{package}.cli")
+    cli = importlib.import_module(f"{package}.cli")
     page = (Path(__file__).parents[2] / "docs" / "lightning.rst").read_text()
     block = re.search(r"\.\. code-block:: yaml\n\n((?:   .*\n)+)", page)[1]
     (tmp_path / "config.yaml").write_text(block)
 
-    class Module(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = wrapper()
-
-        def training_step(self, batch, _):
-            return InfoNCELoss()(*self.model(*batch[0])[:2])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-        def train_dataloader(self):
-            return torch.utils.data.DataLoader(BATCHES)
-
+    module = type(make_module(package, wrapper()))
+    module.train_dataloader = lambda self: torch.utils.data.DataLoader(BATCHES)
     monkeypatch.setattr(sys, "argv", sys.argv[:1])
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     options = [*(f"{name}=false" for name in off), "accelerator=cpu", "max_steps=4"]
     args = ["fit", f"--config={tmp_path / 'config.yaml'}", "--seed_everything=0"]
     args += [f"--trainer.{option}" for option in options]
-    run = cli.LightningCLI(Module, args=args, save_config_callback=None)
+    run = cli.LightningCLI(module, args=args, save_config_callback=None)
     names = [type(callback).__name__ for callback in run.trainer.callbacks]
     assert {"LatentMonitor", "TemperatureAnnealing"} <= set(names)
-    assert run.model.model.bottleneck.temperature.item() == pytest.approx(0.25 ** (4 / 10_000))
+    assert run.model.inner["model"].bottleneck.temperature.item() == pytest.approx(0.25 ** (4 / 10_000))
 
 
 @pytest.mark.usefixtures("not_yet_imported")

@@ -27,23 +27,15 @@ def batch(count):
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def write_folder(folder, train=4, test=2, *, suffix=".png", test_name="test", size=(32, 32), first=0):
+def write_folder(folder, train=4, test=2, *, first=0):
     """Write `train/<class>/` and `test/<class>/` with that many images per class, and return the folder."""
-    for split, count, start in (("train", train, first), (test_name, test, first + train)):
+    for split, count, start in (("train", train, first), ("test", test, first + train)):
         for class_name in CLASSES:
             below = folder / split / class_name
             below.mkdir(parents=True)
             for i in range(start, start + count):
-                Image.fromarray(picture(class_name, i, size)).save(below / f"{i:04}{suffix}")
+                Image.fromarray(picture(class_name, i)).save(below / f"{i:04}.png")
     return folder
-
-
-def write_tar(folder, path, *, reverse=False):
-    """Pack a folder's images in the order of their names, or the reverse, and return the tar's path."""
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
-        for file in sorted((p for p in folder.rglob("*") if p.is_file()), reverse=reverse):
-            archive.add(file, file.relative_to(folder))
-    return path
 
 
 # ---- photographs ---------------------------------------------------------------------------------------------

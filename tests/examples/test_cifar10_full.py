@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import runs
 import torch
 from full_runs import cifar10_full, measured, quick, run
 from PIL import Image
-from small_images import CLASSES, batch, picture, write_folder, write_tar
+from small_images import CLASSES, batch, picture, write_folder
 
 from stochastic_bottleneck.hub import HubModel, preprocessing
 
@@ -108,7 +109,7 @@ def test_images_without_labels_are_pretrained_on(layout, tmp_path):
 
 
 def test_an_archive_is_read_as_its_folder(images, tmp_path):
-    archive = write_tar(images, tmp_path / "images.tar.gz")
+    archive = Path(shutil.make_archive(str(tmp_path / "images"), "gztar", images))
     for source in (images, archive):
         train, test = cifar10_full.load_images(replace(QUICK, data=source))
         assert train.pixels.shape == (24, 3, 32, 32)

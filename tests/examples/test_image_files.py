@@ -1,6 +1,5 @@
 """Image files as people have them: links, odd formats, damaged and missing files, and collections without labels."""
 
-import io
 import os
 import shutil
 import subprocess
@@ -68,12 +67,6 @@ def test_images_next_to_class_folders_are_left_out_and_named(folder):
         files = find_images(folder)
     assert files.labels == [0, 0, 1, 1]
     assert len(find_images(folder, labelled=False).paths) == 5
-
-
-def test_missing_and_empty_folders_are_refused(tmp_path):
-    for root in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ImageError, match="no images in"):
-            find_images(root)
 
 
 def test_small_images_are_read_as_pixels(folder):
@@ -275,8 +268,3 @@ def test_any_file_name_is_read_and_printed(folder):
     assert "\\udcff\\udce9.png" in printed.stdout
     odd[1].write_bytes(b"damaged")
     assert "\\udcff\\udce9.png: not an image" in problems(folder)
-
-
-def test_binary_files_are_named_in_errors():
-    with pytest.raises(ImageError, match=r"shard-0.tar/a.jpg: not an image"):
-        read_image(io.BytesIO(b"text"), "shard-0.tar/a.jpg")

@@ -18,8 +18,6 @@ SHAPE = (3, 4)
 Z = torch.rand(SHAPE, generator=torch.Generator().manual_seed(5), dtype=F64) * 0.96 + 0.02
 BITS = (Z > 0.5).double()
 NOISE = normal(*SHAPE, seed=3)
-# torch loads its own rules for forward mode with torch.jit
-forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:FutureWarning")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 # name: (function, oracle), of logits
@@ -185,7 +183,6 @@ AT_INFINITY = {  # for logits -inf and inf: function, values, derivatives
 }
 
 
-@forward_mode
 @each_dtype
 def test_infinite_logits_have_the_limits(dtype, fresh_compiler):
     for name, (function, expected, slope) in AT_INFINITY.items():

@@ -13,8 +13,6 @@ F64 = torch.float64
 SHAPE = (3, 4)
 KINDS = ("bern", "bern hard", "gauss", "gauss isotropic")
 each_kind = pytest.mark.parametrize("kind", KINDS)
-# torch loads its own rules for forward mode with torch.jit
-forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:FutureWarning")
 
 
 def arguments(kind, shape=SHAPE, dtype=F64):
@@ -185,7 +183,6 @@ def test_vmap_of_samples_and_of_gradients(kind, dtype, small_chunks):
         assert_close(found, one_pass(kind)(*parameters, e)[0].double())
 
 
-@forward_mode
 @each_kind
 def test_forward_mode_agrees_with_reverse_mode(kind):
     parameters, noise = arguments(kind)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import normal
-from test_bernoulli import SIGMAS, N, derivatives, forward_mode
+from test_bernoulli import SIGMAS, N, derivatives
 from tolerances import DTYPES, LOW_DTYPES, assert_close
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -83,7 +83,6 @@ def divergence_of_scale(s):
     return torch.where(s.abs() < 0.7, series, (2 * s).expm1() / 2 - s)
 
 
-@forward_mode
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_the_divergence_has_full_relative_accuracy(dtype, fresh_compiler):
     """Value and derivatives, in units of the last place; the series ends at |log_std| = 1/2."""
@@ -139,7 +138,6 @@ AT_INFINITY = {  # for mean 0: function, values, derivatives in log_std; None is
 }
 
 
-@forward_mode
 @each_dtype
 def test_infinite_scales_have_the_limits(dtype, fresh_compiler):
     mean = torch.zeros(3, dtype=dtype)

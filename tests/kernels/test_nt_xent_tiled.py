@@ -266,20 +266,6 @@ def test_peak_memory():
     assert 4 <= float(run.stdout) <= 64
 
 
-# ---- choice by batch size ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("n", "options", "expected"), [(256, {}, False), (257, {}, True), (3, {"block_size": 2}, True)]
-)
-def test_small_batches_use_the_plain_formula(n, options, expected, monkeypatch):
-    calls = []
-    monkeypatch.setattr(nt_xent_op, "blockwise_nt_xent", lambda *a: calls.append(1) or blockwise_nt_xent(*a))
-    inputs = views(n, 4)
-    assert_close(functional.info_nce(*inputs, 0.3, **options), plain(*inputs).mean())
-    assert bool(calls) == expected
-
-
 # ---- autograd and the compiler -----------------------------------------------------------------------------
 
 

@@ -119,13 +119,3 @@ def test_launches_are_few_and_do_not_wait_for_the_device(dtype, width, backward,
     nt_xent_blocks.limits.cache_clear()
     assert launched == ["unit_rows_kernel", "row_sums_kernel", "losses_kernel", *backward, "grad_views_kernel"]
     assert (losses.shape, gradient.shape, gradient.dtype) == ((1200,), (1, 2, 600, width), dtype)
-
-
-def test_measured_block_sizes_come_first(monkeypatch):
-    monkeypatch.setattr(nt_xent_blocks, "load", lambda: {"8.9": {"weights, float32, wide": [32, 16, 16, 2, 1]}})
-    nt_xent_blocks.choose.cache_clear()
-    try:
-        chosen = [nt_xent_blocks.choose("weights", torch.float32, width, (8, 9), 99 << 10).rows for width in (128, 129)]
-    finally:
-        nt_xent_blocks.choose.cache_clear()
-    assert chosen == [128, 32]

@@ -96,11 +96,3 @@ def test_noise_is_finite_for_extreme_uniform_numbers(monkeypatch):
         assert noise[0] < -14
         assert noise[1] > 14
         assert noise[3] == 0
-
-
-def test_compiled_code_on_a_cpu_does_not_call_torch_rand(graphs):
-    """It generates one element after another there, which takes longer than the rest of a sampler."""
-    torch.compile(functional.logistic_noise, fullgraph=True, backend=graphs.backend)(torch.empty(4))
-    called = {node.target for node in graphs[0].graph.nodes}
-    assert torch.randint in called
-    assert torch.rand not in called

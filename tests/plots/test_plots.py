@@ -1,6 +1,7 @@
 """Figures: the drawn data are the measured ones, in distinguishable styles."""
 
 import importlib
+import sys
 
 import matplotlib as mpl
 import numpy as np
@@ -134,7 +135,6 @@ CURVE = ForestCurve((1, 2), (0.1, 0.2), (1, 0))
 
 
 T, V = TypeError, ValueError
-HALVES = np.arange(200) % 2
 REFUSED = [  # more of them: tests/bad_calls.py
     (lambda: plots.bit_images(IMAGES, BITS[:4], bits=BITS[0]), T, "bits must be .* indices .* array"),
     (lambda: plots.f1_against_bits(CURVE), T, "got ForestCurve; pass a dict"),
@@ -153,13 +153,7 @@ def test_bad_arguments_are_refused_before_a_figure_is_made(draw, error, message)
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
-    def absent(name, *_):
-        if name.partition(".")[0] == "matplotlib":
-            raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
-        return real(name)
-
-    real = importlib.import_module
-    monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ModuleNotFoundError, match=r'needs matplotlib; install it.*\[plots\]"'):
         plots.bit_usage(BITS)
 

@@ -14,6 +14,7 @@ import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from saved_models import DIM, KINDS, WIDTH, X_PRIME, OpenEncoder, X, assert_equal, generator, outputs, used
@@ -158,11 +159,12 @@ def test_weights_with_two_names_are_kept(tmp_path):
     assert_same(loaded, saved)
 
 
-def test_batch_norms_shared_between_processes_come_back_as_plain_ones(tmp_path):
-    """As DistributedDataParallel training leaves them; their weights and statistics are the same."""
+@pytest.mark.parametrize("left", [lambda m: m, TorchSyncBatchNorm().revert])
+def test_batch_norms_shared_between_processes_come_back_as_plain_ones(left, tmp_path):
+    """As DistributedDataParallel or Lightning's Trainer leaves them; their weights and statistics are the same."""
     plain = model()
-    saved = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
-    assert isinstance(saved.head[1], nn.SyncBatchNorm)
+    saved = left(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))).eval()
+    assert type(saved.head[1]) is not nn.BatchNorm1d
     saved.save_pretrained(tmp_path)
     assert_same(HubModel.from_pretrained(tmp_path, encoder=OpenEncoder()), plain)
 

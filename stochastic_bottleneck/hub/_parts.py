@@ -91,7 +91,8 @@ def _head(width: int | None, hidden_dim: int, projection_dim: int, norm: object)
 
 def layers(module: nn.Module) -> str:
     """Text of a module's layers and those of their options that change a value."""
-    text = re.sub(r"\b(SyncBatchNorm|BatchNorm[123]d)\b", "BatchNorm", str(module))
+    # Also Lightning's _BatchNormXd, left in place of SyncBatchNorm, and timm's norms with an activation.
+    text = re.sub(r"\b_?(?:Sync)?BatchNorm(Act)?(?:[123X]d)?\b", r"BatchNorm\1", str(module))
     return text.replace(", inplace=True", "").replace("inplace=True", "")
 
 

@@ -76,7 +76,7 @@ class Settings:
     learnable_scale: bool = False  # Learn the scale of the logits
     finetune_epochs: int = 100  # Epochs of fine-tuning; 0 for none
     finetune_lr: float = 0.025  # 0.05 x batch / 256 (SimCLR, appendix B.5)
-    supervised_epochs: int = 200  # Rate 0.1, decay 5e-4 (wide ResNets, arXiv 1605.07146)
+    supervised_epochs: int = 200  # Rate 0.1, decay 5e-4 (wide ResNets, arXiv 1605.07146); 0 for none
     probe: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # Inverse penalties that linear probes choose from
     ema: float | None = None  # Decay of a moving average of the weights
     precision: Literal["bf16-mixed", "16-mixed", "32-true"] = PRECISION  # bf16-mixed where it is fast, else 32-true
@@ -261,7 +261,8 @@ def supervise(encoder: nn.Module, s: Settings, train: Images, test: Images, opti
     sets = [TensorDataset(NORMALIZE(images.pixels / 255), images.labels) for images in (train, test)]
     batches = {"batch_size": 128, "shuffle": True, "drop_last": len(train.pixels) >= 128}
     loaders = DataLoader(sets[0], collate_fn=collate, **batches), DataLoader(sets[1], 512)
-    options |= {"precision": s.precision, "seed": s.seed, "device": DEVICE}
+    precision = "bf16-mixed" if s.precision == "bf16-mixed" else "32-true"  # float16 would need a scaled loss
+    options |= {"precision": precision, "seed": s.seed, "device": DEVICE}
     result = fine_tune(encoder, *loaders, len(train.classes), progress=True, **options)
     return {"finetuned": {"accuracy": result.accuracy, "f1": result.f1}}
 
@@ -287,8 +288,9 @@ def main() -> None:
         if s.finetune_epochs:
             tuning = {"epochs": s.finetune_epochs, "lr": s.finetune_lr}
             run.stage("models", name, "finetuned", supervise, model.encoder, s, train, test, tuning)
-    if "supervised" in s.models:
-        training = {"epochs": s.supervised_epochs, "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1}
+    if "supervised" in s.models and s.supervised_epochs:
+        training = {"epochs": s.supervised_epochs, "lr": 0.1, "weight_decay": 5e-4}
+        training["warmup_epochs"] = min(1, s.supervised_epochs - 1)
         run.stage("models", "supervised", "finetuned", supervise, build_encoder(s), s, train, test, training)
     run.report(f"{s.encoder} encoder, {s.epochs} epochs")
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import image_codes
 import numpy as np
@@ -68,7 +68,7 @@ class Compare:
     run_folder: tyro.conf.Positional[Path]  # Of compress_pretrained.py
     bits: int = 64  # Of the codes
     seeds: tuple[int, ...] = (0,)  # Of the fits
-    variants: tuple[str, ...] = tuple(VARIANTS)  # To compare
+    variants: tuple[Literal[tuple(VARIANTS)], ...] = tuple(VARIANTS)  # To compare
     out: Path = Path("runs/objective.json")  # File of the results; what it has is not measured again
 
     def run(self) -> None:

@@ -24,7 +24,7 @@ import lightning as L
 import timm
 import torch
 import tyro
-from checkpointing import seed_for
+from checkpointing import TrainingError, seed_for
 from image_files import ImageError
 from image_loaders import Split, TrainingLoader, evaluation_loader, find_split
 from provenance import DEVICE, PRECISION
@@ -135,6 +135,19 @@ def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
     return train, test, about | {"fingerprint": f"{train.fingerprint} {test.fingerprint}"}
 
 
+def check_batch_sizes(s: Settings, train: Split) -> None:
+    """Refuse a batch size of any stage before the first one, after which it could not be changed."""
+    sizes = {"batch-size": s.batch_size} if {*s.models} - {"supervised"} else {}
+    stages = ["probe", "finetune"] * len(sizes) + ["supervised"] * ("supervised" in s.models)
+    for stage in stages if train.classes else ():
+        schedule = getattr(s, stage)
+        sizes |= {f"{stage}.batch-size": schedule.batch_size} if schedule.epochs else {}
+    for option, size in sizes.items():
+        if not WORLD <= size <= train.count or size % WORLD:
+            rule = f"at most the {train.count:,} training images and a multiple of the {WORLD} processes"
+            raise TrainingError(f"--{option} must be {rule}, got {size:,}")
+
+
 def random_crop(s: Settings, labelled: bool) -> v2.Compose:
     """A random crop, for the loader's workers; with `labelled` also flipped and normalized. Shape: (3, size, size)."""
     resample = v2.InterpolationMode.BICUBIC
@@ -166,7 +179,7 @@ def build_model(name: ModelName, s: Settings) -> nn.Module:
     torch.manual_seed(s.seed)
     timm_name, options = encoder_spec(s.encoder)
     encoder = timm.create_model(timm_name, **options)
-    width = encoder.num_features
+    width = as_encoder(encoder).feature_dim
     head = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 128)]
     simclr = nn.Sequential(OrderedDict(encoder=encoder, head=nn.Sequential(*head)))  # SimCLR, section 4.2
     if name == "simclr":
@@ -309,6 +322,7 @@ def main() -> None:
     """Train and evaluate all models, one stage after the other; finished stages are in `results.json`."""
     s = parse_settings(PRESETS)
     train, test, about = load_data(s)
+    check_batch_sizes(s, train)
     run = Run(s.out or Path("runs") / f"imagenet-{s.preset}-seed{s.seed}", s, about)
     reports = MAIN_PROCESS and not s.dry_run
     for name in s.models:

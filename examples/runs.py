@@ -23,6 +23,7 @@ from checkpointing import AtomicCheckpointIO, ExactCheckpoint, TrainingError, ne
 from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from provenance import DEVICE, Stopped
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -46,6 +47,26 @@ LOGGERS = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLog
 WORLD, LOCAL_WORLD = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))  # set by torchrun
 LOG_EVERY = 20  # steps
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
+
+
+class SyncBatchNorm(TorchSyncBatchNorm):
+    """Batch norms over all processes, of timm too, whose activations torch's conversion would drop."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Convert all batch norms; the parameters stay the same objects."""
+        norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        model = timm.layers.convert_sync_batchnorm(model)
+        self.originals = {model.get_submodule(name): norm for name, norm in norms.items()}
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Put the original norms back, with the statistics of the training."""
+        for parent in [*model.modules()]:
+            for name, child in parent.named_children():
+                if original := self.originals.get(child):
+                    original.load_state_dict(child.state_dict())
+                    setattr(parent, name, original)
+        return model
 
 
 class Run:
@@ -97,9 +118,8 @@ class Run:
             devices=LOCAL_WORLD,
             num_nodes=WORLD // LOCAL_WORLD,
             strategy="ddp" if WORLD > 1 else "auto",
-            sync_batchnorm=torch.cuda.is_available(),
             use_distributed_sampler=False,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *([SyncBatchNorm()] if torch.cuda.is_available() else [])],
             fast_dev_run=s.dry_run,
             enable_checkpointing=not s.dry_run,
         )

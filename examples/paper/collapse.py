@@ -14,21 +14,16 @@ from claim import Panel, Rows, Run, ahead, by, columns_of, curve, main, shown, v
 FIGURE = [Panel("posterior variance", "step of pretraining", curves="variance", log="y", factor=1)]
 
 
-def variances(run):
-    """Epoch, step and posterior variance, where it was logged."""
+def describe(run):
+    """The variance of one run by step, where it was logged; at the end, its mean over the last epoch."""
     found = {}
     for path in (run.folder / "gauss" / "logs").glob("*/metrics.csv"):  # a resumed run has several
         for row in csv.DictReader(path.read_text().splitlines()):
             if row.get("latent/variance_mean"):
                 found[int(row["step"])] = int(row["epoch"]), float(row["latent/variance_mean"])
-    return [(epoch, step, variance) for step, (epoch, variance) in sorted(found.items())]
-
-
-def describe(run):
-    """The variance of one run; at the end, its mean over the last epoch."""
-    epochs, steps, logged = zip(*variances(run), strict=True)
-    final = statistics.fmean(logged[epochs.index(epochs[-1]) :])
-    return {"at the end": final, "left of the start": final / logged[0], "steps": steps, "curve": logged}
+    logged, (last, _) = {step: variance for step, (_, variance) in sorted(found.items())}, max(found.values())
+    final = statistics.fmean(variance for epoch, variance in found.values() if epoch == last)
+    return {"at the end": final, "left of the start": final / next(iter(logged.values())), "curve": logged}
 
 
 def measure(runs: list[Run]):
@@ -36,7 +31,9 @@ def measure(runs: list[Run]):
     rows, lines = [], {}
     for view, group in by(runs, "variance_from").items():
         row = columns_of(group, describe)
-        lines[f"from the {view} view"] = curve(next(iter(row.pop("steps").values())), row.pop("curve"))
+        steps = sorted(set.intersection(*map(set, row["curve"].values())))  # a run that was killed may lack some
+        logged = {seed: [found[step] for step in steps] for seed, found in row.pop("curve").items()}
+        lines[f"from the {view} view"] = curve(steps, logged)
         probes = {f"probe on {part}": values(group, "gauss", part, "probe") for part in "hz"}
         rows.append({"variance from": f"{view} view"} | row | probes)
     return rows, {"variance": lines}

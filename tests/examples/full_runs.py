@@ -18,7 +18,7 @@ from checkpointing import ExactCheckpoint
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["full_runs"])
 TINY = ["--encoder", "small", "--epochs", "3", "--batch-size", "8", "--finetune-epochs", "1"]
-TINY += ["--supervised-epochs", "2", "--precision", "32-true", "--dim", "16"]
+TINY += ["--supervised-epochs", "1", "--precision", "32-true", "--dim", "16"]
 
 
 def run(script, arguments, **environment):

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
+import timm
 import torch
 from full_runs import cifar10_full, measured, quick, run
 from PIL import Image
 from small_images import CLASSES, batch, picture, write_folder
+from torch import nn
 
 from stochastic_bottleneck.hub import HubModel, preprocessing
 
@@ -115,6 +117,31 @@ def test_an_archive_is_read_as_its_folder(images, tmp_path):
         assert train.pixels.shape == (24, 3, 32, 32)
         assert test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert train.classes == list(CLASSES)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_labels_train_in_every_precision_of_a_run(images, precision):
+    s = replace(QUICK, data=images, precision=precision)
+    options = {"epochs": 1, "lr": 0.1}
+    found = cifar10_full.supervise(cifar10_full.build_encoder(s), s, *cifar10_full.load_images(s), options)
+    assert 0 <= found["finetuned"]["accuracy"] <= 1
+
+
+def test_synchronized_batch_norms_keep_activations_and_come_back():
+    norms, images = nn.modules.batchnorm._BatchNorm, torch.rand(2, 3, 32, 32)
+    model = timm.create_model("test_efficientnet").eval()
+    before, expected = [*model.modules()], model(images)
+    sync = runs.SyncBatchNorm()
+    converted = sync.apply(model)
+    assert all(isinstance(m, nn.SyncBatchNorm) for m in converted.modules() if isinstance(m, norms))
+    torch.testing.assert_close(converted(images), expected)
+    for m in converted.modules():
+        if isinstance(m, norms):
+            m.running_mean = m.running_mean + 1  # as a GPU's, no longer the same tensor
+    changed = converted(images)
+    reverted = sync.revert(converted)
+    assert [*reverted.modules()] == before
+    torch.testing.assert_close(reverted(images), changed)
 
 
 def test_held_out_images_are_training_images(images):

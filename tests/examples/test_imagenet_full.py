@@ -194,6 +194,7 @@ def test_images_and_options_that_cannot_be_used_end_the_run_before_training(imag
         (damaged, path.name),
         (other, f"must have the same classes; they differ in {{'{WNIDS[1]}'}}"),
         (tmp_path / "none", f"no images in {tmp_path / 'none'}"),
+        (images, "--probe.batch-size must be at most the 24 training images and", "--probe.batch-size", "32"),
         (tmp_path / "none", "--deterministic 0.0 and --codes 1.0 need --symmetric", "--codes", "1"),
     ):
         code, output = go(tmp_path / "run", "--data", data, *options)

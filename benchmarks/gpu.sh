@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A quarter of an hour on one GPU: its tests, the autotune, then what is published of it. Every part writes into $OUT
-# and is skipped if it has; start again to run the rest, or to train on. Nothing is installed or downloaded.
+# and is skipped once it has finished; the autotune also writes stochastic_bottleneck/kernels/nt_xent_blocks.json. Start
+# again to run the rest, or to train on. Nothing is installed or downloaded.
 #
 #   OUT=benchmarks/results/gpu DATA=FOLDER_OR_TAR_OF_CIFAR10 bash benchmarks/gpu.sh
 #   bash benchmarks/gpu.sh --dry    # the same parts on the CPU with tiny sizes, into a temporary folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,22 +15,31 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_l
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[Callable[[int], None]]:
-    """Seed the generators of the CPU and of a GPU, and restore them afterwards; the function seeds them again.
+    """Seed the generators of the CPU and of one device, and restore them afterwards; the function seeds them again.
 
-    `torch.manual_seed` would seed those of all GPUs, also where CUDA has not been initialized yet.
+    `torch.manual_seed` would seed those of all devices, also where CUDA has not been initialized yet.
     """
+    backend: Any = None if device.type == "cpu" else getattr(torch, device.type)  # torch.cuda, torch.mps, ...
+
+    def on_device() -> AbstractContextManager[Any]:
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def seed_again(seed: int) -> None:
         torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        elif device.type == "mps":
-            torch.mps.manual_seed(seed)
+        if backend:
+            with on_device():
+                backend.manual_seed(seed)
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        seed_again(seed)
-        yield seed_again
+    with torch.random.fork_rng([]):
+        with on_device():
+            before = backend and backend.get_rng_state()
+        try:
+            seed_again(seed)
+            yield seed_again
+        finally:
+            if backend:
+                with on_device():
+                    backend.set_rng_state(before)
 
 
 class LazyLinear(LazyModuleMixin, nn.Linear):
@@ -108,6 +117,7 @@ def mlp(in_features: int | None, hidden: int | None, out_features: int | None) -
     )
     if not hidden:
         layers._norm_hook = layers.register_forward_pre_hook(_initialize_norm)
+        layers._register_load_state_dict_pre_hook(_load_norm, with_module=True)
     return layers  # type: ignore[no-any-return]
 
 
@@ -128,16 +138,26 @@ def named_map(
 
 
 def _initialize_norm(layers: Any, args: tuple[Tensor]) -> None:
-    """Materialize a SyncBatchNorm that `convert_sync_batchnorm` made from a LazyBatchNorm; it cannot do so itself."""
-    norm = layers[1]
-    if isinstance(norm, nn.SyncBatchNorm) and is_lazy(norm.weight):
-        norm.num_features = layers[0].out_features or args[0].shape[-1]
-        with torch.inference_mode(False):
-            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                tensor.materialize((norm.num_features,))
-            norm.reset_parameters()
+    """Materialize the norm before the first batch."""
+    _materialize_norm(layers[1], layers[0].out_features or args[0].shape[-1])
     layers._norm_hook.remove()
     del layers._norm_hook
+
+
+def _load_norm(layers: Any, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Materialize the norm before its state is loaded."""
+    if f"{prefix}1.weight" in state:
+        _materialize_norm(layers[1], len(state[f"{prefix}1.weight"]))
+
+
+def _materialize_norm(norm: Any, width: int) -> None:
+    """Materialize a SyncBatchNorm that `convert_sync_batchnorm` made from a LazyBatchNorm; it cannot do so itself."""
+    if isinstance(norm, nn.SyncBatchNorm) and is_lazy(norm.weight):
+        norm.num_features = width
+        with torch.inference_mode(False):
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                tensor.materialize((width,))
+            norm.reset_parameters()
 
 
 @contextmanager

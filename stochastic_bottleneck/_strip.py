@@ -10,6 +10,7 @@ from math import prod
 from typing import Any, TypeGuard
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 HEADS = ("fc", "classifier", "head", "heads")
 """Attributes that hold the classifier: all of torchvision's models use one of these."""
@@ -40,10 +41,10 @@ _State = tuple[int | None, int | None]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Model inside a compiled, DataParallel or DistributedDataParallel module."""
+    """Model inside a compiled, DataParallel or DistributedDataParallel module, or torch's moving average of weights."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model

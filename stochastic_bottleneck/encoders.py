@@ -100,6 +100,8 @@ class Encoder(nn.Module):
     def freeze(self, frozen: bool = True) -> Self:
         """Freeze weights and statistics: no gradient, no stored activations, and evaluation mode even after `train()`.
 
+        Parameters that are unfrozen afterwards, such as those of the last block, are trained, in evaluation mode.
+
         Args:
             frozen: False unfreezes the encoder, which leaves evaluation mode with the next `train()`; parameters that
                 needed no gradient before still need none.
@@ -125,7 +127,7 @@ class Encoder(nn.Module):
         return super().train(mode and self._frozen is None)
 
     def _run(self, x: Tensor) -> object:
-        if self._frozen is None:
+        if self._frozen is None or any(p.requires_grad for p in self.backbone.parameters()):
             return self.backbone(x)
         with torch.no_grad():
             return self.backbone(x)
@@ -239,17 +241,20 @@ def simclr_parts(
     if found in projection.modules():
         raise ValueError("encoder must be outside the head, got a part of it; name the module before the head")
     inside = next((name for name, module in found.named_modules() if module is projection), None)
+    if inside is not None and type(projection) is nn.Identity:
+        raise ValueError(
+            f"head must be a projection head, got the Identity at {inside!r} of the encoder, such as this function "
+            "leaves; pass the head that was there, or load the model again"
+        )
+    pools, rest = _simclr.split_leading_pools(projection)
+    rows_head = _simclr.chain(rest, projection.training) if pools else projection
+    width = _strip.input_width(rows_head)  # raises before the model is changed
     if inside is not None:
         parent, _, name = inside.rpartition(".")
         setattr(found.get_submodule(parent), name, nn.Identity().train(projection.training))
-    pools, rest = _simclr.split_leading_pools(projection)
     if pools:
-        found, projection = (
-            _simclr.chain([found, *pools], found.training),
-            _simclr.chain(rest, projection.training),
-        )
-    width = _strip.input_width(projection)
-    return as_encoder(found, width, strip=False), projection
+        found = _simclr.chain([found, *pools], found.training)
+    return as_encoder(found, width, strip=False), rows_head
 
 
 def small_image_stem(model: nn.Module) -> nn.Module:

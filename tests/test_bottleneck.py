@@ -610,7 +610,9 @@ def test_a_lazy_mlp_can_be_converted_to_sync_batch_norm(copier, widths):
     assert all(a is b for a, b in zip(held, lazy_mlp.parameters(), strict=True))
     assert not lazy_mlp._forward_pre_hooks
     plain = mlp(3, 3, first.shape[1]).eval()
-    plain.load_state_dict(lazy_mlp.state_dict())
-    assert torch.equal(plain(x), first)
+    fresh = copier(nn.SyncBatchNorm.convert_sync_batchnorm(mlp(*widths))).eval()
+    for other in (plain, fresh):
+        other.load_state_dict(lazy_mlp.state_dict())
+        assert torch.equal(other(x), first)
     lazy_mlp.train()(x).square().sum().backward()
     assert all(p.grad is not None for p in held)

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from stochastic_bottleneck import Encoder, StochConWrapper, as_encoder
 from stochastic_bottleneck._simclr import ENCODER_NAMES, HEAD_NAMES
@@ -328,6 +329,7 @@ def process_group(tmp_path):
 def test_wrapping_modules_are_taken_off(how):
     model, simclr = Classifier("fc", nn.Linear(16, 10)), Parts(backbone=conv(), projector=mlp())
     assert as_encoder(WRAPPERS[how](model), strip=True).backbone is model
+    assert type(as_encoder(AveragedModel(model), strip=True).backbone) is Classifier  # a copy
     encoder, head = simclr_parts(WRAPPERS[how](simclr))
     assert (encoder.backbone, head) == (simclr.backbone, simclr.projector)
 
@@ -428,6 +430,8 @@ def test_head_inside_the_encoder_is_moved_out():
     assert isinstance(model.backbone.fc, nn.Identity)
     torch.testing.assert_close(encoder(IMAGES), features)
     torch.testing.assert_close(found(encoder(IMAGES)), expected)
+    with pytest.raises(ValueError, match=r"got the Identity at 'fc' of the encoder.*pass the head that was there"):
+        simclr_parts(model, head="backbone.fc")
     assert not any(m.training for m in model.modules() if m is not model)
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from stochastic_bottleneck import StochasticBottleneck, StochConLoss, StochConWrapper, fit_bottleneck
+from stochastic_bottleneck._layers import seeded
 from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.evaluation import knn_accuracy
 from stochastic_bottleneck.functional import fast_precision
@@ -79,6 +80,15 @@ def test_seeds_give_everything_and_generators_are_left_alone(monkeypatch):
     assert equal(first, again)
     assert not equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_other_devices_are_seeded_and_restored_too(monkeypatch):
+    calls = []
+    for name in ("manual_seed", "get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.xpu, name, lambda *values, name=name: calls.append((name, *values)))
+    with seeded(3, torch.device("xpu")) as seed_again:
+        seed_again(4)
+    assert calls == [("get_rng_state",), ("manual_seed", 3), ("manual_seed", 4), ("set_rng_state", None)]
 
 
 @pytest.mark.parametrize(("kind", "projector"), [("bern", "mlp"), ("bern", "linear"), ("gauss", "mlp")])

@@ -525,6 +525,16 @@ def test_unfreezing():
     assert moved == before.keys() - {"backbone.0.bias"}
 
 
+def test_a_part_that_is_unfrozen_afterwards_is_trained_in_evaluation_mode():
+    m = frozen_model()
+    last = m.encoder.backbone[-1].requires_grad_()
+    before = copy.deepcopy(m.encoder.state_dict())
+    train_steps(m)
+    moved = {name for name, value in m.encoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"backbone.6.weight", "backbone.6.bias"}
+    assert not last.training
+
+
 def test_a_frozen_encoder_compiles():
     m = frozen_model()
     torch.compile(m, fullgraph=True, backend="eager")(X, X_PRIME).v_prime.sum().backward()

@@ -43,8 +43,14 @@ def as_arrays(
         ("train", train_features, train_labels),
         ("test", test_features, test_labels),
     ):
+        x = array(features, f"{name}_features")
+        if x.dtype == np.uint8 and x.max(initial=0) > 1:
+            raise ValueError(
+                f"{name}_features must be features or bits, got uint8 of up to {x.max()}, which may be packed codes; "
+                'unpack them with codes.unpack_bits, or pass x.astype("f4") if these are numbers'
+            )
         with np.errstate(over="ignore"):  # infinities are reported below
-            x = array(features, f"{name}_features").astype(np.float32)
+            x = x.astype(np.float32)
         if x.ndim != 2 or 0 in x.shape:
             raise ValueError(f"{name}_features must have shape (N, F) with N and F at least 1, got {x.shape}")
         y = class_labels(labels, len(x), f"{name}_labels")

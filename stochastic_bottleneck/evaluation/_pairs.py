@@ -52,7 +52,8 @@ class Pairs:
             self.width = integer("dim", dim, most=width, hint=f"queries has {width} numbers per row")
         self.block = max(1, MAX_VALUES // self.width)
         if metric == "euclidean":  # far from the origin float32 would round the squares
-            self.centre = _floats(self.x[: self.block], self.device).mean(dim=0)
+            rows = _floats(self.x[: self.block], self.device)
+            self.centre = rows[(rows - rows.mean(dim=0)).square().sum(dim=1).argmin()]  # integers stay integers
         self._whole: Tensor | None = None
 
     def queries(self, depth: int) -> Iterator[tuple[int, Tensor]]:

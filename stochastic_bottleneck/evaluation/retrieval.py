@@ -243,7 +243,7 @@ def retrieval_scores(
 
     Hamming distances tie often, and another order of the database would give another score. So each score is the
     expected value over all orders of the items at equal distance, exactly, also where the cut at r or k parts them.
-    Memory is bounded as for `hamming_topk`.
+    Similarities of floats count as equal if they are in float32. Memory is bounded as for `hamming_topk`.
 
     Args:
         queries: packed codes for "hamming", floats for the other metrics. Shape: (Q, B) or (Q, D)

@@ -295,6 +295,7 @@ DATA = [
     ((X, Y[:3], X, Y), r"train_labels must have shape \(4,\), one per image, got \(3,\)"),
     ((X, Y, X * np.float32(np.nan), Y), r"test_features must be .* nan or inf in 4 of 4 rows \(0, 1, 2, 3\)"),
     ((np.float64(1e300) * X, Y, X, Y), "train_features must be finite"),
+    ((X, Y, np.full((4, 3), 2, np.uint8), Y), r"test_features must .* up to 2, .* packed codes; unpack them with"),
 ]
 
 

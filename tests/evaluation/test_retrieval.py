@@ -55,7 +55,8 @@ def test_scores_are_the_mean_over_all_orders_of_ties(items, data):
     expected = pytest.approx(retrieval_over_orders([code.bit_count() for code, _ in items], relevant, r, k), abs=1e-12)
     zero = np.zeros((1, 1), np.uint8)
     assert retrieval_scores(zero, [1], codes, relevant, r=r, k=k) == expected
-    assert retrieval_scores(signs(zero), [1], signs(codes), relevant, r=r, k=k, metric="dot") == expected
+    for metric in ("dot", "euclidean"):
+        assert retrieval_scores(signs(zero), [1], signs(codes), relevant, r=r, k=k, metric=metric) == expected
 
 
 def by_torchmetrics(scores, r, k):

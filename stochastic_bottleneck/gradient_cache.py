@@ -56,7 +56,7 @@ def cached_backward(
     Args:
         model: called with a chunk of each input. Returns a tensor, or tuples, lists or dicts of tensors. Shape:
             (N,) or (..., N, D); a floating point scalar counts as a mean over the images.
-        loss: maps the model's output for the whole batch to a scalar, for instance
+        loss: maps the model's output for the whole batch, with float32 in place of float16, to a scalar: for instance
             `lambda output: criterion(output.v, output.v_prime)`; called once. Its own parameters get their gradient
             too. Scale the loss in here, with `GradScaler.scale` or a division.
         *inputs: inputs of the model, row i of each for image i. Shape: (N, ...)
@@ -121,8 +121,9 @@ def cached_backward(
 
     no_sync = getattr(model, "no_sync", nullcontext)  # of DistributedDataParallel, compiled or not
     value = _checked_loss(loss(cache.output()))
+    own = _parameters(value, cache.leaves)
     with _replay.without_autocast(devices):
-        if backward is None or not _has_parameters(value, cache.leaves):
+        if backward is None or not own:
             value.backward()  # type: ignore[no-untyped-call]
         else:  # the loss's own parameters get their gradient by `backward`, which may scale it
             leaves = [x for x in cache.leaves if isinstance(x, Tensor) and x.requires_grad]
@@ -142,8 +143,9 @@ def cached_backward(
                 output = _flatten(model(*chunk), chunk[0].shape[0])
                 if check_replay:
                     drifts += cache.drifts(k, output)
+                extra = [0 * p.sum() for p in own] if k == count - 1 else []  # DDP reduces their gradients then
                 with _replay.without_autocast(devices):
-                    run(cache.surrogate(k, output))
+                    run(sum(extra, cache.surrogate(k, output)))
     _check_drifts(drifts)
     return value.detach()
 
@@ -251,6 +253,7 @@ class _Cache:
             whole = torch.cat(chunks, dim=_row_dim(first))
         else:  # exact if all chunks return the same scalar
             whole = first + sum((x - first) * self._weight(k) for k, x in enumerate(chunks))
+        whole = whole.float() if whole.dtype == torch.float16 else whole  # gradients that are scaled later
         return whole.requires_grad_(whole.is_floating_point())
 
     def _rows(self, x: Tensor, k: int) -> Tensor:
@@ -321,19 +324,18 @@ def _checked_loss(value: Tensor) -> Tensor:
     return value
 
 
-def _has_parameters(value: Tensor, leaves: Sequence[Any]) -> bool:
-    """Whether a loss depends on more than these leaves of its graph."""
-    nodes: list[Any] = [value.grad_fn]
-    seen: set[Any] = {None}
+def _parameters(value: Any, leaves: Sequence[Any]) -> list[Tensor]:
+    """What a loss depends on besides these leaves of its graph."""
+    nodes, seen, found = [value.grad_fn], {None}, []
     while nodes:
         node = nodes.pop()
         if node not in seen:
             seen.add(node)
             variable = getattr(node, "variable", None)  # of the nodes that accumulate a leaf's gradient
             if variable is not None and all(variable is not leaf for leaf in leaves):
-                return True
+                found.append(variable)
             nodes += [following for following, _ in node.next_functions]
-    return False
+    return found
 
 
 def _check_drifts(drifts: Sequence[Tensor]) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from toy_model import DIM, KINDS, WIDTH, batch_model, row_model
 
-from stochastic_bottleneck import InfoNCELoss, StochConOutput, functional
+from stochastic_bottleneck import ClipLoss, InfoNCELoss, StochConOutput, functional
 from stochastic_bottleneck.gradient_cache import cached_backward
 
 F64 = torch.float64
@@ -308,6 +308,18 @@ def test_a_framework_runs_the_backward_pass_of_each_chunk(chunk_size):
         assert_equal_gradients(model, {name: factor * gradient for name, gradient in wanted.items()})
 
 
+def test_gradients_of_float16_outputs_are_scaled_without_a_loss():
+    model, x = Applied(lambda f, x: f(x)).float(), X.float()
+    cached_backward(model, lambda v: 1e-6 * v.square().sum(), x, chunk_size=4)
+    wanted = gradients(model)
+    model.zero_grad()
+    with torch.autocast("cpu", torch.float16):
+        end = lambda share: (2.0**16 * share).backward()  # noqa: E731, as GradScaler does
+        cached_backward(model, lambda v: 1e-6 * v.square().sum(), x, chunk_size=4, backward=end)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(model.get_parameter(name).grad / 2**16, gradient, rtol=0.01, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("backend", "kind"),
     [("aot_eager", "bern"), *(pytest.param("inductor", k, marks=pytest.mark.slow) for k in ("bern", "gauss"))],
@@ -476,6 +488,18 @@ def distributed_objective(criterion, output):
     return criterion(*output[:2]) + 0.1 * output.posterior.kl().mean()
 
 
+class Learned(nn.Module):
+    """With a loss that has a parameter."""
+
+    def __init__(self, criterion):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.criterion = nn.Linear(75, 4, dtype=F64), criterion
+
+    def forward(self, *inputs):
+        return [self.linear(x.flatten(1)) for x in inputs]
+
+
 def distributed_step(rank):
     inputs = [x.tensor_split(WORLD)[rank] for x in (X, X_PRIME, NOISE)]
     results = {}
@@ -488,6 +512,12 @@ def distributed_step(rank):
         loss = partial(distributed_objective, InfoNCELoss(gather_distributed=True))
         value = cached_backward(parallel, loss, *inputs, chunk_size=chunk_size)
         results[chunk_size] = {"loss": value, "gradients": gradients(model), "reductions": len(reductions)}
+    learned = Learned(ClipLoss(learnable=True, gather_distributed=True).double())
+    parallel = DistributedDataParallel(learned)
+    for _ in range(2):  # a reduction that a step leaves open would spoil the next one
+        learned.zero_grad()
+        cached_backward(parallel, lambda v: learned.criterion(*v), *inputs[:2], chunk_size=2)
+    results["learned"] = gradients(learned)
     static = DistributedDataParallel(VALID["model"], static_graph=True)
     message = r"without static_graph=True, .* got 2 chunks; .*chunk_size=5 or more"
     with pytest.raises(ValueError, match=message):
@@ -509,7 +539,11 @@ def test_two_processes_equal_one_on_the_whole_batch_and_reduce_once(tmp_path):
             assert rank[chunk_size]["gradients"].keys() == expected.keys()
             for name, gradient in expected.items():
                 assert_close(rank[chunk_size]["gradients"][name], gradient)
+    learned = Learned(ClipLoss(learnable=True).double())
+    learned.criterion(*learned(X, X_PRIME)).backward()
     for rank in ranks:
+        for name, gradient in gradients(learned).items():
+            assert_close(rank["learned"][name], gradient)
         found, static = rank["static"]
         assert found.item() == static
         assert rank["warnings"] == []

@@ -76,16 +76,14 @@ class BatchWhitening(nn.Module):
         sums, count = total(torch.stack([rows.sum(dim=0), torch.full_like(rows[0], len(rows))]))
         mean = sums / count
         centered = rows - mean  # first: the squares of a large mean would swallow a small variance
-        cov = total(centered.mT @ centered) / count[0]
-        constant = cov.diagonal() <= (8 * torch.finfo(cov.dtype).eps * mean).square()  # but for rounding
-        return mean, cov.masked_fill(constant[:, None] | constant, 0), count[0]
+        return mean, total(centered.mT @ centered) / count[0], count[0]
 
     def _map(self, cov: Tensor) -> Tensor:
         """Inverse Cholesky factor of the shrunk correlation matrix, for rows that are not standardized. (D, D)."""
-        std = (cov.diagonal() + 1e-5).sqrt()  # as BatchNorm
-        identity = torch.eye(len(std), dtype=cov.dtype, device=cov.device)
-        constant = torch.diag(cov.diagonal() == 0).to(cov.dtype)  # whose row of zeros would be singular
-        shrunk = torch.lerp(cov / (std[:, None] * std) + constant, identity, self.shrinkage)
+        identity = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+        cov = cov + 1e-5 * identity  # as BatchNorm
+        std = cov.diagonal().sqrt()
+        shrunk = torch.lerp(cov / (std[:, None] * std), identity, self.shrinkage)
         factor, _ = torch.linalg.cholesky_ex(shrunk)  # no host sync, unlike cholesky
         inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
         return inverse / std

@@ -176,9 +176,13 @@ def test_whitening_finds_a_small_variance_beside_a_large_mean(offset, std):
 def test_whitening_leaves_a_constant_dimension_at_0(constant):
     x = features(317)
     x[:, 1] = constant
-    found = StochasticBottleneck("bern", F, projector="identity", normalization="whiten", shrinkage=0)(x)
+    module = StochasticBottleneck("bern", F, projector="identity", normalization="whiten", shrinkage=0)
+    found = module(x)
     assert found.posterior.logits[:, 1].abs().max() < 0.2
     assert found.posterior.logits.std(0).sort().values[1:].min() > 1.9
+    module.location_norm.momentum = 1.0
+    module(x)
+    assert module.eval()(x).posterior.logits[:, 1].abs().max() < 0.2
 
 
 def test_whitening_in_evaluation_is_one_affine_map_of_running_statistics():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -129,7 +130,8 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, *, bins:
     p = array(probabilities, "probabilities").astype(np.float64)
     if p.ndim != 2 or 0 in p.shape:
         raise ValueError(f"probabilities must have shape (N, C) with N and C at least 1, got {p.shape}")
-    wrong = ~((p >= 0).all(axis=1) & np.isclose(p.sum(axis=1), 1, atol=1e-3))
+    rounding = 2**-7 if getattr(probabilities, "dtype", None) == torch.bfloat16 else 1e-3
+    wrong = ~((p >= 0).all(axis=1) & np.isclose(p.sum(axis=1), 1, atol=rounding))
     if wrong.any():
         raise ValueError(
             f"probabilities must be rows of at least 0 that sum to 1, got {wrong.sum()} of {len(p)} that do not, "

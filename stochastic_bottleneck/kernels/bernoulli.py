@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stochastic_bottleneck.kernels.elementwise import at_least_float32, in_chunks
+from stochastic_bottleneck.kernels.elementwise import at_least_float32, in_chunks, is_transformed
 
 _MAX_LOGIT = 1e20  # magnitude at which every smooth function of a logit has reached its limit
 _NEAR = 2.0  # |logit| at which both forms are accurate to a few units in the last place
@@ -147,7 +147,13 @@ def _apply(logits: Tensor, noise: Tensor, temperature: Tensor | float, hard: boo
         if hard:  # z - z.detach() is exactly zero, so the bits stay exact
             outputs[1] = outputs[1] + (outputs[0] - outputs[0].detach())
         return tuple(outputs)
-    result: tuple[Tensor, ...] = _RelaxedSample.apply(logits, noise, _as_tensor(temperature, logits), hard, with_kl)
+    temperature = _as_tensor(temperature, logits)
+    # One pass adds the gradients of the sample and of the KL, which must then have the same dimensions.
+    shape = torch.broadcast_shapes(temperature.shape, logits.shape)  # type: ignore[no-untyped-call]
+    one_pass = shape == logits.shape and not is_transformed()
+    if with_kl and not one_pass:
+        return *_RelaxedSample.apply(logits, noise, temperature, hard, False), _KL.apply(logits)
+    result: tuple[Tensor, ...] = _RelaxedSample.apply(logits, noise, temperature, hard, with_kl)
     return result
 
 
@@ -159,8 +165,8 @@ def _as_tensor(temperature: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _dkl_dlogits(logits: Tensor) -> Tensor:
-    s = torch.sigmoid(logits)
-    return logits.clamp(-_MAX_LOGIT, _MAX_LOGIT) * (s * (1 - s))
+    e = logits.abs().neg().exp()  # s (1 - s) = e / (1 + e)^2, where 1 - s would round to 0
+    return logits.clamp(-_MAX_LOGIT, _MAX_LOGIT) * (e / (1 + e).square())
 
 
 def _dz_dlogits(z: Tensor, temperature: Tensor) -> Tensor:

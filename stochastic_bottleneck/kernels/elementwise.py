@@ -71,6 +71,11 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def is_transformed() -> bool:
+    """Whether a function transform is active, such as torch.vmap, which hides a dimension of some tensors."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def in_chunks(function: Callable[..., tuple[Tensor, ...]], first: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     """Evaluate `function(first, *others)`, which must act on each element or each row alone, chunk by chunk.
 

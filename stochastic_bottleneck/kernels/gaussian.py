@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stochastic_bottleneck.kernels.elementwise import at_least_float32, in_chunks
+from stochastic_bottleneck.kernels.elementwise import at_least_float32, in_chunks, is_transformed
 
 _NEAR = 0.5  # |log_std| up to which the series is used
 
@@ -107,6 +107,8 @@ def _apply(mean: Tensor, log_std: Tensor, noise: Tensor | None, with_kl: bool) -
         # Inductor fuses the formula, and its derivative, into one kernel each; a log_std of one column is expanded
         # once, so that its gradient is summed once.
         return _evaluate(mean, log_std.expand_as(mean), noise, with_kl)
+    if noise is not None and with_kl and is_transformed():  # one pass adds gradients, whose dimensions may differ
+        return *_GaussianSample.apply(mean, log_std, noise, False), *_GaussianSample.apply(mean, log_std, None, True)
     result: tuple[Tensor, ...] = _GaussianSample.apply(mean, log_std, noise, with_kl)
     return result
 

@@ -81,11 +81,11 @@ class _NTXent(_CompiledNTXent):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _CompiledNTXent.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2], *output[1:])  # as many as for backward, as vmap's rule needs
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        v, v_prime = ctx.saved_tensors
+        v, v_prime, *_ = ctx.saved_tensors
         # Recomputed from the inputs, so that second derivatives reach them.
         u, norm = normalization.l2_normalize_with_norm(stack_views(v, v_prime))
         given = next(t for t in tangents if t is not None)

@@ -42,6 +42,12 @@ def new_axes(axes: Axes | None, x: str, y: str) -> Axes:
     return axes
 
 
+def add_legend(axes: Axes) -> None:
+    """Add a legend of the lines' names, in which a dollar sign begins no formula."""
+    for text in axes.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
+
+
 def lines(values: object, name: str, count: int, of: str) -> tuple[str, ...]:
     """Check that there is one text or number per image or class."""
     rule = f"{count} lines, one {of}"

@@ -13,7 +13,7 @@ from stochastic_bottleneck import codes
 from stochastic_bottleneck._arrays import array
 from stochastic_bottleneck._checks import real
 from stochastic_bottleneck.evaluation import ForestCurve, RejectionCurve
-from stochastic_bottleneck.plots._style import COLOURS, GREY, check_axes, line_styles, new_axes
+from stochastic_bottleneck.plots._style import COLOURS, GREY, add_legend, check_axes, line_styles, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def f1_against_bits(
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    add_legend(axes)
     return axes
 
 
@@ -145,7 +145,7 @@ def rejection_curves(curves: Mapping[str, RejectionCurve], *, axes: Axes | None 
             **style,
         )
     axes.set_xlim(0, 100)
-    axes.legend(frameon=False)
+    add_legend(axes)
     return axes
 
 

@@ -168,7 +168,7 @@ def _grid(
             if i is not None:
                 axes.imshow(pictures[i], cmap="gray", vmin=0, vmax=white, interpolation="nearest")
                 if captions is not None:
-                    axes.set_xlabel(captions[i], fontsize=7)
+                    axes.set_xlabel(captions[i], fontsize=7, parse_math=False)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     return figure, grid
 

@@ -39,6 +39,13 @@ def test_tensors_and_arrays_give_the_same(dtype):
     assert auroc(uncertainty, correct) == auroc(uncertainty.float().numpy(), correct.numpy())
 
 
+def test_probabilities_in_bfloat16_are_taken_as_they_round():
+    p = torch.randn(200, 100).softmax(1)
+    labels = p.argmax(1)
+    found, exact = (expected_calibration_error(x, labels) for x in (p.bfloat16(), p))
+    assert found == pytest.approx(exact, abs=0.01)
+
+
 def test_doubles_are_compared_in_double_precision():
     """In float32 these are equal."""
     scores, flags = torch.tensor([1, 1 + 1e-12], dtype=torch.float64), [0, 1]

@@ -106,6 +106,10 @@ def test_the_float32_divergence_has_full_relative_accuracy():
     for a in (logits, -logits):
         exact = functional.bernoulli_kl(a.double())
         assert ((functional.bernoulli_kl(a) - exact) / exact).abs().max() < 4 * eps
+    a = torch.linspace(-40, 40, 801).requires_grad_()
+    functional.bernoulli_kl(a).sum().backward()
+    s = torch.sigmoid(a.detach().double())
+    torch.testing.assert_close(a.grad.double(), a.detach() * s * torch.sigmoid(-a.detach().double()), rtol=1e-5, atol=0)
 
 
 @given(st.floats(-1e4, 1e4), st.sampled_from(DTYPES))

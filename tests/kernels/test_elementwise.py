@@ -181,6 +181,21 @@ def test_vmap_of_samples_and_of_gradients(kind, dtype, small_chunks):
     z, _ = torch.func.vmap(lambda e: one_pass(kind)(*parameters, e))(several)
     for found, e in zip(z, several, strict=True):
         assert_close(found, one_pass(kind)(*parameters, e)[0].double())
+    leaves = [p.detach().requires_grad_() for p in parameters]
+    z, kl = torch.func.vmap(lambda e: one_pass(kind)(*leaves, e))(several)
+    (-2 * z.sum() + 3 * kl.sum()).backward()
+    for leaf, *right in zip(leaves, *(torch.func.grad(loss)(parameters, e) for e in several), strict=True):
+        assert_close(leaf.grad, sum(right).double(), factor=10)
+
+
+def test_temperatures_of_more_dimensions_give_the_kl_its_gradient_once():
+    logits, noise = normal(3, 4).requires_grad_(), normal(3, 4, seed=1)
+    temperature = torch.tensor([0.5, 1.0, 2.0], dtype=F64)[:, None, None]
+    z, kl = functional.relaxed_bernoulli_rsample_kl(logits, temperature, noise=noise)
+    found = torch.autograd.grad(z.sum() + kl.sum(), logits)[0]
+    rows = [functional.relaxed_bernoulli_rsample(logits, t.item(), noise=noise).sum() for t in temperature]
+    expected = torch.autograd.grad(sum(rows) + functional.bernoulli_kl(logits).sum(), logits)[0]
+    assert_close(found, expected)
 
 
 @each_kind

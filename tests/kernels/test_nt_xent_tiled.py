@@ -323,5 +323,8 @@ def test_function_transforms():
     v, v_prime = (x.detach() for x in views(3, 300, 4))
     losses = torch.vmap(lambda x, y: functional.info_nce(x, y, 0.3, reduction="none"))(v, v_prime)
     assert_close(losses, plain(v, v_prime))
+    leaf = v.clone().requires_grad_()
+    torch.vmap(lambda x, y: functional.info_nce(x, y, 0.3))(leaf, v_prime).sum().backward()
+    assert_close(leaf.grad, torch.func.grad(lambda x: plain(x, v_prime).mean(-1).sum())(v))
     grad = torch.func.grad(lambda x: functional.info_nce(x, v_prime[0], 0.3))(v[0])
     assert_close(grad, torch.func.grad(lambda x: plain(x, v_prime[0]).mean())(v[0]))

@@ -1,6 +1,7 @@
 """Figures: the drawn data are the measured ones, in distinguishable styles."""
 
 import importlib
+import io
 import sys
 
 import matplotlib as mpl
@@ -116,9 +117,11 @@ def test_captions_may_be_any_sequence(kind):
 def test_certain_images_are_sorted_from_both_ends():
     n = 8
     uncertainty = torch.tensor([3.0, 1, 7, 0, 2, 6, 5, 4])
-    figure = plots.certain_images(grey_images(n), uncertainty, captions=[f"image {i}" for i in range(n)], count=3)
+    figure = plots.certain_images(grey_images(n), uncertainty, captions=[f"$_${i}" for i in range(n)], count=3)
+    figure.savefig(io.BytesIO())  # names are no formulas
+    plots.f1_against_bits({"a$_$b": CURVE}).figure.savefig(io.BytesIO())
     assert [shown(axes, n) for axes in figure.axes] == [3, 1, 4, 2, 5, 6]
-    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["image 3", "image 1", "image 4"]
+    assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["$_$3", "$_$1", "$_$4"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -5,7 +5,7 @@
 Needs runs of SimCLR, if possible with the covariance penalty, whose features are compressed to codes of 8 to 512 bits
 by faiss and by a latent fitted behind the encoder; and runs of StochCon Bern at several sizes, whose bits were trained
 with it. Of PQ and OPQ, decoded features are evaluated. The paper's 588 is 224 x 224 x 3 x 8 bits over 2,048.
-Result: holds in part (5 epochs of a small encoder).
+Result: holds in part (40 epochs of a small encoder).
 """
 
 import itertools

@@ -109,7 +109,8 @@ def test_fitted_bits_are_ahead_by_map_from_64_on_and_quantization_by_probe_and_n
         assert (mean(ours["mAP"]) > mean(h["mAP"])) == (bits >= ahead_of_h)
         for metric in ("probe", "kNN"):
             assert max(mean(others[name][metric]) for name in ("h, PQ", "h, OPQ")) > mean(ours[metric])
-    assert mean(ours["mAP"]) > 0.03 + max(mean(h["mAP"]), mean(others[best]["mAP"]))  # 512 bits after 40 epochs
+    for other in (h["mAP"], others[best]["mAP"]):  # than 512 bits after 40 epochs
+        assert all(a > b + 0.03 for a, b in zip(ours["mAP"], other, strict=True))
 
 
 def test_bits_are_independent_and_no_two_images_share_a_code():

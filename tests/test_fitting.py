@@ -144,7 +144,8 @@ def test_statistics_are_those_of_the_features_however_short_the_training(views, 
     items = torch.arange(views.shape[1])
     logits = fitted.posterior(views[items % len(views), items]).logits
     torch.testing.assert_close(logits.mean(0), torch.zeros(8), atol=1e-3, rtol=0)
-    torch.testing.assert_close(logits.var(0).sqrt(), torch.full((8,), 4.0), atol=1e-3, rtol=1e-3)
+    # 1e-5 is added to the variances.
+    torch.testing.assert_close(logits.var(0).sqrt(), torch.full((8,), 4.0), atol=1e-3, rtol=3e-3)
 
 
 def test_too_few_items_to_whiten_are_refused_before_the_training():

@@ -137,11 +137,11 @@ def load_data(s: Settings) -> tuple[Split, Split, dict[str, Any]]:
 
 def check_batch_sizes(s: Settings, train: Split) -> None:
     """Refuse a batch size of any stage before the first one, after which it could not be changed."""
-    sizes = {"batch-size": s.batch_size} if {*s.models} - {"supervised"} else {}
-    stages = ["probe", "finetune"] * len(sizes) + ["supervised"] * ("supervised" in s.models)
-    for stage in stages if train.classes else ():
-        schedule = getattr(s, stage)
-        sizes |= {f"{stage}.batch-size": schedule.batch_size} if schedule.epochs else {}
+    sizes, schedules = {}, {"supervised": s.supervised} if "supervised" in s.models else {}
+    if {*s.models} != {"supervised"}:
+        sizes, schedules = {"batch-size": s.batch_size}, schedules | {"probe": s.probe, "finetune": s.finetune}
+    if train.classes:
+        sizes |= {f"{stage}.batch-size": c.batch_size for stage, c in schedules.items() if c.epochs}
     for option, size in sizes.items():
         if not WORLD <= size <= train.count or size % WORLD:
             rule = f"at most the {train.count:,} training images and a multiple of the {WORLD} processes"

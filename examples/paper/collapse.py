@@ -21,7 +21,8 @@ def describe(run):
         for row in csv.DictReader(path.read_text().splitlines()):
             if row.get("latent/variance_mean"):
                 found[int(row["step"])] = int(row["epoch"]), float(row["latent/variance_mean"])
-    logged, (last, _) = {step: variance for step, (_, variance) in sorted(found.items())}, max(found.values())
+    logged = {step: variance for step, (_, variance) in sorted(found.items())}
+    last = max(epoch for epoch, _ in found.values())
     final = statistics.fmean(variance for epoch, variance in found.values() if epoch == last)
     return {"at the end": final, "left of the start": final / next(iter(logged.values())), "curve": logged}
 

@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[Callable[[int], None]]:
-    """Seed the generators of the CPU and of one device, and restore them afterwards; the function seeds them again.
-
-    `torch.manual_seed` would seed those of all devices, also where CUDA has not been initialized yet.
-    """
-    backend: Any = None if device.type == "cpu" else getattr(torch, device.type)  # torch.cuda, torch.mps, ...
-
-    def on_device() -> AbstractContextManager[Any]:
-        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-    def seed_again(seed: int) -> None:
-        torch.default_generator.manual_seed(seed)
-        if backend:
-            with on_device():
-                backend.manual_seed(seed)
-
-    with torch.random.fork_rng([]):
-        with on_device():
-            before = backend and backend.get_rng_state()
-        try:
-            seed_again(seed)
-            yield seed_again
-        finally:
-            if backend:
-                with on_device():
-                    backend.set_rng_state(before)
 
 
 class LazyLinear(LazyModuleMixin, nn.Linear):

@@ -1,9 +1,9 @@
-"""Save and restore what a forward pass changes besides gradients: random states and buffers."""
+"""Save and restore what a forward pass changes besides gradients: random states and buffers; seed and restore."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -45,14 +45,41 @@ def devices_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[torch.device]
 
 def random_states(devices: Sequence[torch.device]) -> list[Tensor]:
     """States of the global generators, the CPU's first; they are stored on the host, so nothing synchronizes."""
-    return [torch.get_rng_state(), *(getattr(torch, d.type).get_rng_state(d) for d in devices)]
+    return [torch.get_rng_state(), *(getattr(torch, d.type).get_rng_state(*_index(d)) for d in devices)]
 
 
 def set_random_states(devices: Sequence[torch.device], states: Sequence[Tensor]) -> None:
     """Restore the states returned by `random_states`."""
     torch.set_rng_state(states[0])
     for device, state in zip(devices, states[1:], strict=True):
-        getattr(torch, device.type).set_rng_state(state, device)
+        getattr(torch, device.type).set_rng_state(state, *_index(device))
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    """The argument that names the device; torch.mps has only one and takes none."""
+    return () if device.type == "mps" else (device,)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[Callable[[int], None]]:
+    """Seed the generators of the CPU and of one device, and restore them afterwards; the function seeds them again.
+
+    `torch.manual_seed` would seed those of all devices, also where CUDA has not been initialized yet.
+    """
+    others = [] if device.type == "cpu" else [device]
+
+    def seed_again(seed: int) -> None:
+        torch.default_generator.manual_seed(seed)
+        for other in others:
+            with torch.cuda.device(other) if other.type == "cuda" else nullcontext():
+                getattr(torch, other.type).manual_seed(seed)
+
+    states = random_states(others)
+    try:
+        seed_again(seed)
+        yield seed_again
+    finally:
+        set_random_states(others, states)
 
 
 @contextmanager

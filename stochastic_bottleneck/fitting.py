@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._feature_pairs import FeaturePairs
-from stochastic_bottleneck._layers import mlp, seeded
+from stochastic_bottleneck._layers import mlp
+from stochastic_bottleneck._replay import seeded
 from stochastic_bottleneck._whitening import BatchWhitening
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.functional import fast_precision

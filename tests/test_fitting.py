@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from stochastic_bottleneck import StochasticBottleneck, StochConLoss, StochConWrapper, fit_bottleneck
-from stochastic_bottleneck._layers import seeded
+from stochastic_bottleneck._replay import seeded
 from stochastic_bottleneck.codes import pack_bits
 from stochastic_bottleneck.evaluation import knn_accuracy
 from stochastic_bottleneck.functional import fast_precision
@@ -86,9 +86,10 @@ def test_other_devices_are_seeded_and_restored_too(monkeypatch):
     calls = []
     for name in ("manual_seed", "get_rng_state", "set_rng_state"):
         monkeypatch.setattr(torch.xpu, name, lambda *values, name=name: calls.append((name, *values)))
-    with seeded(3, torch.device("xpu")) as seed_again:
+    device = torch.device("xpu")
+    with seeded(3, device) as seed_again:
         seed_again(4)
-    assert calls == [("get_rng_state",), ("manual_seed", 3), ("manual_seed", 4), ("set_rng_state", None)]
+    assert calls == [("get_rng_state", device), ("manual_seed", 3), ("manual_seed", 4), ("set_rng_state", None, device)]
 
 
 @pytest.mark.parametrize(("kind", "projector"), [("bern", "mlp"), ("bern", "linear"), ("gauss", "mlp")])

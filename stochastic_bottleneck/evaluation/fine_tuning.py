@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from stochastic_bottleneck._arrays import class_labels
 from stochastic_bottleneck._checks import choice, device_of, flag, integer, real, seed_of
 from stochastic_bottleneck._extras import require
-from stochastic_bottleneck._layers import evaluation_mode, seeded
+from stochastic_bottleneck._layers import evaluation_mode
+from stochastic_bottleneck._replay import seeded
 from stochastic_bottleneck.encoders import Encoder, unwrap
 from stochastic_bottleneck.evaluation._inputs import (
     features_of,

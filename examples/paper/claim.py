@@ -163,8 +163,7 @@ def main(doc: str, measure: Any, conclude: Any, figure: list[Panel], formats: Js
         runs = [Run(folder) for folder in options.runs]
         old = json.loads(path.read_text()) if options.add and path.exists() else {}
         results = measured(runs, shared_settings(runs, old.get("settings", {})), measure, formats)
-        if old:
-            results = added(old, results)
+        results = added(old, results) if old else results
         title, _, paper = doc.splitlines()[0].partition(": ")
         about = {"claim": path.stem, "title": title, "paper": paper, **verdict(results, conclude), **provenance()}
         text = json.dumps(about | results, indent=1, default=float) + "\n"

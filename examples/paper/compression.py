@@ -8,7 +8,6 @@ with it. Of PQ and OPQ, decoded features are evaluated. The paper's 588 is 224 x
 Result: holds in part (40 epochs of a small encoder).
 """
 
-import itertools
 from dataclasses import replace
 
 from claim import LABELS, Panel, Rows, Run, ahead, by, columns_of, main, mean, rises, shown, values
@@ -54,16 +53,16 @@ def measure(runs: list[Run]):
         for method in (FITTED, *map(LABELS.get, OTHERS)):
             cells[method] = {title: found.get((bits, method, title)) for title in METRICS}
         cells[FLOATS] = {title: values(having[name], name, "h", key) for title, key in METRICS.items()}
-        cells[FLOATS]["compression"] = None  # it stands beside the codes of each size
-        ratio = {"compression": compression_ratio((3, 32, 32), bits)}
-        rows += [{"bits": bits, "method": m} | ratio | row for m, row in cells.items() if any(row.values())]
+        for method, row in cells.items():
+            ratio = None if method == FLOATS else compression_ratio((3, 32, 32), bits)
+            rows += [{"bits": bits, "method": method, "compression": ratio} | row] if any(row.values()) else []
     return rows, {}
 
 
 def conclude(rows: Rows):
     """Compare the bits with the best other code of the same size."""
     criteria, parts, cells = {}, [], {(row["bits"], row["method"]): row for row in rows}
-    for own, metric in itertools.product((TRAINED, FITTED), METRICS):
+    for own, metric in [(own, metric) for own in (TRAINED, FITTED) for metric in METRICS]:
         found = []  # number of bits, their score, that of the best other code
         for bits in SIZES:
             ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *map(LABELS.get, OTHERS)))

@@ -53,11 +53,8 @@ def conclude(rows: Rows):
         "bits tell more of the class than of shuffled classes": ahead(information, shuffled),
         "the 10 nearest codes are of the image's class more often than by chance": ahead(near, chance),
     }
-    finding = (
-        f"{shown(near)} of the 10 nearest codes are of the image's class (chance: {shown(chance)}); a bit has "
-        f"{shown(information, '.3f')} bits of information on the class."
-    )
-    return finding, criteria
+    nearest = f"{shown(near)} of the 10 nearest codes are of the image's class (chance: {shown(chance)})"
+    return f"{nearest}; a bit has {shown(information, '.3f')} bits of information on the class.", criteria
 
 
 if __name__ == "__main__":

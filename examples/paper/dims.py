@@ -8,10 +8,8 @@ Needs runs of StochCon Gauss at several sizes. Result: holds in part (5 epochs o
 from claim import Panel, Rows, Run, by, columns_of, main, rises, shown, values
 from collapse import describe
 
-FIGURE = [
-    Panel("linear probe (%)", "dim", ("probe on z", "probe on h"), log="x"),
-    Panel("posterior variance, last epoch", "dim", ("posterior variance",), log="xy", factor=1),
-]
+FIGURE = [Panel("linear probe (%)", "dim", ("probe on z", "probe on h"), log="x")]
+FIGURE += [Panel("posterior variance, last epoch", "dim", ("posterior variance",), log="xy", factor=1)]
 
 
 def measure(runs: list[Run]):
@@ -28,15 +26,11 @@ def measure(runs: list[Run]):
 def conclude(rows: Rows):
     """Look at the direction of accuracy and variance."""
     accuracy, variance = ([row[name] for row in rows] for name in ("probe on z", "posterior variance"))
-    criteria = {
-        "accuracy on z rises with the dimension": rises(accuracy),
-        "the posterior variance falls with the dimension": rises(variance[::-1]),
-    }
-    finding = (
-        f"From {rows[0]['dim']} to {rows[-1]['dim']} dimensions, accuracy on z goes from {shown(accuracy[0])} to "
-        f"{shown(accuracy[-1])} and the variance from {shown(variance[0], '.3f')} to {shown(variance[-1], '.3f')}."
-    )
-    return finding, criteria
+    criteria = {"accuracy on z rises with the dimension": rises(accuracy)}
+    criteria["the posterior variance falls with the dimension"] = rises(variance[::-1])
+    gain = f"accuracy on z goes from {shown(accuracy[0])} to {shown(accuracy[-1])}"
+    ends = f"{shown(variance[0], '.3f')} to {shown(variance[-1], '.3f')}"
+    return f"From {rows[0]['dim']} to {rows[-1]['dim']} dimensions, {gain} and the variance from {ends}.", criteria
 
 
 if __name__ == "__main__":

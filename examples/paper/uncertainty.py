@@ -93,9 +93,8 @@ def conclude(rows: Rows):
         if "posterior" in name or row is rows[0]:
             parts.append(f"{name} {shown(row['errors'], '.2f')} and {shown(row['digits'], '.2f')}")
         if "posterior" in name:
-            behind = ahead(rows[0]["errors"], row["errors"])
             criteria[f"{name} ranks hard images"] = ahead(row["area"], row["accuracy"])
-            criteria[f"{name} finds errors as SimCLR's softmax does"] = not behind
+            criteria[f"{name} finds errors as SimCLR's softmax does"] = not ahead(rows[0]["errors"], row["errors"])
             criteria |= {f"{name} detects {what}": ahead(row[what], 0.5) for what in SHOWN[1:]}
     return f"AUROC for errors and for digits: {', '.join(parts)}.", criteria
 

@@ -53,7 +53,7 @@ def runs(tmp_path_factory):
     for name, changed in RUNS.items():
         for seed in (0, 1):
             (folder := root / f"{name}-{seed}").mkdir()
-            settings = Settings(**{"encoder": "small", "dim": 16, "epochs": 5, "seed": seed, **changed})
+            settings = Settings(**{"encoder": "small", "dim": 32, "epochs": 5, "seed": seed, **changed})
             (folder / "simclr").mkdir()
             save_file(build_model("simclr", settings).state_dict(), folder / "simclr" / "model.safetensors")
             for kind in ("bern", "gauss"):

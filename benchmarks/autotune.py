@@ -99,7 +99,7 @@ def measure(work: Callable[[], Tensor], exact: Tensor, device: str) -> tuple[flo
     return error, statistics.median(times)
 
 
-def main(output: Path = environment.RESULTS / "gpu", dry: bool = False) -> None:
+def main(output: Path = environment.ROOT / "runs" / "gpu", dry: bool = False) -> None:
     """Measure and write both files."""
     device = "cpu" if dry else "cuda"
     capability, shared_memory = nt_xent_blocks.limits(torch.device(device))

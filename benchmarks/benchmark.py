@@ -16,7 +16,7 @@ class Case:
 
     name: str  # unique in its benchmark; targets and tables refer to it
     size: dict[str, Any] = field(default_factory=dict)  # what `build` needs to make the inputs
-    flop: float | None = None  # smallest number of floating point operations, for the floor
+    flop: float | None = None  # floating point operations that the floor counts
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Benchmark:
     views: tuple[View, ...]
     targets: tuple[Target, ...] = ()
     oracle: Callable[[Case, str], dict[str, Any]] | None = None  # float64 results for inputs of a precision
-    floor: str | None = None  # contender whose rate, with `Case.flop`, gives the smallest possible time
+    floor: str | None = None  # contender whose rate, with `Case.flop`, gives the floor's time
     axis: str | None = None  # key of `Case.size` on the x axis of figures; None for bars
     rounds: int = 7  # samples per contender; more where a small difference matters
 

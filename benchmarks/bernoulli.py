@@ -28,13 +28,13 @@ def ours() -> Sampler:
 
 
 def distributions() -> Sampler:
-    from torch.distributions import Bernoulli, RelaxedBernoulli, kl_divergence
+    from torch.distributions import Bernoulli, Distribution, RelaxedBernoulli, kl_divergence
+
+    Distribution.set_default_validate_args(False)  # checks read values back, which costs time
 
     def sample(logits: Tensor) -> tuple[Tensor, Tensor]:
-        # Without argument checks, which read values back and would cost time.
-        z = RelaxedBernoulli(logits.new_tensor(TEMPERATURE), logits=logits, validate_args=False).rsample()
-        fair = Bernoulli(logits.new_tensor(0.5), validate_args=False)
-        kl = kl_divergence(Bernoulli(logits=logits, validate_args=False), fair)
+        z = RelaxedBernoulli(logits.new_tensor(TEMPERATURE), logits=logits).rsample()
+        kl = kl_divergence(Bernoulli(logits=logits), Bernoulli(logits.new_tensor(0.5)))
         return z, kl.sum(dim=-1)
 
     sample(torch.zeros(1, 1))  # the first call looks up the formula, which torch.compile cannot trace

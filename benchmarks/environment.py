@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PACKAGES = (
     *("stochastic-bottleneck", "torch", "torchvision", "timm", "lightly"),
-    *("pytorch-metric-learning", "kornia", "numpy"),
+    *("pytorch-metric-learning", "open-clip-torch", "kornia", "numpy", "triton"),
 )
 
 

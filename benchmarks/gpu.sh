@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A quarter of an hour on one GPU: its tests, the autotune, then what is published of it. Every part writes into $OUT
+# A quarter of an hour on one GPU: its tests, the autotune, the benchmarks and training. Every part writes into $OUT
 # and is skipped once it has finished; the autotune also writes stochastic_bottleneck/kernels/nt_xent_blocks.json. Start
 # again to run the rest, or to train on. Nothing is installed or downloaded.
 #
-#   OUT=benchmarks/results/gpu DATA=FOLDER_OR_TAR_OF_CIFAR10 bash benchmarks/gpu.sh
+#   OUT=runs/gpu DATA=FOLDER_OR_TAR_OF_CIFAR10 bash benchmarks/gpu.sh
 #   bash benchmarks/gpu.sh --dry    # the same parts on the CPU with tiny sizes, into a temporary folder
 #
 # Without DATA nothing is trained. LIMIT is the time in seconds, WORKERS the number of processes that run tests.
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 dry=0
 [ "${1:-}" = --dry ] && dry=1
 [ $dry = 1 ] && OUT=${OUT:-$(mktemp -d)}
-OUT=$(realpath -m "${OUT:-benchmarks/results/gpu}")
+OUT=$(realpath -m "${OUT:-runs/gpu}")
 PYTHON=${PYTHON:-python} LIMIT=${LIMIT:-900} WORKERS=${WORKERS:-4} failed=()
 mkdir -p "$OUT"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -44,16 +44,18 @@ if [ $dry = 1 ]; then
     part tests.done 600 bash -c 'tests tests/kernels/test_cuda.py'
     part autotune.done 600 env TRITON_INTERPRET=1 "$PYTHON" -m benchmarks.autotune --dry --output "$OUT"
     part info_nce.done 600 "$PYTHON" -m benchmarks.info_nce_gpu --dry --output "$OUT/info_nce.jsonl"
-    part samplers.done 600 "$PYTHON" -m benchmarks bernoulli gaussian --quick --output "$OUT"
-    part step.done 600 "$PYTHON" -m benchmarks step --quick --output "$OUT"
+    for name in bernoulli gaussian step; do
+        part $name.done 600 "$PYTHON" -m benchmarks $name --quick --output "$OUT"
+    done
     part training.done 600 "$PYTHON" examples/cifar10_full.py quick --models simclr bern --resume --dry-run \
         --finetune-epochs 0 --out "$OUT/training"
 else
     part tests.done 240 bash -c "tests -n $WORKERS"
     part autotune.done 180 "$PYTHON" -m benchmarks.autotune --output "$OUT"
     part info_nce.done 260 "$PYTHON" -m benchmarks.info_nce_gpu --output "$OUT/info_nce.jsonl" --seconds 240
-    part samplers.done 90 "$PYTHON" -m benchmarks bernoulli gaussian --device cuda --rounds 3 --output "$OUT"
-    part step.done 90 "$PYTHON" -m benchmarks step --device cuda --rounds 3 --output "$OUT"
+    for name in bernoulli gaussian step; do
+        part $name.done 60 "$PYTHON" -m benchmarks $name --device cuda --rounds 3 --output "$OUT"
+    done
     if [ -n "${DATA:-}" ]; then
         part training.done "$LIMIT" "$PYTHON" examples/cifar10_full.py resnet18 --data "$DATA" --models simclr bern \
             --resume --compile --finetune-epochs 0 --out "$OUT/training"

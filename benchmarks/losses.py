@@ -53,36 +53,29 @@ def open_clip() -> Loss:
     return lambda v, w: loss(F.normalize(v, dim=1), F.normalize(w, dim=1), 1 / TEMPERATURE)  # type: ignore[no-any-return]
 
 
-def siglip_kernel() -> Loss:
-    from siglip_kernel import fused_siglip_loss
-
-    scale, bias = torch.tensor(1 / TEMPERATURE, device="cuda").log(), torch.tensor(-10.0, device="cuda")
-    return lambda v, w: fused_siglip_loss(F.normalize(v, dim=1), F.normalize(w, dim=1), scale, bias)  # type: ignore[no-any-return]
-
-
-def plain(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def plain(v: Tensor, v_prime: Tensor) -> Tensor:
     """The usual formula: all logits, the diagonal masked, cross-entropy with the other view as the class."""
     rows = F.normalize(torch.cat((v, v_prime)), dim=1)
     n = len(v)
-    logits = rows @ rows.T / temperature
+    logits = rows @ rows.T / TEMPERATURE
     itself = torch.eye(2 * n, dtype=torch.bool, device=rows.device)
     positive = (torch.arange(2 * n, device=rows.device) + n) % (2 * n)
     return F.cross_entropy(logits.masked_fill(itself, float("-inf")), positive)
 
 
-def solo_learn(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def solo_learn(v: Tensor, v_prime: Tensor) -> Tensor:
     """Solo-learn's formula: exponentials of all similarities without a shift, summed under two masks."""
     rows = F.normalize(torch.cat((v, v_prime)), dim=-1)
     image = torch.arange(len(v), device=rows.device).repeat(2)
     same_image = (image[:, None] == image[None, :]).to(rows.dtype)
     is_positive = same_image - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-    exponentials = torch.exp(rows @ rows.T / temperature)
+    exponentials = torch.exp(rows @ rows.T / TEMPERATURE)
     positives = (exponentials * is_positive).sum(dim=1)
     negatives = (exponentials * (1 - same_image)).sum(dim=1)
     return -torch.log(positives / (positives + negatives)).mean()
 
 
-def oracle(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> dict[str, Tensor]:
+def oracle(v: Tensor, v_prime: Tensor) -> dict[str, Tensor]:
     """Value and gradients of the mean loss in float64, a block of rows at a time."""
     v, v_prime = (x.detach().clone().double().requires_grad_() for x in (v, v_prime))
     rows = F.normalize(torch.cat((v, v_prime)), dim=1)
@@ -90,7 +83,7 @@ def oracle(v: Tensor, v_prime: Tensor, temperature: float = TEMPERATURE) -> dict
     n, value = len(v), torch.zeros((), dtype=torch.float64)
     for start in range(0, 2 * n, BLOCK):
         index = torch.arange(start, min(start + BLOCK, 2 * n))
-        logits = leaf[index] @ leaf.T / temperature
+        logits = leaf[index] @ leaf.T / TEMPERATURE
         positive = logits.gather(1, ((index + n) % (2 * n))[:, None]).squeeze(1)
         others = logits.masked_fill(index[:, None] == torch.arange(2 * n), float("-inf"))
         loss = (others.logsumexp(dim=1) - positive).sum() / (2 * n)

@@ -24,21 +24,20 @@ CGROUP = Path("/sys/fs/cgroup")
 @contextmanager
 def peak(device: str) -> Iterator[dict[str, Any]]:
     """Measure the extra bytes that this process needs at the peak inside the context, where that is possible."""
-    measured: dict[str, Any] = {"peak_bytes": None, "memory_method": "none"}
+    measured: dict[str, Any] = {"peak_bytes": None}
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         yield measured
-        extra = torch.cuda.max_memory_allocated() - before
-        measured |= {"peak_bytes": extra, "memory_method": "cuda allocator"}
+        measured["peak_bytes"] = torch.cuda.max_memory_allocated() - before
     elif CLEAR_REFS.exists():
         with suppress(AttributeError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)  # return freed memory, whose reuse would not be counted
         before = _status("VmRSS")
         CLEAR_REFS.write_text("5")  # reset the peak VmHWM to VmRSS; man 5 proc
         yield measured
-        measured |= {"peak_bytes": max(0, _status("VmHWM") - before), "memory_method": "VmHWM - VmRSS"}
+        measured["peak_bytes"] = max(0, _status("VmHWM") - before)
     else:
         yield measured
 

@@ -46,8 +46,8 @@ class Options:
 
     @property
     def full(self) -> bool:
-        """Whether the results may replace those in benchmarks/results."""
-        return not (self.quick or self.rounds or self.cases or self.contenders)
+        """Whether the results may replace those in benchmarks/results, which are of the CPU with the defaults."""
+        return self == Options()
 
 
 def measure(
@@ -71,13 +71,14 @@ def measure(
     rows = []
     with _start_all(benchmark, contenders, options) as (processes, folder):
         machine |= next(iter(processes.values())).ask("describe")
+        if "error" in machine:
+            raise RuntimeError(f"the device cannot be used: {machine['error']}")
         for case in cases:
             log(f"{benchmark.name} {case.name}")
             taking = [c for c in contenders if c.takes(case)]
             precisions = {c.precision for c in taking}
             oracles = {p: _oracle(benchmark, case, p, folder, options) for p in precisions}
             rows += _measure_case(case, taking, processes, oracles, options.rounds or 1, begin)
-    summary = f"{environment.hardware(machine)}; Python {machine['python']}, {environment.versions(machine)}"
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
@@ -86,7 +87,7 @@ def measure(
         "seconds": round(time.monotonic() - begin, 1),
         "options": asdict(options),
         "environment": machine,
-        "rows": [{**row, "measured_on": summary} for row in rows],
+        "rows": rows,
     }
 
 
@@ -140,7 +141,7 @@ def new_row(case: Case, contender: Contender) -> dict[str, Any]:
         **dict.fromkeys(("error", "median_s", "quartiles_s")),
         "samples_s": [],
         "spans_s": [],
-        **dict.fromkeys(("calls", "first_call_s", "peak_bytes", "memory_method", "agreement", "amount")),
+        **dict.fromkeys(("calls", "first_call_s", "peak_bytes", "agreement", "amount")),
     }
 
 

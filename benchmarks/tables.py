@@ -118,8 +118,9 @@ def cell(row: Row | None, metric: str) -> str:
     if row is None:
         return NOTHING
     if row["error"] is not None:
-        asked = re.search(r"tried to allocate (\d+) bytes", row["error"])
-        return f"asks for {size(int(asked[1]))}" if asked else "fails"
+        asked = re.search(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", row["error"], re.IGNORECASE)
+        units = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+        return f"asks for {size(float(asked[1]) * units[asked[2]])}" if asked else "fails"
     value = row[{"time": "median_s", "first call": "first_call_s", "memory": "peak_bytes"}[metric]]
     if value is None:
         return NOTHING

@@ -81,7 +81,7 @@ class Memory(Target):
 
 @dataclass(frozen=True)
 class FloorShare(Target):
-    """Smallest possible time, by the rate of a matrix product in the same rounds, divided by the time measured."""
+    """The floor's time, by the rate of a matrix product in the same rounds, divided by the time measured."""
 
     case: str = ""
     floor: str = ""
@@ -101,7 +101,6 @@ class Exponent(Target):
     """Slope of the logarithm of time or memory over that of a size."""
 
     cases: tuple[str, ...] = ()
-    axis: str = "n"
     metric: str = "time"
     format: ClassVar[str] = "{:.2f}"
 
@@ -110,7 +109,7 @@ class Exponent(Target):
         values = [row["median_s"] if self.metric == "time" else _peak(row) for row in rows]
         if min(values) <= 0:
             raise NotMeasuredError("too small to measure")
-        log_sizes = [math.log(row["size"][self.axis]) for row in rows]
+        log_sizes = [math.log(row["size"]["n"]) for row in rows]
         return statistics.linear_regression(log_sizes, [math.log(v) for v in values]).slope
 
 
@@ -140,7 +139,7 @@ def paired_ratio(samples: list[float], of_peer: list[float]) -> float:
 
 
 def floor_share(row: Row, product: Row) -> float:
-    """Median over rounds of the smallest possible time over the time measured."""
+    """Median over rounds of the floor's time over the time measured."""
     return row["flop"] / product["amount"] * paired_ratio(product["samples_s"], row["samples_s"])
 
 

@@ -2,8 +2,7 @@
 
 Writes `benchmarks/results/triton/compilation.json`: for each kernel with the block sizes that `nt_xent_blocks` chooses,
 the registers of a thread, the bytes that spill from them to memory, the shared memory of a block, and the instruction
-that its tensor cores run, as Triton's own ptxas reports them. `--arch 90` compiles for one architecture only, and
-keeps the rows of the others.
+that its tensor cores run, as Triton's own ptxas reports them.
 """
 
 from __future__ import annotations
@@ -106,12 +105,9 @@ def versions() -> dict[str, str]:
     return {"triton": triton.__version__} | {f"ptxas from sm_{arch}": x.version for arch, x in tools.items()}
 
 
-def main(arch: int | None = None) -> None:
-    """Compile for all architectures or for one, and write the table."""
-    rows = [row for row in (json.loads(PATH.read_text())["rows"] if arch else []) if row["arch"] != arch]
-    for each in (arch,) if arch else ARCHITECTURES:
-        rows += [compile_kernel(each, *case) for case in specializations()]
-    rows.sort(key=lambda row: row["arch"])
+def main() -> None:
+    """Compile for all architectures, and write the table."""
+    rows = [compile_kernel(arch, *case) for arch in ARCHITECTURES for case in specializations()]
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     head = json.dumps({"command": "python -m benchmarks.triton_compilation", "versions": versions()}, indent=1)
     environment.write_atomically(PATH, f'{head[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n')

@@ -22,10 +22,10 @@ WARM_UP = 0.5  # shorter calls are preceded by an untimed one, since others have
 
 
 def serve(connection: Connection, module: str, name: str, device: str, threads: int | None, folder: str) -> None:
-    """Answer the runner's commands until it closes the pipe; compiled code is cached in the folder."""
+    """Answer the runner's commands until it closes the pipe; compiled code is cached in a folder of its own."""
     multiprocessing.set_start_method(None, force=True)  # a contender's own processes start the default way
     # Compile in this process: a pool of compiler processes would stay and share the cores.
-    os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/{name}", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     if hasattr(os, "setsid"):
         os.setsid()  # a group of its own: Ctrl-C reaches only the runner, which ends whole groups
     if threads is not None:
@@ -120,6 +120,8 @@ class Worker:
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # the next case is compiled for its own shape
         gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()  # for the other contenders
         return {}
 
     def oracle(self, case: Case, precision: str, path: str) -> dict[str, Any]:

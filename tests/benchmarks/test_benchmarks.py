@@ -29,7 +29,7 @@ def test_results_describe_machine_and_samples():
     rows, machine = measure()["rows"], measure()["environment"]
     assert {r["contender"] for r in rows} == {c.name for c in BENCHMARK.contenders} - {"skips", "compiled"}
     assert {"cpu", "cores", "memory_bytes", "python", "commit", "dirty", "threads"} <= machine.keys()
-    assert all(f"torch {machine['packages']['torch']}" in r["measured_on"] for r in rows)
+    assert machine["packages"]["torch"]
     assert measure()["command"] == "a test"
     json.dumps(measure(), allow_nan=False)
     short, long = row("short"), row("long")
@@ -147,8 +147,11 @@ def test_exit_code_of_failures_and_missed_targets(monkeypatch, tmp_path, capsys)
     assert "long over short: at most 1x" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--quick", "--rounds=9", "--case=N = 32", "--contender=ours"])
-def test_shortened_runs_do_not_replace_committed_results(option, capsys):
+OTHER_RUNS = ("--quick", "--rounds=9", "--case=N = 32", "--contender=ours", "--device=cuda", "--threads=1")
+
+
+@pytest.mark.parametrize("option", OTHER_RUNS)
+def test_other_runs_do_not_replace_committed_results(option, capsys):
     assert command.main(["info_nce", option, "--output", str(environment.RESULTS)]) == 2
     assert "only full runs may write to" in capsys.readouterr().err
     assert command.main([option]) == 2
@@ -251,6 +254,7 @@ def test_committed_results_are_complete(path):
     results = json.loads(path.read_text())
     benchmark = tables.benchmark_of(path.stem)
     assert not results["options"]["quick"]
+    assert results["options"]["device"] == "cpu"
     assert not results["environment"]["dirty"]
     assert {row["case"] for row in results["rows"]} == {case.name for case in benchmark.cases}
     for stem in figures.draw(benchmark, results):

@@ -41,8 +41,8 @@ class ViewDivergence(StochConLoss):
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "without InfoNCE on codes": {"loss": StochConLoss(codes=0)},
-    "without the deterministic pair": {"loss": StochConLoss(deterministic=0)},
-    "without the stochastic term": {"loss": StochConLoss(stochastic=0, deterministic=0)},
+    "without the deterministic term": {"loss": StochConLoss(deterministic=0)},
+    "InfoNCE on codes alone": {"loss": StochConLoss(stochastic=0, deterministic=0)},
     "codes x 3": {"loss": StochConLoss(codes=3)},
     "+ covariance, weight 0.1": {"loss": StochConLoss(covariance=0.1)},
     "+ KL, weight 0.01": {"loss": StochConLoss(kl=0.01)},

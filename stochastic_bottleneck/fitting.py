@@ -72,10 +72,11 @@ def fit_bottleneck(
         normalization: as for `StochasticBottleneck`.
         shrinkage: as for `StochasticBottleneck`.
         neighbours: half of the second views come from one of this many nearest neighbours of the item, by the cosine
-            of the means of its views, so that codes bring together items of one kind rather than the views of one item
-            alone; from arrays only. 0 for a search for the item itself, such as a duplicate or a caption.
+            of the means of its views and among up to 65,536 random items, so that codes bring together items of one
+            kind rather than the views of one item alone; from arrays only. 0 for a search for the item itself, such
+            as a duplicate or a caption.
         samples: latents drawn for each view; 0 trains without noise, as in `StochConWrapper`.
-        precision: "bf16-mixed" trains under autocast to bfloat16; None does where the hardware is faster at it.
+        precision: "bf16-mixed" trains under autocast to bfloat16; None does so where the hardware is faster with it.
         seed: of weights, order, views and noise. The same seed gives the same bottleneck on the same machine.
         device: to train on; None for a GPU if there is one, else the CPU. The bottleneck is returned on the device
             of the views.

@@ -72,7 +72,7 @@ def conclude(rows: Rows):
             continue
         if metric == "probe":
             criteria[f"{own}: more bits give a higher accuracy"] = rises([ours for _, ours, _ in found])
-        said = f"{own}: by {metric}, no other code of SimCLR's h is ahead at any size"
+        said = f"{own}: by {metric}, no other code of h is ahead at any size"
         criteria[said] = not any(ahead(best, ours) for _, ours, best in found)
         ends = (f"{bits} bits {shown(ours)} (others {shown(best)})" for bits, ours, best in (found[0], found[-1]))
         parts.append(f"{own}, by {metric}: {', '.join(ends)}")

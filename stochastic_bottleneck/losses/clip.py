@@ -34,7 +34,7 @@ class ClipLoss(ContrastiveLoss):
             into the module that DistributedDataParallel wraps, so that all processes learn one temperature.
         min_temperature: lower bound of a learned temperature, at least 0.01, which is CLIP's. Below 0.025,
             exponentials are float64, which GPUs compute several times slower; bfloat16 rows are multiplied in bfloat16
-            from 0.05 on. Its value is never copied to the host.
+            from 0.05 on. On a GPU, a learned temperature is never copied to the host.
         symmetric: also compare each key with all queries, as CLIP does. False for one direction.
         gather_distributed: compare with the rows of all processes, with the exact gradient, as in `InfoNCELoss`. Not
             inside `torch.compile`.

@@ -83,9 +83,6 @@ class Compress(Encoding):
             train, queries = find_splits(self)
             if self.views < 2:
                 raise ValueError(f"--views must be at least 2, since codes learn what views share, got {self.views}")
-            if {"pq", "opq"} & {*self.methods} and len(train.paths) < 300:
-                few = f"needs 300 training images for its 256 centroids, got {len(train.paths)}; give --methods"
-                raise ValueError(f"PQ {few} without pq and opq")
             encoder, config = load_encoder(self)
             cache_features(self, train, queries, encoder, config)
             if not self.encode_only:
@@ -154,12 +151,12 @@ def our_codec(method: str, bottleneck: nn.Module) -> Codec:
 
 
 @cache
-def best_variant(method: str, data: Data) -> tuple[Any, int]:
-    """Features as they are or of length one, and for ITQ one of several starts: what is best at 128 bits, or less.
+def best_variant(method: str, data: Data, bits: int) -> tuple[Any, int]:
+    """Features as they are or of length one, and for ITQ one of several starts.
 
     Which one finds the class (or float neighbours) of left-out training images best decides.
     """
-    n, bits = min(1000, len(data.x) // 10), min(128, data.x.shape[1])
+    n = min(1000, len(data.x) // 10)
     out, rest = slice(0, n), slice(n, n + 10_000)
     y, y_query = (None, None) if data.y is None else (data.y[rest], data.y[out])
     held_out = Data(data.x[rest], y, data.x[out], y_query)
@@ -238,7 +235,8 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
         print(f"{method}, {key[1]} bits, seed {seed}")
         if method in METHODS:
             try:
-                prepare, first = best_variant(method, data)
+                size = bits if x.shape[1] % 128 else 128  # which all methods can have, chosen once
+                prepare, first = best_variant(method, data, size)
                 start = time.perf_counter()
                 codec = fitted(method, data.x, bits, prepare, seed * ITQ_STARTS + first)
             except ValueError as error:
@@ -267,13 +265,12 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
 
 # ---- table and figure -----------------------------------------------------------------------------------------------
 def read_results(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
-    """Values by metric of the measurements in a file, by method, bits and seed; without one that was stopped."""
+    """Values by metric of the measurements in a file, by method, bits and seed."""
     found = defaultdict(dict)
-    for line in path.read_text().splitlines(keepends=True)[1:] if path.exists() else []:
-        if line.endswith("\n"):
-            *key, metric, value = line.strip().split(",")
-            found[tuple(key)][metric] = value
-    return {key: metrics for key, metrics in found.items() if "search_seconds" in metrics}  # the last of evaluate
+    for line in path.read_text().splitlines()[1:] if path.exists() else []:
+        *key, metric, value = line.split(",")
+        found[tuple(key)][metric] = value
+    return found
 
 
 def report(s: Compress, results: dict[tuple[str, ...], dict[str, str]], images: int, queries: int) -> None:

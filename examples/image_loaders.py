@@ -217,11 +217,6 @@ class TrainingLoader(DataLoader[Any]):
     ) -> None:  # fmt: skip
         rank, world = trainer.global_rank, trainer.world_size
         self.trainer, self.batches, size = trainer, split.count // batch_size, batch_size // world
-        if self.batches < 1 or batch_size % world or len(split.items) < world:
-            raise ValueError(
-                f"batch size must be at most the number of images, {split.count}, and a multiple of the number of "
-                f"processes, {world}, got {batch_size}; with shards, each process needs one, got {len(split.items)}"
-            )
         if split.sharded:
             data, sampler = Shards(split.items, rank, world, seed, size, self.batches), None
             workers = min(workers, len(split.items) // world)  # each needs a shard

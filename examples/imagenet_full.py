@@ -141,7 +141,9 @@ def check_batch_sizes(s: Settings, train: Split) -> None:
     if {*s.models} != {"supervised"}:
         sizes, schedules = {"batch-size": s.batch_size}, schedules | {"probe": s.probe, "finetune": s.finetune}
     if train.classes:
-        sizes |= {f"{stage}.batch-size": c.batch_size for stage, c in schedules.items() if c.epochs}
+        sizes |= {f"{stage}.batch-size": c.batch_size for stage, c in schedules.items() if c.epochs or stage == "probe"}
+    if len(train.items) < WORLD:
+        raise TrainingError(f"each process needs a shard or an image, got {len(train.items)} for {WORLD} processes")
     for option, size in sizes.items():
         if not WORLD <= size <= train.count or size % WORLD:
             rule = f"at most the {train.count:,} training images and a multiple of the {WORLD} processes"
@@ -211,10 +213,8 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Algorithm 1 of StochCon: both views through the encoder, the second through the latent, one head, InfoNCE."""
-        if isinstance(self.model, StochConWrapper):
-            loss = self.loss(self.model(*batch))
-        else:
-            loss = self.loss.info_nce(self.model(batch[0]), self.model(batch[1]))
+        has_latent = isinstance(self.model, StochConWrapper)
+        loss = self.loss(self.model(*batch)) if has_latent else self.loss.info_nce(*map(self.model, batch))
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -309,7 +309,7 @@ def evaluate(model: nn.Module, scores: Any, s: Settings, train: Split, test: Spl
         bits = name == "z" and model.bottleneck.kind == "bern"
         results[name] = r = {"dim": rows.shape[1]}
         if train.classes:
-            options = {"metric": "hamming" if bits else "cosine", "device": DEVICE if DEVICE.type == "cuda" else None}
+            options = {"metric": "hamming" if bits else "cosine", "device": DEVICE}
             r["knn"] = knn_accuracy(rows, x.labels, test_rows, x_test.labels, k=min(20, len(rows)), **options)
             r |= {"probe": scores[name]["accuracy"], "probe_top5": scores[name]["top5"]}
         if bits:

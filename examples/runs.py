@@ -8,8 +8,7 @@ import math
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,8 +126,10 @@ class Run:
     def fit(self, name: str, trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
         """Train, from the newest checkpoint if there is one; a dry run counts one step."""
         if self.settings.dry_run:
-            with counted(f"{name}, a step"):
+            with FlopCounterMode(display=False) as flops:
                 trainer.fit(module, loader)
+            memory = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(f"{name}, a step: {flops.get_total_flops():.3g} FLOPs, peak memory {memory / 2**30:.2f} GiB")
             return
         checkpoints = self.folder / name / "checkpoints"
         newest = newest_checkpoint(checkpoints)
@@ -213,15 +214,6 @@ def scores(features: Sequence[Any], labels: Sequence[Any], metric: str, probe: S
     if metric == "hamming":
         x, x_test = pack_bits(x), pack_bits(x_test)
     return found | {"map": retrieval_scores(x_test, y_test, x, y, r=1000, k=1, metric=metric, device=DEVICE).map}
-
-
-@contextmanager
-def counted(title: str) -> Iterator[None]:
-    """Print the FLOPs and the peak memory of what runs inside."""
-    with FlopCounterMode(display=False) as flops:
-        yield
-    memory = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{title}: {flops.get_total_flops():.3g} FLOPs, peak memory {memory / 2**30:.2f} GiB")
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> dict[str, Any]:

@@ -132,17 +132,6 @@ def test_encoding_that_is_stopped_continues_to_the_bit(images, tmp_path, monkeyp
     assert not np.array_equal(one[0], one[1])  # views differ
 
 
-def test_a_measurement_that_is_half_written_is_made_again(whole, images, tmp_path):
-    file = shutil.copytree(whole[0], tmp_path / "run") / "images.csv"
-    file.write_text(file.read_text()[:-3])
-    assert run(images, tmp_path / "run")[0] == 0
-    before, after = measured(whole[0]), measured(tmp_path / "run")
-    last = [*before][-1][:2]
-    assert before.keys() == after.keys()
-    # All others are kept, with the seconds that they took; the last is measured again, to the same values.
-    assert all(after[key] == before[key] for key in before if key[:2] != last or "seconds" not in key[3])
-
-
 def test_images_without_labels_are_compared_by_their_neighbours(images, tmp_path):
     (tmp_path / "images").mkdir()
     shutil.copy(images.parent / "encoder.safetensors", tmp_path)
@@ -161,7 +150,6 @@ def test_images_without_labels_are_compared_by_their_neighbours(images, tmp_path
     [
         (["--data", "nowhere"], "--data must be a folder or a tar of images, got nowhere"),
         (["--data", "empty"], "no images in"),
-        (["--data", "few"], "PQ needs 300 training images for its 256 centroids, got 12"),
         (["--encoder", "timm:resnet5"], "--encoder must be lite0, timm:NAME or torchvision:NAME"),
         (["--encoder", "timm:test_efficientnet"], "size mismatch for"),
         (["--size", "-1"], "; give --weights FILE.safetensors, another --size, or --encoder lite0"),
@@ -172,7 +160,6 @@ def test_images_without_labels_are_compared_by_their_neighbours(images, tmp_path
 )
 def test_errors_name_the_fix(more, words, whole, images, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    write_folder(tmp_path / "few")
     monkeypatch.chdir(tmp_path)
     code, printed = run(images, whole[0], *more)
     assert (code, words in printed) == (2, True), printed

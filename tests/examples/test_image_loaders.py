@@ -106,14 +106,6 @@ def test_processes_get_the_same_number_of_batches_from_unequal_shards(shards):
     assert counts == [5, 5]
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "world"), [(31, 1), (5, 2), (8, 4)], ids=["too few images", "indivisible", "too few shards"]
-)
-def test_batches_that_cannot_be_made_are_refused(shards, batch_size, world):
-    with pytest.raises(ValueError, match=f"batch size .* 30, .* {world}, got {batch_size}; .* got 3"):
-        batches(find_split(shards), world=world, batch_size=batch_size)
-
-
 # ---- shards as people have them ------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import TorchSyncBatchNorm
 from provenance import DEVICE, Stopped
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_model
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
@@ -151,8 +151,7 @@ class Run:
             spec = {"encoder_name": f"timm:{encoder}", "encoder_options": options, "small_images": small_images}
             HubModel.from_wrapper(model, pretrained_cfg=config, **spec).save_pretrained(self.folder / name)
         else:
-            state = {key: value.contiguous() for key, value in model.state_dict().items()}
-            save_file(state, self.folder / name / "model.safetensors")
+            save_model(model, self.folder / name / "model.safetensors")
 
     def stage(self, section: str, name: str, key: str, measure: Callable[..., dict[str, Any]], *args: Any) -> None:
         """Add what `measure(*args)` returns to the results of a model or baseline, unless `key` is there already."""
@@ -193,14 +192,6 @@ def encoder_spec(name: str) -> tuple[str, dict[str, Any]]:
     if name != "small" and not timm.is_model(name):
         raise TrainingError(f'--encoder must be "small" or a model of timm\'s, such as resnet50, got {name!r}')
     return ("resnet10t", {"num_classes": 0, **small}) if name == "small" else (name, {"num_classes": 0})
-
-
-def load_encoder(encoder: nn.Module, folder: Path) -> nn.Module:
-    """Give an encoder the trained weights of a model's folder, StochCon's or SimCLR's."""
-    state = load_file(folder / "model.safetensors")
-    names = {key.removeprefix("encoder.").removeprefix("backbone."): key for key in state if key.startswith("encoder.")}
-    encoder.load_state_dict({name: state[key] for name, key in names.items()})
-    return encoder.eval()
 
 
 def scores(features: Sequence[Any], labels: Sequence[Any], metric: str, probe: Sequence[float]) -> dict[str, Any]:

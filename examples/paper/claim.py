@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from stochastic_bottleneck.evaluation import Encoded, encode
@@ -29,11 +30,10 @@ from stochastic_bottleneck.hub import HubModel
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
-from cifar10_full import NORMALIZE, Settings, build_encoder, load_images  # noqa: E402
+from cifar10_full import NORMALIZE, Settings, build_model, load_images  # noqa: E402
 from provenance import DEVICE, provenance, write  # noqa: E402
-from runs import NAMES, load_encoder  # noqa: E402
+from runs import NAMES as LABELS  # noqa: E402, F401
 
-LABELS = NAMES  # of models and codes
 IGNORED = {"seed", "out", "models", "precision", "resume", "compile", "logger", "data"}  # no setting of the method
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 Json = dict[str, Any]
@@ -73,13 +73,14 @@ class Run:
 
     def origin(self) -> Json:
         """What was trained, on which machine."""
-        about = {name: self.settings[name] for name in ("epochs", "seed", "precision")} | self.results["environment"]
-        return {k: about[k] for k in ("epochs", "seed", "precision", "machine")} | {"commit": self.results["commit"]}
+        about = self.results | self.settings | self.results["environment"]
+        return {name: about[name] for name in ("epochs", "seed", "precision", "machine", "commit")}
 
     def model(self, name: str) -> nn.Module:
         """A saved StochConWrapper, or SimCLR's encoder."""
         if name == "simclr":
-            return load_encoder(build_encoder(self.given), self.folder / name).to(DEVICE)
+            load_model(model := build_model(name, self.given), self.folder / name / "model.safetensors")
+            return model.encoder.eval().to(DEVICE)
         return HubModel.from_pretrained(self.folder / name).to(DEVICE)
 
     def images(self) -> Any:

@@ -240,8 +240,9 @@ def encode_views(model: nn.Module, s: Settings, train: Images) -> list[Any]:
 
 def fitted_logits(pairs: list[Any], sets: list[dict[str, Any]], s: Settings, **options: Any) -> list[Any]:
     """Logits of a latent that is fitted to these views, without labels, behind the frozen encoder."""
-    options |= {"epochs": 20, "batch_size": min(512, len(sets[0]["h"])), "seed": s.seed, "device": DEVICE}
-    return logits(fit_bottleneck([sets[0]["h"], *pairs], "bern", s.dim, **options).to(DEVICE), sets)
+    batch_size = min(512, len(sets[0]["h"]))
+    options = {"dim": s.dim, "epochs": 20, "batch_size": batch_size, "seed": s.seed, "device": DEVICE} | options
+    return logits(fit_bottleneck([sets[0]["h"], *pairs], "bern", **options).to(DEVICE), sets)
 
 
 def logits(bottleneck: nn.Module, sets: list[dict[str, Any]]) -> list[Any]:

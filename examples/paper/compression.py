@@ -8,8 +8,6 @@ with it. Of PQ and OPQ, decoded features are evaluated. The paper's 588 is 224 x
 Result: holds in part (40 epochs of a small encoder).
 """
 
-from dataclasses import replace
-
 from claim import LABELS, Panel, Rows, Run, ahead, by, columns_of, main, mean, rises, shown, values
 
 # isort: split
@@ -36,7 +34,7 @@ def compressed(run, name):
         found.update({(bits, method, title): scored[key] for title, key in METRICS.items()})
 
     for bits in SIZES:
-        logits = fitted_logits(pairs, sets, replace(run.given, dim=bits))
+        logits = fitted_logits(pairs, sets, run.given, dim=bits)
         add(bits, FITTED, [1.0 * (x > 0) for x in logits], "hamming")
         for code, codes, metric in other_codes(*(x["h"] for x in sets), bits, run.seed):
             add(bits, LABELS[code], codes, metric)

@@ -147,6 +147,10 @@ def test_the_variance_falls_as_far_either_way_and_the_opposing_views_is_better_i
     assert all(mean(found) == pytest.approx(1 / 6, abs=0.01) for found in left)
     for part in ("probe on h", "probe on z"):
         assert [a > b for a, b in zip(opposing[part], own[part], strict=True)] == [True, True, False]
+    opposing, own = rows("collapse", 40)
+    assert opposing["left of the start"] + own["left of the start"] == pytest.approx([0.15, 0.16], abs=0.005)
+    for part, gain in (("probe on h", 0.0), ("probe on z", 0.004)):
+        assert mean(opposing[part]) - mean(own[part]) == pytest.approx(gain, abs=0.0005)
 
 
 def test_more_dimensions_have_more_variance_and_hardly_better_features_from_128_on():

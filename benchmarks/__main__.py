@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not (args.options.full or args.show):
         folder = args.output or Path(tempfile.mkdtemp(prefix="benchmarks-"))
         if folder.resolve() == environment.RESULTS:
-            return _fail(f"only full runs may write to {environment.RESULTS}; give another --output")
+            return _fail(f"only runs with default options may write to {environment.RESULTS}; give another --output")
     missed, failed = [], []
     for name in names:
         benchmark, path = tables.benchmark_of(name), folder / f"{name}.json"

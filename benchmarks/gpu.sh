@@ -54,7 +54,7 @@ else
     part autotune.done 180 "$PYTHON" -m benchmarks.autotune --output "$OUT"
     part info_nce.done 260 "$PYTHON" -m benchmarks.info_nce_gpu --output "$OUT/info_nce.jsonl" --seconds 240
     for name in bernoulli gaussian step; do
-        part $name.done 60 "$PYTHON" -m benchmarks $name --device cuda --rounds 3 --output "$OUT"
+        part $name.done 90 "$PYTHON" -m benchmarks $name --device cuda --rounds 3 --output "$OUT"
     done
     if [ -n "${DATA:-}" ]; then
         part training.done "$LIMIT" "$PYTHON" examples/cifar10_full.py resnet18 --data "$DATA" --models simclr bern \

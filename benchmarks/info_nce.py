@@ -2,8 +2,8 @@
 
 The floor is the matrix products of a loss that caches nothing: similarities are symmetric, so the forward pass needs
 half a product of 2N x 2N x D, and the backward pass the same half again, recomputed, and one for the gradient. Ours
-caches some exponentials and needs down to 1.5 products. On a GPU the floor has float32's rate without tensor cores,
-which the loss uses.
+caches some exponentials and needs 1.5 products where all fit. On a GPU the floor has float32's rate without tensor
+cores, which the loss uses.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def main(output: Path, seconds: float = 300, dry: bool = False) -> None:
     device, begin = "cpu" if dry else "cuda", time.monotonic()
     lines = output.read_text(encoding="utf-8").splitlines() if output.exists() else []
     head, *rows = map(json.loads, lines or ["{}"])
-    known = {tuple(row[x] for x in ("name", "n", "d", "precision")) for row in rows if "failure" not in row}
+    failures = {tuple(row[x] for x in ("name", "n", "d", "precision")): row.get("failure") for row in rows}
     gpu = None if dry else torch.cuda.get_device_name()
     if head.get("gpu", gpu) != gpu:
         raise SystemExit(f"{output} is of {head['gpu']}, and this is {gpu}; give another --output")
@@ -106,9 +106,10 @@ def main(output: Path, seconds: float = 300, dry: bool = False) -> None:
     with output.open("a", encoding="utf-8") as file:
         if not lines:
             print(json.dumps({"date": environment.now(), "gpu": gpu, "machine": environment.describe()}), file=file)
-        for name, n, d, precision in cases(dry):
-            if (name, n, d, precision) in known:
+        for case in sorted(cases(dry), key=failures.__contains__):  # those that failed before come last
+            if case in failures and not failures[case]:
                 continue
+            name, n, d, precision = case
             if time.monotonic() - begin > seconds:
                 raise SystemExit(f"{seconds:g} s are over; start again to measure the rest")
             row: dict[str, Any] = {"name": name, "n": n, "d": d, "precision": precision}
@@ -117,8 +118,9 @@ def main(output: Path, seconds: float = 300, dry: bool = False) -> None:
             except Exception as failure:  # such as too little memory; the others are measured all the same
                 row["failure"] = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
             print(json.dumps(row), file=file, flush=True)
+            failures[case] = row.get("failure")
             torch.cuda.empty_cache()
-    if dry and (failed := [line for line in output.read_text(encoding="utf-8").splitlines() if '"failure"' in line]):
+    if dry and (failed := [f"{case}: {failure}" for case, failure in failures.items() if failure]):
         raise SystemExit("\n".join(failed))
 
 

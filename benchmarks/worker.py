@@ -40,11 +40,12 @@ def serve(connection: Connection, module: str, name: str, device: str, threads: 
             reply = getattr(worker, command)(*arguments)
         except BaseException as error:
             reply = describe_error(error)
-            worker.release()
         try:
             connection.send(reply)
         except OSError:
             break
+        if "error" in reply:  # only now, since the exception held the frames with their tensors
+            worker.release()
     worker.release()
 
 

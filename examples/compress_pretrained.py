@@ -235,7 +235,7 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
         print(f"{method}, {key[1]} bits, seed {seed}")
         if method in METHODS:
             try:
-                size = bits if x.shape[1] % 128 else 128  # which all methods can have, chosen once
+                size = bits if x.shape[1] % 128 else 128  # if every method takes that, one choice serves all sizes
                 prepare, first = best_variant(method, data, size)
                 start = time.perf_counter()
                 codec = fitted(method, data.x, bits, prepare, seed * ITQ_STARTS + first)
@@ -251,6 +251,8 @@ def compare(s: Compress, train: ImageFiles, queries: ImageFiles, encoder: nn.Mod
         results[key] = {metric: f"{value:.6g}" for metric, value in (found | evaluate(codec, data)).items()}
         lines = (f"{','.join(key)},{metric},{value}\n" for key in results for metric, value in results[key].items())
         write(path, "".join(["method,bits,seed,metric,value\n", *lines]))
+    if not results:
+        raise ValueError(f"none of --methods can code these {len(train.paths)} images; give others, or more images")
     report(s, results, len(train.paths), len(queries.paths))
     if "bern" in s.methods:
         model = s.out / f"bern-{s.bits[len(s.bits) // 2]}-seed{s.seeds[0]}"

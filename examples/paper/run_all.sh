@@ -30,9 +30,11 @@ for seed in "${seeds[@]}"; do
     cpu long "$seed" --epochs 40 --models simclr penalized bern gauss supervised
     cpu algorithm1 "$seed" "${both[@]}" "${algorithm_1[@]}"
     cpu own "$seed" --models gauss --variance-from own --finetune-epochs 0
+    cpu own-long "$seed" --epochs 40 --models gauss --variance-from own --finetune-epochs 0
     for dim in ${DIMS:-8 16 32 64 256 512}; do
         cpu "dim$dim" "$seed" "${both[@]}" --dim "$dim" --finetune-epochs 0
     done
+    cpu dim8-long "$seed" --epochs 40 --models gauss --dim 8 --finetune-epochs 0
     held_out start "$seed" "${algorithm_1[@]}" --models simclr bern gauss
     held_out chosen "$seed" --models penalized bern gauss
 done
@@ -53,6 +55,6 @@ measure() { # CLAIM FOLDERS...
 for claim in table codes counting uncertainty; do measure "$claim" "$runs"/base-* "$runs"/long-*; done
 for claim in bits capacity; do measure "$claim" "$runs"/base-* "$runs"/long-* "$runs"/dim512-*; done
 measure compression "$runs"/base-* "$runs"/long-* "$runs"/dim*
-measure dims "$runs"/base-* "$runs"/dim*
-measure collapse "$runs"/base-* "$runs"/own-*
+measure dims "$runs"/base-* "$runs"/long-* "$runs"/dim*
+measure collapse "$runs"/base-* "$runs"/long-* "$runs"/own-*
 measure settings "$runs"/chosen-* "$runs"/start-* "$runs"/try-*

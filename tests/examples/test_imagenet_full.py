@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -201,6 +202,21 @@ def test_images_and_options_that_cannot_be_used_end_the_run_before_training(imag
         assert code == 2
         assert quoted in output
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "batch_size", "world", "items"),
+    [("at most the 24", 25, 1, 24), ("multiple of the 2", 5, 2, 24), ("needs a shard or an image, got 3", 8, 4, 3)],
+)
+def test_batch_sizes_that_cannot_be_made_are_refused(words, batch_size, world, items, monkeypatch, images):
+    monkeypatch.setattr(imagenet_full, "WORLD", world)
+    split = find_split(str(images), "train")
+    split = replace(split, items=split.items[:items])
+    good, bad = (imagenet_full.Schedule(0, size, 0.1) for size in (8, batch_size))  # a probe of no epochs reads images
+    for wrong in ({"batch_size": batch_size}, {"probe": bad}):
+        given = settings(**{"batch_size": 8, "probe": good, "finetune": good} | wrong)
+        with pytest.raises(imagenet_full.TrainingError, match=words):
+            imagenet_full.check_batch_sizes(given, split)
 
 
 def test_images_to_evaluate_on_are_found_or_held_out(images):

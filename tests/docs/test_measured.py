@@ -161,6 +161,10 @@ def test_more_dimensions_have_more_variance_and_hardly_better_features_from_128_
         assert large[part] - middle[part] < 0.1 * (middle[part] - eight[part])
     assert large["probe on z"] > middle["probe on z"] > small["probe on z"] > eight["probe on z"]
     assert abs(large["probe on h"] - middle["probe on h"]) < 0.01
+    eight, middle = ({name: mean(row[name]) for name in names} for row in rows("dims", 40))
+    assert [row["probe on z"] for row in (eight, middle)] == pytest.approx([0.55, 0.69], abs=0.005)
+    assert middle["posterior variance"] > 100 * eight["posterior variance"]
+    assert middle["probe on h"] - eight["probe on h"] == pytest.approx(0.03, abs=0.005)
 
 
 def test_posteriors_detect_low_contrast_but_neither_errors_nor_digits():

@@ -118,7 +118,7 @@ def cell(row: Row | None, metric: str) -> str:
     if row is None:
         return NOTHING
     if row["error"] is not None:
-        asked = re.search(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", row["error"], re.IGNORECASE)
+        asked = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|[KMG]iB)", row["error"])
         units = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
         return f"asks for {size(float(asked[1]) * units[asked[2]])}" if asked else "fails"
     value = row[{"time": "median_s", "first call": "first_call_s", "memory": "peak_bytes"}[metric]]

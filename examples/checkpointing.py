@@ -120,7 +120,7 @@ class ExactCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, *_: Any) -> None:
         """Save within an epoch, all processes at the same step; the last batch waits for the end of the epoch."""
-        if trainer.global_step % 20 == 0 and not outputs["loss"].isfinite():  # each look makes a GPU wait
+        if trainer.global_step % 50 == 0 and not outputs["loss"].isfinite():  # each look makes a GPU wait
             self.refuse(f"the loss became {outputs['loss']:g} by step {trainer.global_step}")
         due = not trainer.is_last_batch and (self.signal != 0 or time.monotonic() - self.saved_at > 60 * self.minutes)
         asks = trainer.world_size == 1 or trainer.global_step % 5 == 0  # waits for the other processes

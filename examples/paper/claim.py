@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +32,9 @@ EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 from cifar10_full import NORMALIZE, Settings, build_model, load_images  # noqa: E402
 from provenance import DEVICE, provenance, write  # noqa: E402
-from runs import NAMES as LABELS  # noqa: E402, F401
+from runs import NAMES  # noqa: E402
 
+LABELS = NAMES  # of models and codes
 IGNORED = {"seed", "out", "models", "precision", "resume", "compile", "logger", "data"}  # no setting of the method
 COLORS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 Json = dict[str, Any]
@@ -70,6 +71,7 @@ class Run:
         self.settings: Json = self.results["settings"]
         self.seed, data = self.settings["seed"], self.settings["data"]
         self.given = Settings(**self.settings | {"data": data and Path(data)})
+        self.images = cache(lambda: load_images(self.given))  # training and test images, uint8, with their labels
 
     def origin(self) -> Json:
         """What was trained, on which machine."""
@@ -82,10 +84,6 @@ class Run:
             load_model(model := build_model(name, self.given), self.folder / name / "model.safetensors")
             return model.encoder.eval().to(DEVICE)
         return HubModel.from_pretrained(self.folder / name).to(DEVICE)
-
-    def images(self) -> Any:
-        """Training and test images, uint8, with their labels."""
-        return load_images(self.given)
 
     def encode(self, model: nn.Module, pixels: Tensor, representation: Any = "h") -> Encoded:
         """Features of uint8 images."""

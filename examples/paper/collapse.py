@@ -33,7 +33,7 @@ def measure(runs: list[Run]):
     for view, group in by(runs, "variance_from").items():
         row = columns_of(group, describe)
         steps = sorted(set.intersection(*map(set, row["curve"].values())))  # a run that was killed may lack some
-        steps = steps[:: 1 + len(steps) // 50]  # about as many points for all lengths
+        steps = steps[:: 1 + len(steps) // 50]  # up to 50 points
         logged = {seed: [found[step] for step in steps] for seed, found in row.pop("curve").items()}
         lines[f"from the {view} view"] = curve(steps, logged)
         probes = {f"probe on {part}": values(group, "gauss", part, "probe") for part in "hz"}

@@ -8,6 +8,8 @@ with it. Of PQ and OPQ, decoded features are evaluated. The paper's 588 is 224 x
 Result: holds in part (40 epochs of a small encoder).
 """
 
+import itertools
+
 from claim import LABELS, Panel, Rows, Run, ahead, by, columns_of, main, mean, rises, shown, values
 
 # isort: split
@@ -60,7 +62,7 @@ def measure(runs: list[Run]):
 def conclude(rows: Rows):
     """Compare the bits with the best other code of the same size."""
     criteria, parts, cells = {}, [], {(row["bits"], row["method"]): row for row in rows}
-    for own, metric in [(own, metric) for own in (TRAINED, FITTED) for metric in METRICS]:
+    for own, metric in itertools.product((TRAINED, FITTED), METRICS):
         found = []  # number of bits, their score, that of the best other code
         for bits in SIZES:
             ours, *others = (cells.get((bits, name), {}).get(metric) for name in (own, *map(LABELS.get, OTHERS)))

@@ -245,20 +245,8 @@ def _exp_sums_backward(
 
 
 @_exp_sums_backward.register_fake
-def _(
-    a: Tensor,
-    b: Tensor | None,
-    rows: Tensor,
-    columns: Tensor | None,
-    cached_exponentials: Tensor,
-    diagonals: tuple[int, ...],
-    temperature: float,
-    least_temperature: float,
-    dtype: torch.dtype,
-    block_size: int | None,
-    needs_columns: bool,
-) -> tuple[Tensor, Tensor]:
-    n_columns = columns.shape[1] if columns is not None and needs_columns else 0
+def _(a: Tensor, b: Tensor | None, rows: Tensor, columns: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
+    n_columns = columns.shape[1] if columns is not None and others[-1] else 0
     return torch.empty_like(rows), rows.new_empty(rows.shape[0], n_columns, rows.shape[2])
 
 
@@ -273,18 +261,7 @@ def _pairs(
     temperature, least_temperature, dtype, block_size = options
     n_columns = (rows if columns is None else columns).shape[1]
     precision = choose_precision(dtype, n_columns, least_temperature, rows.device)
-    return [
-        make_pairs(
-            rows[k],
-            None if columns is None else columns[k],
-            tuple(diagonals),
-            temperature,
-            precision,
-            block_size,
-            cached_exponentials[k],
-        )
-        for k in range(len(rows))
-    ]
+    return make_pairs(rows, columns, tuple(diagonals), temperature, precision, block_size, cached_exponentials)
 
 
 def _new_cache(rows: Tensor, columns: Tensor | None, cache: bool) -> Tensor:

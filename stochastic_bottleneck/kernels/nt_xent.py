@@ -70,7 +70,7 @@ def unit_rows(v: Tensor, v_prime: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 
 def losses_from_sums(row_sums: Tensor, positive: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, weights and pulls.
+    """Losses, and with x of each row sigmoid(x) / (n tau) ("weight") and sigmoid(x) / tau ("pull"), for the gradient.
 
     Args:
         row_sums: n, over each row's negatives, in parts to be added. Shape: (S, K, 2, N)
@@ -93,7 +93,7 @@ def grad_views(
     Args:
         grad_u: gradient of the unit rows by the sums, in parts to be added. Shape: (S, K, 2, N, D)
         grad_losses: Shape: (K, 2, N)
-        pull: Shape: (K, 2, N)
+        pull: as from `losses_from_sums`. Shape: (K, 2, N)
         u: unit rows. Shape: (K, 2, N, D)
         norm: Shape: (K, 2, N, 1)
         dtype: of the views.

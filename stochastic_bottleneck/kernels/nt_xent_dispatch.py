@@ -45,13 +45,14 @@ def make_pairs(
     precision: Precision,
     block_size: int | None,
     cached_exponentials: Tensor,
-) -> Pairs:
-    """`TritonPairs` or `TiledPairs`, whose arguments these are."""
+) -> list[Pairs]:
+    """`TritonPairs` or `TiledPairs` of each of K losses, with their arguments. Shape: (K, ...) of all tensors."""
+    losses = zip(rows, [None] * len(rows) if columns is None else columns, cached_exponentials, strict=True)
     if uses_triton(rows) and precision.sums == torch.float32:
         from stochastic_bottleneck.kernels.nt_xent_triton import TritonPairs
 
-        return TritonPairs(rows, columns, diagonals, temperature, precision.products)
-    return TiledPairs(rows, columns, diagonals, temperature, precision, block_size, cached_exponentials)
+        return [TritonPairs(r, c, diagonals, temperature, precision.products) for r, c, _ in losses]
+    return [TiledPairs(r, c, diagonals, temperature, precision, block_size, cache) for r, c, cache in losses]
 
 
 def row_functions(like: Tensor, precision: Precision) -> ModuleType:

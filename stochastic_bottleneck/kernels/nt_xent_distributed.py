@@ -33,9 +33,8 @@ from stochastic_bottleneck.kernels.all_gather import (
     check_equal_on_all_processes,
     get_group,
 )
-from stochastic_bottleneck.kernels.nt_xent_dispatch import Pairs, make_pairs, row_functions, sums_dtype
+from stochastic_bottleneck.kernels.nt_xent_dispatch import make_pairs, row_functions, sums_dtype
 from stochastic_bottleneck.kernels.nt_xent_op import (
-    PairsOptions,
     caches_exponentials,
     empty_unit_rows,
     pairs_among_views,
@@ -128,7 +127,8 @@ def _distributed_forward(
     for rows in remote_rows:
         memory = u.new_empty(rows.shape) if ring else remote_u[:, end : (end := end + rows.shape[1])]
         block, _ = normalization.l2_normalize_(memory.copy_(rows))
-        row_sums += torch.stack([p.row_sums() for p in _remote_pairs(u, block, options, remote_cache)])
+        remote = make_pairs(u.flatten(1, 2), block, (), *options, remote_cache)  # all of them are negatives
+        row_sums += torch.stack([p.row_sums() for p in remote])
     losses, weight, pull = functions.losses_from_sums(row_sums.view(1, *positive.shape), positive, temperature)
     return losses.view(*v.shape[:-2], -1), weight, pull, u, norm, remote_u, local_cache, remote_cache
 
@@ -186,7 +186,7 @@ def _distributed_backward(
         block = remote_u[:, end : (end := end + block_a.shape[1])]
         if ring:
             block, _ = normalization.l2_normalize_(rows.to(u.dtype, copy=True))
-        pairs = zip(_remote_pairs(u, block, options, remote_cache), local_a, block_a, strict=True)
+        pairs = zip(make_pairs(u.flatten(1, 2), block, (), *options, remote_cache), local_a, block_a, strict=True)
         grad_u = grad_u.add_(stack_losses([p.gradients(a_k, b_k)[0] for p, a_k, b_k in pairs]))
     functions = row_functions(v, options[1])
     grad: Tensor = functions.grad_views(grad_u.view(1, *u.shape), g, pull, u, norm, v.dtype)
@@ -194,23 +194,8 @@ def _distributed_backward(
 
 
 @_distributed_backward.register_fake
-def _(
-    grad_losses: Tensor,
-    v: Tensor,
-    v_prime: Tensor,
-    weight: Tensor,
-    pull: Tensor,
-    u: Tensor,
-    norm: Tensor,
-    remote_u: Tensor,
-    local_cache: Tensor,
-    remote_cache: Tensor,
-    temperature: float,
-    block_size: int | None,
-    group: str,
-    ring: bool,
-) -> Tensor:
-    return torch.empty_like(u, dtype=v.dtype)
+def _(grad_losses: Tensor, v: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(empty_unit_rows(v), dtype=v.dtype)
 
 
 def _differentiable_losses(v: Tensor, v_prime: Tensor, temperature: float, group: str) -> Tensor:
@@ -248,12 +233,6 @@ def _exchange(x: Tensor, group: str, ring: bool, cache: Tensor) -> Iterable[Tens
     n_blocks = 1 if cache.numel() else min(_world_size(group) - 1, MAX_BLOCKS)
     gathers = [AsyncGather(block, group) for block in x.chunk(n_blocks, dim=2)]
     return (gather.wait() for gather in gathers)
-
-
-def _remote_pairs(u: Tensor, remote_u: Tensor, options: PairsOptions, cache: Tensor) -> list[Pairs]:
-    """Pairs of this process's rows with the other processes', for each loss; all of them are negatives."""
-    losses = zip(u.flatten(1, 2), remote_u, cache, strict=True)
-    return [make_pairs(rows, columns, (), *options, row_cache) for rows, columns, row_cache in losses]
 
 
 def _n_kept(u: Tensor, group: str, ring: bool) -> int:

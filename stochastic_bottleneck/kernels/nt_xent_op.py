@@ -173,18 +173,8 @@ def _nt_xent_backward(
 
 
 @_nt_xent_backward.register_fake
-def _(
-    grad_losses: Tensor,
-    weight: Tensor,
-    pull: Tensor,
-    u: Tensor,
-    norm: Tensor,
-    cached_exponentials: Tensor,
-    temperature: float,
-    block_size: int | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    return torch.empty_like(u, dtype=dtype)
+def _(grad_losses: Tensor, weight: Tensor, pull: Tensor, u: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(u, dtype=others[-1])
 
 
 # ---- shared with `nt_xent_distributed` -----------------------------------------------------------------------------
@@ -228,8 +218,7 @@ def pairs_options(
 def pairs_among_views(u: Tensor, options: PairsOptions, cached_exponentials: Tensor) -> list[Pairs]:
     """The negative pairs within each of K losses. u: Shape (K, 2, N, D)."""
     n = u.shape[2]
-    losses = zip(u.flatten(1, 2), cached_exponentials, strict=True)
-    return [make_pairs(rows, None, (0, n, -n), *options, cache) for rows, cache in losses]
+    return make_pairs(u.flatten(1, 2), None, (0, n, -n), *options, cached_exponentials)
 
 
 def _new_cache(v: Tensor, cache: bool) -> Tensor:

@@ -57,8 +57,8 @@ class TritonPairs:
     """Similarities of rows with columns, or of the rows with each other; see `TiledPairs`.
 
     Args:
-        rows: unit rows in float32. Shape: (R, D)
-        columns: unit rows in float32; None for the rows themselves. Shape: (C, D)
+        rows: unit rows in float32, or in bfloat16 for products in it. Shape: (R, D)
+        columns: likewise; None for the rows themselves. Shape: (C, D)
         diagonals: offsets d, at most three, of the excluded pairs (i, i + d).
         temperature: tau.
         products: float32, bfloat16, or float16 for one TF32 product.

@@ -109,7 +109,7 @@ class FeaturePairs:
 
     def gather(self, view: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
         """Row `rows[i]` of view `view[i]`, for each i. Shape: (len(rows), F)."""
-        like = _as_tensor(self.arrays[0][:1], "views")
+        like = _as_tensor(self.arrays[0][[0]], "views")  # a copy, without negative strides
         batch = like.new_empty(len(rows), like.shape[1])
         for i, features in enumerate(self.arrays):
             where = np.flatnonzero(view == i)
@@ -150,11 +150,12 @@ class FeaturePairs:
             return torch.nn.functional.normalize(centered(rows) @ basis)
 
         database = torch.cat([projected(rows) for rows in np.array_split(candidates, -(-len(candidates) // 1024))])
-        places, found = torch.from_numpy(candidates).to(device), []
+        candidate_items, found = torch.from_numpy(candidates).to(device), []
         for rows in np.array_split(np.arange(items), -(-items // 1024)):
             similarity = projected(rows) @ database.T
-            similarity[torch.from_numpy(rows).to(device)[:, None] == places] = -2  # an item is not its own neighbour
-            found.append(places[similarity.topk(count).indices].cpu())
+            itself = torch.from_numpy(rows).to(device)[:, None] == candidate_items
+            similarity[itself] = -2  # an item is not its own neighbour
+            found.append(candidate_items[similarity.topk(count).indices].cpu())
         self.near = torch.cat(found).numpy()
 
     def sample(self) -> Tensor:
@@ -187,4 +188,6 @@ def _as_tensor(x: Any, name: str) -> Tensor:
     if not isinstance(x, (Tensor, np.ndarray)):
         raise TypeError(f"{name} must hold arrays or tensors of features, got {type(x).__name__}")
     _check_features(x, name)
-    return x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    if isinstance(x, Tensor):
+        return x.detach()
+    return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))

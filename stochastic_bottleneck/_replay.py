@@ -95,7 +95,7 @@ def preserve_state(model: nn.Module, devices: Sequence[torch.device]) -> Iterato
 
 @contextmanager
 def without_autocast(devices: Sequence[torch.device]) -> Iterator[None]:
-    """Disable autocast for a backward pass, which takes its dtypes from the forward pass."""
+    """Turn autocast off on the CPU and on devices."""
     with ExitStack() as stack:
         for kind in {"cpu", *(device.type for device in devices)}:
             if torch.is_autocast_enabled(kind):

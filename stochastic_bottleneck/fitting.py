@@ -15,7 +15,7 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._feature_pairs import FeaturePairs
 from stochastic_bottleneck._layers import mlp
-from stochastic_bottleneck._replay import seeded
+from stochastic_bottleneck._replay import seeded, without_autocast
 from stochastic_bottleneck._whitening import BatchWhitening
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.functional import fast_precision
@@ -134,7 +134,8 @@ def fit_bottleneck(
     latent: dict[str, Any] = {"location_std": location_std, "normalization": normalization, "shrinkage": shrinkage}
     StochasticBottleneck(kind, dim, projector="identity", **latent)  # checks them before features are read
     dim, latent["shrinkage"] = int(dim), float(shrinkage)  # numpy's could not be read from a checkpoint
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, target) as seed_again:
+    alone = without_autocast([target])  # the caller's would keep its copies of weights between steps
+    with torch.inference_mode(False), torch.enable_grad(), alone, seeded(seed, target) as seed_again:
         pairs = FeaturePairs(views, batch_size, seed, epochs)
         sample = pairs.sample()
         if normalization == "whiten" and not shrinkage and len(sample) <= dim:
@@ -147,7 +148,8 @@ def fit_bottleneck(
         bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), projector=projector, **latent)
         if isinstance(bottleneck.location_norm, BatchWhitening):
             bottleneck.location_norm.synchronized = False  # other processes need not take part
-        model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)}).to(target)
+        model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)})
+        model.to(target, torch.float32)
         fused = target.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=fused)
         settings: dict[str, Any] = {"kind": kind, "dim": dim, "epochs": epochs, "batch_size": batch_size, "lr": lr}
@@ -175,6 +177,7 @@ def fit_bottleneck(
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+                torch.clear_autocast_cache()  # which leaving an autocast inside the caller's does not
                 total += value.detach()
             if not math.isfinite(float(total)):  # one host sync an epoch
                 raise ValueError(
@@ -189,8 +192,8 @@ def fit_bottleneck(
         _set_statistics(bottleneck, (sample.to(target, torch.float32) - mean) / std)
         if isinstance(bottleneck.location_norm, BatchWhitening):
             bottleneck.location_norm.synchronized = True
-    _fold(bottleneck, mean, std)
-    return bottleneck.eval().to(sample.device)
+        _fold(bottleneck, mean, std)
+        return bottleneck.eval().to(sample.device)
 
 
 def _step(model: nn.ModuleDict, h: Tensor, loss: StochConLoss, samples: int) -> Tensor:

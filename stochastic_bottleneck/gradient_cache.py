@@ -110,8 +110,8 @@ def cached_backward(
             run(value)
         return value.detach()
 
-    before = _replay.buffers(model)
-    states, outputs = [], []
+    torch.clear_autocast_cache()  # of an earlier step inside the same autocast
+    before, states, outputs = _replay.buffers(model), [], []
     with torch.no_grad():
         for chunk in chunks:
             states.append(_replay.random_states(devices))

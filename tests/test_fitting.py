@@ -47,7 +47,8 @@ def test_arrays_tensors_memory_maps_and_pairs_of_arrays_give_the_same(tmp_path):
     stored = np.lib.format.open_memmap(tmp_path / "views.npy", "w+", np.float16, tuple(views.shape))
     stored[:] = views.numpy()
     read_only = np.load(tmp_path / "views.npy", mmap_mode="r")
-    for same in (read_only, views.half(), views.numpy(), views.double(), tuple(views), [*views.numpy()]):
+    big_endian, backwards = views.numpy().astype(">f4"), views.numpy()[:, ::-1].copy()[:, ::-1]
+    for same in (read_only, views.half(), views.double(), tuple(views), [*views.numpy()], big_endian, backwards):
         assert equal(fit_bottleneck(same, **SMALL), expected)
 
 
@@ -155,12 +156,19 @@ def test_too_few_items_to_whiten_are_refused_before_the_training():
         fit_bottleneck(features(2)[:, :40], **options, normalization="whiten", shrinkage=0)
 
 
-def test_features_with_a_graph_or_from_inference_mode_are_as_others():
-    views, scale = features(), torch.ones(F, requires_grad=True)
-    assert equal(fit_bottleneck(views * scale, **SMALL), expected := fit_bottleneck(views, **SMALL))
-    with torch.inference_mode():
-        assert equal(fit_bottleneck(views.clone(), **SMALL), expected)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_callers_modes_change_nothing(precision):
+    options, views, scale = SMALL | {"precision": precision}, features(), torch.ones(F, requires_grad=True)
+    assert equal(fit_bottleneck(views * scale, **options), expected := fit_bottleneck(views, **options))
     assert scale.grad is None
+    for mode in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            assert equal(fit_bottleneck(views.clone(), **options), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert fit_bottleneck(views, **options)(views[0]).features.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["bern", "gauss"])

@@ -264,8 +264,12 @@ def test_autocast_applies_to_the_forward_passes_only():
     expected.backward()
     wanted = gradients(model)
     model.zero_grad()
-    torch.manual_seed(3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = copy.deepcopy(model.state_dict())
+        nn.init.ones_(model.head[2].weight)
+        model(x, x_prime)  # an earlier step, whose weights autocast keeps
+        model.load_state_dict(kept)
+        torch.manual_seed(3)
         value = cached_backward(model, objective, x, x_prime, chunk_size=4)
         assert torch.is_autocast_enabled("cpu")
         assert model.head(torch.randn(2, WIDTH)).dtype == torch.bfloat16

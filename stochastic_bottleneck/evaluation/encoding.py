@@ -91,7 +91,7 @@ def encode(
         (13, 48)
     """
     several = not isinstance(representation, str) and isinstance(representation, Sequence)
-    names: Any = tuple(representation) if several else (representation,)
+    names: Any = tuple(dict.fromkeys(representation)) if several else (representation,)
     batch_size = integer("batch_size", batch_size)
     flag("progress", progress)
     batches: Any = images

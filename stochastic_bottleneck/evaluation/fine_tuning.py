@@ -15,7 +15,7 @@ from stochastic_bottleneck._arrays import class_labels
 from stochastic_bottleneck._checks import choice, device_of, flag, integer, real, seed_of
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
-from stochastic_bottleneck._replay import seeded
+from stochastic_bottleneck._replay import seeded, without_autocast
 from stochastic_bottleneck.encoders import Encoder, unwrap
 from stochastic_bottleneck.evaluation._inputs import (
     features_of,
@@ -138,7 +138,7 @@ def fine_tune(
     passes: Iterable[int] = range(epochs)
     if progress:
         passes = require("rich.progress", "fine_tune(progress=True)", "evaluation").track(passes, "fine-tuning")
-    with seeded(seed, target):
+    with without_autocast([target]), seeded(seed, target):
         encoder: Any = copy.deepcopy(source).to(target)
         for module in encoder.modules():
             if isinstance(module, Encoder):
@@ -175,6 +175,7 @@ def fine_tune(
                 chosen.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 chosen.step()
+                torch.clear_autocast_cache()  # which leaving an autocast inside the caller's does not
                 for _ in range(count):
                     schedule.step()
                 total, batches = total + loss.detach(), batches + 1

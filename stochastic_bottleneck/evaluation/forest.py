@@ -77,14 +77,12 @@ def forest_curve(
         raise ValueError("jobs must be a positive int, or -1 for all cores, got 0")
     forest = sklearn("ensemble").RandomForestClassifier(trees, random_state=seed, n_jobs=jobs)
     f1_score = sklearn("metrics").f1_score
-    ranking = forest.fit(x, y).feature_importances_.argsort()[::-1]
+    of_all = forest.fit(x, y).predict(x_test)
+    ranking = forest.feature_importances_.argsort()[::-1]
     used = sorted({min(count, x.shape[1]) for count in (*counts, x.shape[1])})
     scores = []
     for count in used:
-        if count < x.shape[1]:
-            forest.fit(x[:, ranking[:count]], y)
-            predicted = forest.predict(x_test[:, ranking[:count]])
-        else:
-            predicted = forest.fit(x, y).predict(x_test)
+        best = ranking[:count]
+        predicted = of_all if count == len(ranking) else forest.fit(x[:, best], y).predict(x_test[:, best])
         scores.append(float(f1_score(y_test, predicted, average="macro")))
     return ForestCurve(tuple(used), tuple(scores), tuple(int(i) for i in ranking))

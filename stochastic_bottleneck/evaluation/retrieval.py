@@ -129,7 +129,7 @@ def asymmetric_topk(
     k = _at_most(k, pairs.x)
     found = []
     for _, rows in pairs.queries(k):
-        best = torch.empty(len(rows), 0, device=pairs.device)
+        best = torch.empty(len(rows), 0, dtype=torch.float32, device=pairs.device)
         row = best.long()
         for first, block in pairs.database():
             scores, index = pairs.products(rows, block).topk(min(k, len(block)))
@@ -271,8 +271,7 @@ def retrieval_scores(
         RetrievalScores(map=0.8333333333333333, precision=0.5, recall=0.5)
 
     Source:
-        The protocol: HashNet (arXiv 1702.00758), section 4.1. The expectation over ties is derived at the top of the
-        module.
+        The protocol: HashNet (arXiv 1702.00758), section 4.1. `evaluation/_ties.py` derives the expectation over ties.
     """
     choice("metric", metric, METRICS)
     pairs = Pairs(queries, database, metric, device)

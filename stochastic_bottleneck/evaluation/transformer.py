@@ -13,9 +13,10 @@ from torch import Tensor
 
 from stochastic_bottleneck._arrays import array
 from stochastic_bottleneck._checks import choice, integer
+from stochastic_bottleneck._replay import without_autocast
 from stochastic_bottleneck._saved import as_trained
 from stochastic_bottleneck.codes import pack_bits, unpack_bits
-from stochastic_bottleneck.evaluation._inputs import sklearn
+from stochastic_bottleneck.evaluation._inputs import check_finite_rows, sklearn
 from stochastic_bottleneck.evaluation.encoding import encode
 from stochastic_bottleneck.fitting import fit_bottleneck
 from stochastic_bottleneck.losses import StochConLoss
@@ -231,7 +232,7 @@ class BottleneckTransformer(_Transformer):
         try:
             self.bottleneck_ = fit_bottleneck(X, **options)
         except (TypeError, ValueError) as error:  # scikit-learn's name of the views
-            raise type(error)(re.sub(r"\bviews\b", "X", str(error))) from error
+            raise type(error)(re.sub(r"^views\b", "X", str(error))) from error
         self.n_features_in_ = self.bottleneck_.in_features
         return self
 
@@ -245,7 +246,7 @@ class BottleneckTransformer(_Transformer):
             uint8 for "bits", Shape: (N, D), and "packed", Shape: (N, ceil(D / 8)); float32 for "floats", Shape: (N, D)
 
         Raises:
-            ValueError: for features of another shape.
+            ValueError: for features of another shape, nan or inf.
             TypeError: for features that are not numbers.
             sklearn.exceptions.NotFittedError: before `fit`.
         """
@@ -255,13 +256,15 @@ class BottleneckTransformer(_Transformer):
         x = x[0] if x.ndim == 3 and len(x) else x
         if x.ndim != 2 or x.shape[1] != self.n_features_in_ or not len(x):
             raise ValueError(f"X must be features of shape (N, {self.n_features_in_}), got {x.shape}")
-        found = []
-        with torch.inference_mode():
+        found, finite, device = [], [], self.bottleneck_.temperature.device
+        with torch.inference_mode(), without_autocast([device]):
             for first in range(0, len(x), 4096):
                 rows = torch.from_numpy(np.array(x[first : first + 4096], np.float32))
-                posterior = self.bottleneck_.posterior(rows.to(self.bottleneck_.temperature.device))
+                finite.append(rows.isfinite().all(1).numpy())
+                posterior = self.bottleneck_.posterior(rows.to(device))
                 z = posterior[0] if self.output == "floats" else posterior.mode().to(torch.uint8)
                 found.append((pack_bits(z) if self.output == "packed" else z).cpu().numpy())
+        check_finite_rows(np.concatenate(finite), "X")  # the bits of a nan are zeros
         return np.concatenate(found)
 
     def _check_output(self) -> None:

@@ -39,14 +39,14 @@ def test_features_are_those_of_the_model(kind, representation):
     assert found.uncertainty == pytest.approx(posterior.entropy().numpy(), rel=1e-5)
 
 
-@pytest.mark.parametrize("names", [("h", "z", "upsampled", "bits"), ["bits", "h"], ("z",)])
+@pytest.mark.parametrize("names", [("h", "z", "upsampled", "bits"), ["bits", "h", "bits"], ("z",)])
 def test_several_representations_come_from_one_pass(names):
     model, passes = small_model(), []
     expected = {name: encode(model, IMAGES, name, batch_size=4) for name in names}
     model.encoder.register_forward_hook(lambda *_: passes.append(1))
     found = encode(model, IMAGES, names, batch_size=4)
     assert len(passes) == 3
-    assert list(found.features) == list(names)
+    assert found.features.keys() == set(names)
     for name in names:
         assert np.array_equal(found.features[name], expected[name].features)
         assert np.array_equal(found.uncertainty, expected[name].uncertainty)

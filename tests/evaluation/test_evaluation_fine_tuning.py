@@ -96,6 +96,10 @@ def test_bfloat16_runs_under_autocast():
     full = fine_tune(small_encoder(), BATCHES, BATCHES, CLASSES, epochs=3)
     assert result.losses == pytest.approx(full.losses, rel=0.05)
     assert result.losses != full.losses
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's
+        for expected, precision in ((result, "bf16-mixed"), (full, "32-true")):
+            again = fine_tune(small_encoder(), BATCHES, BATCHES, CLASSES, epochs=3, precision=precision)
+            assert again.losses == expected.losses
 
 
 def test_all_weights_of_a_copy_are_trained_and_the_model_is_not_changed():

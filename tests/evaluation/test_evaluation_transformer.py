@@ -200,7 +200,8 @@ def test_a_fitted_bottleneck_gives_bits_bytes_and_floats():
     expected = {"bits": bottleneck(x).z, "packed": pack_bits(bottleneck(x).z), "floats": bottleneck.posterior(x).logits}
     for output, features in expected.items():
         coder = BottleneckTransformer(output=output, **FIT).fit(VIEWS)
-        found = coder.transform(VIEWS[1])
+        with torch.autocast("cpu", torch.bfloat16):  # the caller's
+            found = coder.transform(VIEWS[1])
         assert np.array_equal(found, features.detach().numpy())
         assert found.dtype == (np.float32 if output == "floats" else np.uint8)
         assert np.array_equal(coder.transform(VIEWS[[1, 0]]), found)
@@ -208,6 +209,10 @@ def test_a_fitted_bottleneck_gives_bits_bytes_and_floats():
     means = BottleneckTransformer("gauss", output="floats", **FIT).fit_transform(VIEWS)
     mean = fit_bottleneck(VIEWS, "gauss", **FIT)(torch.from_numpy(VIEWS[0])).z
     assert np.array_equal(means, mean.detach().numpy())
+    with pytest.raises(ValueError, match=r"X must be finite, got nan or inf in 1 of 2 rows \(1\)"):
+        coder.transform([VIEWS[0][0], np.full(6, np.nan)])
+    with pytest.raises(ValueError, match=r"X must have shape .* stack the features of several views"):
+        coder.fit(VIEWS[0])
 
 
 def test_a_bottleneck_stands_in_a_pipeline_and_can_be_cloned():

@@ -90,4 +90,4 @@ def _uses_philox(options: dict[str, Any]) -> bool:
 
 
 def _seed() -> Tensor:
-    return torch.randint(2**32, (2,))
+    return torch.randint(2**32, (2,), device="cpu")

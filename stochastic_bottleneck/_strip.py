@@ -252,6 +252,8 @@ def _step(module: nn.Module, width: int | None, cells: int | None) -> _State:
         return _walk(module, width, cells)
     if is_classifier(module):
         return feature_width(module), None
+    if width and hasattr(module, "normalized_shape"):  # whose last entry may be a height or a width of the maps
+        return width, cells
     ends = _ends(module)
     if ends is not None:
         return ends[1] or width, None if hasattr(module, "kernel_size") else cells
@@ -270,13 +272,14 @@ def _pooled_cells(pool: nn.Module, cells: int | None) -> int | None:
     size = getattr(pool, "output_size", None)
     if size is None:
         return 1 if cells == 1 else None
-    sizes = size if isinstance(size, tuple) else (size,) * (2 if "2d" in type(pool).__name__ else 1)
+    axes = next((n for n in (2, 3) if f"{n}d" in type(pool).__name__), 1)
+    sizes = size if isinstance(size, tuple) else (size,) * axes
     return None if None in sizes else prod(sizes)
 
 
 def _block_width(block: nn.Module, width: int | None) -> int | None:
     """Output width of a block, if its layers form one chain apart from a shortcut."""
-    if isinstance(last := list(block.children())[-1], nn.LayerNorm):
+    if isinstance(last := list(block.children())[-1], nn.LayerNorm) and len(last.normalized_shape) == 1:
         return _ends(last)[1]  # type: ignore[index]
     found = False
     for name, layer in block.named_modules():

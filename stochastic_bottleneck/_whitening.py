@@ -18,16 +18,17 @@ def location_norm(normalization: str | None, dim: int, shrinkage: float) -> nn.M
 
 
 class BatchWhitening(nn.Module):
-    r"""Mean 0, variance 1 and no correlations over the batch; in evaluation mode, one affine map.
+    r"""Mean 0 and fewer correlations over the batch; in evaluation mode, one affine map.
 
     With standardized rows x and their correlation matrix C,
 
     .. math::
         (1 - s) C + s I = L L^T, \qquad y = L^{-1} x
 
-    A shrinkage s of 0 whitens, and 1 is batch normalization. The eigenvalues of the shrunk matrix are at least s, so
-    batches smaller than the dimension amplify nothing by more than 1 / sqrt(s). Statistics are those of all processes,
-    with the exact gradient; evaluation mode uses running averages, as BatchNorm does. Computed in float32 or better.
+    A shrinkage s of 0 whitens (variance 1, no correlations), and 1 is batch normalization; in between, a dimension
+    that others predict has a variance below 1. The eigenvalues of the shrunk matrix are at least s, so batches smaller
+    than the dimension amplify nothing by more than 1 / sqrt(s). Statistics are those of all processes, with the exact
+    gradient; evaluation mode uses running averages, as BatchNorm does. Computed in float32 or better.
 
     Args:
         dim: number of columns D.

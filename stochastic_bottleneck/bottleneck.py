@@ -64,8 +64,8 @@ class StochasticBottleneck(nn.Module):
             `learnable_scale`: under a fixed scale the KL cannot make logits smaller, and makes some of them outliers.
         learnable_scale: learn that standard deviation, one for all dimensions, for a loss with a weight on the KL;
             InfoNCE alone makes it grow.
-        normalization: "batch" (BatchNorm without affine parameters), "whiten" to take out correlations between
-            dimensions too, over all processes, or None, which implies `location_std=None`.
+        normalization: "batch" (BatchNorm without affine parameters), "whiten" to take out correlations too, over all
+            processes (a dimension that others predict ends below `location_std`), or None, with `location_std=None`.
         shrinkage: of "whiten": weight of the identity in the correlation matrix, 0 to 1. 0 needs batches larger than D.
 
     Raises:
@@ -123,10 +123,10 @@ class StochasticBottleneck(nn.Module):
         if normalization is not None:
             _checks.choice("normalization", normalization, ("batch", "whiten"))
         if location_std is None or normalization is None:
-            if learnable_scale:
+            if learnable_scale or normalization == "whiten":
                 raise ValueError(
-                    f"learnable_scale=True needs a scale to start from, got location_std={location_std} and "
-                    f'normalization={normalization!r}; give location_std=2.0 and normalization="batch"'
+                    f"{'learnable_scale=True' if learnable_scale else 'whitening'} needs a scale, got location_std="
+                    f'{location_std} and normalization={normalization!r}; give location_std=2.0 and "batch" or "whiten"'
                 )
             location_std = normalization = None
         if hard and kind != "bern":

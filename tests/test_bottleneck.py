@@ -540,7 +540,8 @@ def test_exports_in_evaluation_mode(options):
 
 T, V = TypeError, ValueError
 BUILT = [
-    ({"learnable_scale": True, "location_std": None}, V, "learnable_scale=True needs a scale .* location_std=2.0"),
+    ({"learnable_scale": True, "location_std": None}, V, "learnable_scale=True needs a scale.* location_std=2.0"),
+    ({"normalization": "whiten", "location_std": None}, V, "whitening needs a scale.* location_std=2.0"),
     ({"kind": "gauss", "hard": True}, V, 'hard=True needs bits, got kind="gauss"; leave hard=False'),
     ({"projector": "identity"}, V, 'projector="identity" needs in_features=4 .* got 6; use'),
     ({"upsampler": "identity"}, V, 'upsampler="identity" gives dim=4 features, but out_features is 6; set'),

@@ -175,6 +175,8 @@ POOL = nn.AdaptiveAvgPool2d(1)
         (nn.Sequential(nn.Sequential(conv(), nn.GELU()), Residual(16, 24), POOL), 24, 24),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.ReLU(), nn.LayerNorm(10)), 10, 10),
         (nn.Sequential(conv(), nn.GroupNorm(4, 16)), 16, 16),
+        (nn.Sequential(conv(), nn.LayerNorm([16, 6, 6]), nn.ReLU()), 16, 16),
+        (nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 8, 1), nn.AdaptiveAvgPool3d(2), nn.Flatten()), 64, 64),
         (nn.Sequential(nn.LazyConv2d(16, 3), nn.LazyBatchNorm2d()), 16, 16),
         (nn.Sequential(conv(), Parallel(16), nn.Conv2d(13, 5, 1)), 5, 5),
         # What the structure cannot tell for certain stays open.

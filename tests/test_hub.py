@@ -210,6 +210,9 @@ def test_resnets_with_either_stem_are_built_again_by_name(make, name, options, s
     x = torch.randn(2, 3, 32, 32, generator=generator())
     for representation in ("h", "z", "bits"):
         assert torch.equal(loaded.encode(x, representation), wrapper.encode(x, representation))
+    again = HubModel.from_wrapper(nn.DataParallel(loaded))
+    for kept in ("encoder_name", "encoder_options", "small_images", "pretrained_cfg"):
+        assert getattr(again, kept) == getattr(saved, kept)
     named["small_images"] = not small_images
     built = HubModel(f"timm:{name}", encoder_options=options, small_images=small_images).encoder.backbone
     assert isinstance(built.maxpool, nn.Identity) is small_images
@@ -285,11 +288,12 @@ def test_preprocessing_that_cannot_be_done_is_refused():
 @pytest.mark.parametrize("which", ["bern", "gauss"])
 def test_the_card_says_what_the_model_is_and_its_code_runs(which, tmp_path, monkeypatch):
     options = {"encoder_options": SMALL, "small_images": True, "pretrained_cfg": CFG}
-    saved = HubModel("timm:resnet10t", kind=which, dim=96, **options).eval()
+    saved = HubModel("timm:resnet10t", kind=which, dim=16, **options).eval()
     saved.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
-    size = {"bern": "12 bytes per image, 85.3x less", "gauss": "384 bytes per image, 2.67x less"}[which]
-    latent = {"bern": "96 stochastic bits", "gauss": "a Gaussian latent of 96 dimensions"}[which]
+    size = {"bern": "2 bytes per image, 512x less", "gauss": "64 bytes per image, 16x less"}[which]
+    size += f" than the features in float32 and {'1,536x' if which == 'bern' else '48x'} less than the image"
+    latent = {"bern": "16 stochastic bits", "gauss": "a Gaussian latent of 16 dimensions"}[which]
     texts = ["library_name: stochastic-bottleneck", "2110.00552", "timm:resnet10t", "stem_type='deep'", size, latent]
     texts += ["1,232,944 parameters, 256 features", "center crop of 32 x 32", "mean (0.49, 0.48, 0.45)"]
     assert all(text in card for text in texts)
@@ -300,7 +304,7 @@ def test_the_card_says_what_the_model_is_and_its_code_runs(which, tmp_path, monk
     found = {}
     exec(code.replace("path/to/this/folder", str(tmp_path)), found)
     assert torch.equal(found["features"], saved.encode(found["images"]))
-    assert found["codes" if which == "bern" else "latents"].shape == (1, 12 if which == "bern" else 96)
+    assert found["codes" if which == "bern" else "latents"].shape == (1, 2 if which == "bern" else 16)
 
 
 def test_the_card_says_which_parts_to_pass_and_is_not_overwritten(tmp_path):

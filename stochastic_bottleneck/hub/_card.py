@@ -63,12 +63,16 @@ def _encoder(config: dict[str, Any]) -> str:
 
 
 def _compression(bits: int, width: int, cfg: dict[str, Any] | None) -> str:
-    ratios = [f"{codes.compression_ratio((width,), bits, 32):.3g}x less than the features in float32"]
+    ratios = [f"{_times(codes.compression_ratio((width,), bits, 32))} less than the features in float32"]
     if cfg is not None:
         channels, height, width = cfg["input_size"]
         ratio = codes.compression_ratio((channels, height, width), bits)
-        ratios.append(f"{ratio:.3g}x less than the image ({height} x {width}, 8 bits a channel)")
+        ratios.append(f"{_times(ratio)} less than the image ({height} x {width}, 8 bits a channel)")
     return f"{bits // 8:,} bytes per image, {' and '.join(ratios)}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
 
 
 def _usage(config: dict[str, Any], bits: bool, cfg: dict[str, Any] | None) -> str:

@@ -122,7 +122,8 @@ class HubModel(
         """Turn a trained model into one that can be saved; its parts are shared, not copied.
 
         Args:
-            model: the model, or a compiled or data-parallel module around it.
+            model: the model, or a compiled or data-parallel module around it. A `HubModel` keeps its name, options and
+                preprocessing where no others are given.
             encoder_name: as for the class.
             encoder_options: as for the class.
             small_images: as for the class.
@@ -136,6 +137,11 @@ class HubModel(
             ValueError: for a name that does not build the encoder.
         """
         model = as_wrapper(model)
+        if isinstance(model, HubModel):
+            pretrained_cfg = model.pretrained_cfg if pretrained_cfg is None else pretrained_cfg
+            if encoder_name is None and encoder_options is None and not small_images:
+                encoder_name, encoder_options = model.encoder_name, model.encoder_options
+                small_images = model.small_images
         wiring = {name: getattr(model, name) for name in _files.WIRING}
         hub_model = cls(
             model.encoder,

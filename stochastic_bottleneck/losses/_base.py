@@ -49,7 +49,7 @@ class ContrastiveLoss(nn.Module):
 
     @property
     def temperature(self) -> Any:
-        """The temperature, a float; if it is learned, a tensor of Shape: ()."""
+        """The temperature, a float; if it is learned, a tensor of Shape: (), before the bound `min_temperature`."""
         if not self.learnable:
             return self._temperature
         x = cast(Tensor, self.log_temperature)
@@ -60,7 +60,7 @@ class ContrastiveLoss(nn.Module):
         if self.log_temperature is None:
             self._temperature = value
         else:
-            nn.init.constant_(self.log_temperature, math.log(value))
+            nn.init.constant_(self.log_temperature, math.log(_checks.real("temperature", value, above=0)))
 
     def _check_options(self) -> None:
         """Check options again, which may have been set since."""

@@ -1,6 +1,6 @@
 """Figures of a stochastic latent: its bits and its uncertainty.
 
-The colours are safe for colour-blind readers; dashes and markers distinguish lines and classes in greyscale print.
+The colours are safe for colour-blind readers; dashes and markers distinguish lines in greyscale print.
 Matplotlib is imported where it is used. Functions that draw one diagram take `axes`, or make a new figure; functions
 that show images return a figure.
 """

@@ -48,16 +48,16 @@ def add_legend(axes: Axes) -> None:
         text.set_parse_math(False)
 
 
-def lines(values: object, name: str, count: int, of: str) -> tuple[str, ...]:
-    """Check that there is one text or number per image or class."""
-    rule = f"{count} lines, one {of}"
-    found = sequence(values, name, rule, _line, empty=True)
+def texts(values: object, name: str, count: int) -> tuple[str, ...]:
+    """Check that there is one text or number per image."""
+    rule = f"{count} texts or numbers, one per image"
+    found = sequence(values, name, rule, _text, empty=True)
     if len(found) != count:
         raise ValueError(f"{name} must be {rule}, got {len(found)}")
     return found
 
 
-def _line(_: str, value: object) -> str:
+def _text(_: str, value: object) -> str:
     if not isinstance(value, (str, Real)):
         raise TypeError
     return str(value)

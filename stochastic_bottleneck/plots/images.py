@@ -13,7 +13,7 @@ from torch import Tensor
 from stochastic_bottleneck._arrays import array, sequence
 from stochastic_bottleneck._checks import integer
 from stochastic_bottleneck.evaluation._inputs import check_finite_rows
-from stochastic_bottleneck.plots._style import lines, pyplot
+from stochastic_bottleneck.plots._style import pyplot, texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,7 +114,7 @@ def certain_images(
         raise ValueError(f"uncertainty must have shape ({len(pictures)},), one per image, got {values.shape}")
     check_finite_rows(np.isfinite(values), "uncertainty")
     if captions is not None:
-        captions = lines(captions, "captions", len(pictures), "an image")
+        captions = texts(captions, "captions", len(pictures))
     count = integer("count", count)
     order = np.argsort(values, kind="stable")
     rows = [

@@ -1,6 +1,7 @@
 """`StochasticBottleneck`: projector, latent and upsampler; lazy widths, precision, compilation, errors."""
 
 import copy
+import itertools
 import math
 import pickle
 
@@ -12,7 +13,7 @@ from tolerances import assert_close
 from torch import nn
 from toy_model import KINDS
 
-from stochastic_bottleneck import BernoulliPosterior, BottleneckOutput, GaussianPosterior, StochasticBottleneck
+from stochastic_bottleneck import StochasticBottleneck
 from stochastic_bottleneck._layers import mlp
 
 N, F, D = 8, 6, 4
@@ -38,25 +39,6 @@ every_kind = pytest.mark.parametrize("options", ALL_KINDS.values(), ids=ALL_KIND
 
 
 @each_kind
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("out", [None, 5])
-def test_returns_features_latent_and_posterior(options, training, out):
-    module = bottleneck(**options, out_features=out).train(training)
-    output = module(features())
-    assert isinstance(output, BottleneckOutput)
-    assert output.features.shape == (N, out or F)
-    assert output.z.shape == (N, D)
-    assert torch.equal(output.features, module.upsampler(output.z))
-    if options["kind"] == "bern":
-        assert isinstance(output.posterior, BernoulliPosterior)
-        assert output.posterior.logits.shape == (N, D)
-    else:
-        assert isinstance(output.posterior, GaussianPosterior)
-        assert output.posterior.mean.shape == (N, D)
-        assert output.posterior.log_std.shape == (N, 1 if "variance" in options else D)
-
-
-@each_kind
 def test_training_draws_and_evaluation_takes_the_mode_unless_sample_is_given(options):
     module = bottleneck(**options)
     for draw in (module(features()), module.eval()(features(), sample=True)):
@@ -66,19 +48,6 @@ def test_training_draws_and_evaluation_takes_the_mode_unless_sample_is_given(opt
     for mode in (module(features()), module.train()(features(), sample=False)):
         assert torch.equal(mode.z, mode.posterior.mode())
         assert options["kind"] == "gauss" or set(mode.z.unique().tolist()) == {0.0, 1.0}
-
-
-@each_kind
-def test_a_generator_repeats_the_sample_without_the_global_one(options):
-    module, state = bottleneck(**options), torch.get_rng_state()
-    first, again, other = (module(features(), generator=generator(s)) for s in (1, 1, 2))
-    assert torch.equal(first.z, again.z)
-    assert not torch.equal(first.z, other.z)
-    assert torch.equal(torch.get_rng_state(), state)
-    hard = {"hard": options.get("hard", False)} if options["kind"] == "bern" else {}
-    assert torch.equal(first.z, first.posterior.rsample(generator=generator(), **hard))
-    torch.manual_seed(1)
-    assert torch.equal(module(features()).z, first.z)
 
 
 @each_kind
@@ -117,8 +86,9 @@ def test_every_parameter_gets_a_gradient_in_training(options):
 @each_kind
 def test_without_normalisation_it_is_the_formula_of_the_paper(options):
     module = bottleneck(**options, location_std=None)
-    h, other = features(), features(seed=3)
+    h, other, state = features(), features(seed=3), torch.get_rng_state()
     output = module(h, other, generator=generator())
+    assert torch.equal(torch.get_rng_state(), state)
     parameters = h @ module.projector.weight.T + module.projector.bias
     if options["kind"] == "bern":
         u = torch.rand(N, D, generator=generator())
@@ -130,6 +100,7 @@ def test_without_normalisation_it_is_the_formula_of_the_paper(options):
         std = (10 * torch.tanh(parameters_of_other[:, D:] / 10)).exp()
         assert_close(std, parameters_of_other[:, D:].exp(), factor=1e3)
         z = parameters[:, :D] + std * torch.randn(N, D, generator=generator())
+        assert output.posterior.log_std.shape == std.shape
     assert_close(output.z, z)
     assert_close(output.features, z @ module.upsampler.weight.T + module.upsampler.bias)
 
@@ -256,34 +227,15 @@ def as_fixed(module, location_std=2.0):
 
 @each_learnable
 @pytest.mark.parametrize("location_std", [0.5, 3])
-def test_a_learnable_scale_starts_at_location_std(options, location_std):
+def test_a_learnable_scale_starts_at_location_std_and_acts_as_a_fixed_one(options, location_std):
     module = bottleneck(**options, location_std=location_std)
     assert_close(module.log_scale.exp(), [location_std])
-    for training in (True, False):
-        module.train(training)
-        fixed = as_fixed(module, location_std)
+    for training, scale in itertools.product((True, False), (location_std, 1.5)):
+        module.train(training).log_scale.data.fill_(math.log(scale))
+        fixed = as_fixed(module, scale)
         found, right = (m(features(), features(seed=3), generator=generator()) for m in (module, fixed))
         assert_close(found.z, right.z)
         assert_close(found.posterior[0], right.posterior[0])
-
-
-@each_learnable
-def test_a_learnable_scale_lets_a_kl_shrink_logits_and_means(options):
-    module = bottleneck(**options)
-    fixed = as_fixed(module)
-    spread = {}
-    for m in (module, fixed):
-        optimizer = torch.optim.Adam(m.parameters(), lr=0.1)
-        for step in range(30):
-            posterior = m.posterior(features(64, seed=step))
-            optimizer.zero_grad()
-            posterior.kl().mean().backward()
-            optimizer.step()
-        spread[m] = [m.train(training).posterior(features(64))[0].std().item() for training in (True, False)]
-    assert max(spread[module]) < 0.5
-    assert spread[fixed][0] == pytest.approx(2.0, rel=0.02)
-    assert module.log_scale.exp().item() < 0.5
-    assert module.log_scale.ndim == 1  # optimizers leave it out of weight decay, and fully_shard accepts it
 
 
 @each_learnable
@@ -480,29 +432,6 @@ def test_modules_of_other_dtypes(options, dtype):
     assert output.features.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["bern hard", "gauss isotropic", "gauss learnable scale"])
-def test_compiled_code_agrees(name, fresh_compiler, monkeypatch):
-    # Compiled for a CPU, noise comes from another generator.
-    monkeypatch.setattr("stochastic_bottleneck._noise._uses_philox", lambda options: False)
-    module = bottleneck(**(KINDS | LEARNABLE)[name])
-    other = copy.deepcopy(module)
-    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
-    outputs = []
-    for m in (module, compiled):
-        torch.manual_seed(3)
-        output = m(features(), features(seed=3))
-        (output.features.square().sum() + output.posterior.kl().sum()).backward()
-        outputs.append(output)
-    assert type(outputs[1]) is BottleneckOutput
-    assert type(outputs[1].posterior) is type(outputs[0].posterior)
-    assert_close(outputs[1].features, outputs[0].features)
-    assert_close(outputs[1].z, outputs[0].z)
-    for (name, a), b in zip(module.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, msg=lambda text, name=name: f"{name}: {text}")
-    for a, b in zip(module.buffers(), other.buffers(), strict=True):
-        torch.testing.assert_close(b, a)
-
-
 # torch reads .grad of tensors at a graph break, and warns.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
@@ -599,25 +528,3 @@ def test_a_copied_lazy_mlp_keeps_its_dtype():
     clone = copy.deepcopy(mlp(None, None, 5).double())
     assert clone(torch.randn(4, 7).double()).dtype == torch.float64
     assert clone[1].running_mean.dtype == torch.float64
-
-
-@pytest.mark.parametrize("copier", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-@pytest.mark.parametrize("widths", [(None, None, 5), (3, None, None)])
-def test_a_lazy_mlp_can_be_converted_to_sync_batch_norm(copier, widths):
-    lazy_mlp = copier(nn.SyncBatchNorm.convert_sync_batchnorm(mlp(*widths)))
-    held = list(lazy_mlp.parameters())
-    x = torch.randn(4, 3)
-    with torch.inference_mode():
-        first = lazy_mlp.eval()(x)
-    assert [type(m) for m in lazy_mlp] == [nn.Linear, nn.SyncBatchNorm, nn.ReLU, nn.Linear]
-    norm = lazy_mlp[1]
-    assert norm.num_features == 3 == len(norm.weight) == len(norm.running_var)
-    assert all(a is b for a, b in zip(held, lazy_mlp.parameters(), strict=True))
-    assert not lazy_mlp._forward_pre_hooks
-    plain = mlp(3, 3, first.shape[1]).eval()
-    fresh = copier(nn.SyncBatchNorm.convert_sync_batchnorm(mlp(*widths))).eval()
-    for other in (plain, fresh):
-        other.load_state_dict(lazy_mlp.state_dict())
-        assert torch.equal(other(x), first)
-    lazy_mlp.train()(x).square().sum().backward()
-    assert all(p.grad is not None for p in held)

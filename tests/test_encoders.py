@@ -8,7 +8,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from stochastic_bottleneck import Encoder, StochConWrapper, as_encoder
-from stochastic_bottleneck._simclr import ENCODER_NAMES, HEAD_NAMES
 from stochastic_bottleneck.encoders import simclr_parts, small_image_stem
 
 
@@ -348,7 +347,11 @@ def check_parts(model, encoder, head, features):
     assert wrapped.head(features).shape == head(features).shape
 
 
-@pytest.mark.parametrize("name", ENCODER_NAMES)
+ENCODERS = "backbone encoder online_encoder base_encoder feature_extractor trunk convnet resnet model network net f"
+HEADS = "projection_head projector projection projection_mlp proj_head contrastive_head proj head mlp g"
+
+
+@pytest.mark.parametrize("name", ENCODERS.split())
 def test_encoder_is_found_by_name(name):
     model = Parts(**{name: conv(), "classifier": nn.Linear(16, 10), "projection_head": mlp()})
     encoder, head = simclr_parts(model)
@@ -357,7 +360,7 @@ def test_encoder_is_found_by_name(name):
     check_parts(model, encoder, head, getattr(model, name)(IMAGES).mean((2, 3)))
 
 
-@pytest.mark.parametrize("name", HEAD_NAMES)
+@pytest.mark.parametrize("name", HEADS.split())
 def test_head_is_found_by_name(name):
     model = Parts(**{"backbone": conv(), "classifier": nn.Linear(16, 10), name: mlp()})
     assert simclr_parts(model)[1] is getattr(model, name)

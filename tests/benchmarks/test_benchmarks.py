@@ -205,7 +205,7 @@ def test_floor_exponent_and_memory():
         assert floor.outcome(results)[2:] == ("25%", state)
     assert targets.Exponent("", "a", 2.1, cases).measure(results) == pytest.approx(2)
     assert targets.Exponent("", "a", 1.1, cases, metric="memory").measure(results) == pytest.approx(1)
-    assert targets.Memory("", "a", 11, "n = 4").outcome(results).state == "missed"
+    assert targets.Memory("", "a", 11.9, "n = 4").outcome(results).state == "missed"
     rows[1]["peak_bytes"] = None
     assert targets.Memory("", "a", 11, "n = 4").outcome(results).state == "not measured"
 

@@ -1,4 +1,4 @@
-"""What docs/measured.rst and docs/choosing.rst say in words holds for the committed results."""
+"""The statements of docs/measured.rst and docs/choosing.rst, written as code, hold for the committed results."""
 
 import itertools
 import json

@@ -130,17 +130,6 @@ def test_data_frames_have_the_values_and_names(given):
     assert frame.index.tolist() == list(range(40))
 
 
-def test_a_pipeline_hands_data_frames_on():
-    framed = pipeline(representation="h").set_output(transform="pandas").fit(IMAGES, LABELS)
-    assert framed[-1].feature_names_in_.tolist() == names(16)
-    assert framed[:-1].get_feature_names_out().tolist() == names(16)
-    plain = pipeline(representation="h").fit(IMAGES, LABELS)
-    assert np.array_equal(framed.predict_proba(IMAGES), plain.predict_proba(IMAGES))
-    for copied in (clone(framed).fit(IMAGES, LABELS), pickle.loads(pickle.dumps(framed))):
-        assert isinstance(copied[0].transform(IMAGES), pandas.DataFrame)
-        assert np.array_equal(copied.predict_proba(IMAGES), plain.predict_proba(IMAGES))
-
-
 # ---- pipelines -------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 import json
 import tarfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -157,17 +156,6 @@ def test_links_in_shards_are_named(shards, tmp_path):
         tar.addfile(link)
     with pytest.raises(ImageError, match=r"train-2.tar/latest.jpg: a link, which would be left out"):
         find_split(shards)
-
-
-def test_a_replaced_archive_is_unpacked_again(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    counts = []
-    for number in (1, 2):
-        with tarfile.open("images.tar", "w") as tar:
-            for path in sorted(Path(folder).rglob("*.*"))[: 3 * number]:
-                tar.add(path, path.name)
-        counts.append(find_split("images.tar").count)
-    assert counts == [3, 6]
 
 
 def test_damaged_and_missing_shards_are_named(shards, tmp_path):

@@ -19,7 +19,7 @@ import timm
 import torch
 import tyro
 from checkpointing import resumable_loader, seed_for
-from image_files import Images, read_splits
+from image_files import SAMPLE, Images, read_splits
 from other_codes import other_codes
 from provenance import DEVICE, PRECISION
 from runs import MAIN_PROCESS, FileLock, Run, encoder_spec, exit_code, parse_settings, scores, warmup_cosine
@@ -36,7 +36,6 @@ from stochastic_bottleneck.evaluation import bit_statistics, encode, fine_tune, 
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 NORMALIZE = K.Normalize(torch.tensor(MEAN), torch.tensor(STD))
-SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 PREPROCESSING = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": MEAN, "std": STD}
 ModelName = Literal["simclr", "penalized", "bern", "gauss", "supervised"]
 

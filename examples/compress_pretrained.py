@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from image_codes import load_model
-from image_files import ImageFiles
+from image_files import SAMPLE, ImageFiles
 from image_search import write_index
 from matplotlib.figure import Figure
 from other_codes import METHODS, Codec
@@ -43,7 +43,6 @@ from stochastic_bottleneck.codes import pack_bits, unpack_bits
 from stochastic_bottleneck.evaluation import asymmetric_topk, linear_probe, neighbour_recall, retrieval_scores
 from stochastic_bottleneck.hub import HubModel
 
-SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 NEIGHBOURS, RANKED = 20, 1000  # that vote for a class, and that mAP looks at
 ITQ_STARTS = 3  # rotations to start from, of which the best is taken
 UNSEEDED = ("float", "pca_sign", "bern_logits")  # measured for the first seed only

@@ -22,6 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
+SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"  # of CIFAR-10, ships with the examples
 EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb; 256 MiB when decoded
 MAX_ASPECT_RATIO = 100  # with a short side of 256 pixels, such an image takes 20 MB

@@ -3,19 +3,17 @@
 It takes about a minute on a CPU, with images from the repository: python examples/wrap_simclr.py --kind gauss
 """
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torchvision
 import tyro
-from image_files import read_splits
+from image_files import SAMPLE, read_splits
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from stochastic_bottleneck import InfoNCELoss, StochConWrapper, codes
 
-SAMPLE = Path(__file__).parent / "data" / "cifar10_sample.tar.gz"
 SCALE = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
 CROP, JITTER = v2.RandomResizedCrop(32, (0.2, 1)), v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
 AUGMENT = v2.Compose([CROP, v2.RandomHorizontalFlip(), JITTER])

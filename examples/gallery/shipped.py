@@ -10,7 +10,7 @@ from stochastic_bottleneck.hub import HubModel
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path.append(str(EXAMPLES))
-from image_files import Images, read_splits  # noqa: E402
+from image_files import SAMPLE, Images, read_splits  # noqa: E402
 
 
 def load() -> tuple[HubModel, v2.Compose, Images, Images, list[str]]:
@@ -21,5 +21,5 @@ def load() -> tuple[HubModel, v2.Compose, Images, Images, list[str]]:
     model = HubModel.from_pretrained(EXAMPLES / "gallery" / "model")
     cfg = model.pretrained_cfg
     normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(cfg["mean"], cfg["std"])])
-    train, test = read_splits(EXAMPLES / "data" / "cifar10_sample.tar.gz", 32)
+    train, test = read_splits(SAMPLE, 32)
     return model, normalize, train, test, train.classes

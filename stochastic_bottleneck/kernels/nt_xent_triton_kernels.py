@@ -158,7 +158,7 @@ def _block_of_pairs(n_pairs, n, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.
 
 
 @triton.jit
-def _numbers_of_rows(i, D: tl.constexpr, WIDTH: tl.constexpr):
+def _row_offsets(i, D: tl.constexpr, WIDTH: tl.constexpr):
     return i[:, None].to(tl.int64) * D + tl.arange(0, WIDTH)[None, :]
 
 
@@ -169,13 +169,13 @@ def unit_rows_kernel(
 ):  # fmt: skip
     """Normalize both rows of a block of pairs, and multiply them."""
     p, i, inside, mask = _block_of_pairs(n_pairs, n, D, WIDTH, BLOCK)
-    numbers = _numbers_of_rows(p, D, WIDTH)
-    x, norm = _normalize(tl.load(v + numbers, mask=mask, other=0.0).to(tl.float32), smallest_scale, MIN_NORM)
+    offsets = _row_offsets(p, D, WIDTH)
+    x, norm = _normalize(tl.load(v + offsets, mask=mask, other=0.0).to(tl.float32), smallest_scale, MIN_NORM)
     y, norm_prime = _normalize(
-        tl.load(v_prime + numbers, mask=mask, other=0.0).to(tl.float32), smallest_scale, MIN_NORM
+        tl.load(v_prime + offsets, mask=mask, other=0.0).to(tl.float32), smallest_scale, MIN_NORM
     )
-    tl.store(u + _numbers_of_rows(i, D, WIDTH), x.to(u.dtype.element_ty), mask=mask)
-    tl.store(u + _numbers_of_rows(i + n, D, WIDTH), y.to(u.dtype.element_ty), mask=mask)
+    tl.store(u + _row_offsets(i, D, WIDTH), x.to(u.dtype.element_ty), mask=mask)
+    tl.store(u + _row_offsets(i + n, D, WIDTH), y.to(u.dtype.element_ty), mask=mask)
     tl.store(norms + i, norm, mask=inside)
     tl.store(norms + i + n, norm_prime, mask=inside)
     positive = tl.sum(x * y, 1)
@@ -212,20 +212,20 @@ def grad_views_kernel(
 ):  # fmt: skip
     """Add the splits of the gradient of a block of pairs' unit rows and that by their positives; undo the norms."""
     _, i, inside, mask = _block_of_pairs(n_pairs, n, D, WIDTH, BLOCK)
-    numbers, numbers_prime = _numbers_of_rows(i, D, WIDTH), _numbers_of_rows(i + n, D, WIDTH)
+    offsets, offsets_prime = _row_offsets(i, D, WIDTH), _row_offsets(i + n, D, WIDTH)
     q = tl.load(grad_losses + i * stride, mask=inside, other=0.0) * tl.load(pulls + i, mask=inside, other=0.0)
     g_prime = tl.load(grad_losses + (i + n) * stride, mask=inside, other=0.0)
     q += g_prime * tl.load(pulls + i + n, mask=inside, other=0.0)
-    x = tl.load(u + numbers, mask=mask, other=0.0).to(tl.float32)
-    y = tl.load(u + numbers_prime, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(u + offsets, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(u + offsets_prime, mask=mask, other=0.0).to(tl.float32)
     grad_x, grad_y = -q[:, None] * y, -q[:, None] * x
     for _ in range(n_splits):
-        grad_x += tl.load(grad_u + numbers, mask=mask, other=0.0)
-        grad_y += tl.load(grad_u + numbers_prime, mask=mask, other=0.0)
+        grad_x += tl.load(grad_u + offsets, mask=mask, other=0.0)
+        grad_y += tl.load(grad_u + offsets_prime, mask=mask, other=0.0)
         grad_u += n_numbers
     grad_x = (grad_x - x * tl.sum(grad_x * x, 1)[:, None]) / tl.load(norms + i, mask=inside, other=1.0)[:, None]
     grad_y = (grad_y - y * tl.sum(grad_y * y, 1)[:, None]) / tl.load(norms + i + n, mask=inside, other=1.0)[:, None]
     grad_x = tl.clamp(grad_x, -LIMIT, LIMIT, tl.PropagateNan.ALL)
     grad_y = tl.clamp(grad_y, -LIMIT, LIMIT, tl.PropagateNan.ALL)
-    tl.store(grad_views + numbers, grad_x.to(grad_views.dtype.element_ty), mask=mask)
-    tl.store(grad_views + numbers_prime, grad_y.to(grad_views.dtype.element_ty), mask=mask)
+    tl.store(grad_views + offsets, grad_x.to(grad_views.dtype.element_ty), mask=mask)
+    tl.store(grad_views + offsets_prime, grad_y.to(grad_views.dtype.element_ty), mask=mask)

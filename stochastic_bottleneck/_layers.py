@@ -1,10 +1,10 @@
-"""Lazy layers, and helpers for evaluation mode, batch norm statistics and sharded modules."""
+"""Lazy layers, and helpers for evaluation mode and sharded modules."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -141,26 +141,6 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in flags.items():
             m.training = training
-
-
-class FixedStatistics(AbstractContextManager[None]):
-    """Batch norms do not update their running statistics inside: a recomputed batch was counted before.
-
-    Each backward pass over the same graph enters it again.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-
-    def __enter__(self) -> None:
-        self.saved = [(m.momentum, m.num_batches_tracked) for m in self.norms]
-        for m, (_, count) in zip(self.norms, self.saved, strict=True):
-            m.momentum = 0.0
-            m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm requires one
-
-    def __exit__(self, *_: object) -> None:
-        for m, (momentum, count) in zip(self.norms, self.saved, strict=True):
-            m.momentum, m.num_batches_tracked = momentum, count
 
 
 def is_sharded(module: nn.Module) -> bool:

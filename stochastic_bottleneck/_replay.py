@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -91,6 +91,35 @@ def preserve_state(model: nn.Module, devices: Sequence[torch.device]) -> Iterato
     finally:
         set_buffers(saved)
         set_random_states(devices, states)
+
+
+class RecomputedState(AbstractContextManager[None]):
+    """A recomputed batch sees the buffers of its first pass, such as spectral norm's vectors, and changes none.
+
+    Created before the first pass. Each backward pass over the same graph enters it again. Of other layers than batch
+    norms, only buffers that have been written since are restored: a graph may have saved the others.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        norm = nn.modules.batchnorm._NormBase
+        self.norms = [m for m in module.modules() if isinstance(m, norm)]
+        others = (b for b in buffers(module) if not isinstance(b.module, norm) and not b.tensor.is_inference())
+        self.before = [(b, b.tensor._version) for b in others]
+
+    def __enter__(self) -> None:
+        self.saved = [(m.momentum, m.num_batches_tracked) for m in self.norms]
+        for m, (_, count) in zip(self.norms, self.saved, strict=True):
+            m.momentum = 0.0
+            m.num_batches_tracked = None if count is None else count.clone()  # SyncBatchNorm requires one
+        written = [b for b, v in self.before if getattr(b.module, b.name) is not b.tensor or b.tensor._version != v]
+        now = [(b, getattr(b.module, b.name)) for b in written]
+        self.after = [Buffer(b.module, b.name, tensor, tensor.clone()) for b, tensor in now]
+        set_buffers(written)
+
+    def __exit__(self, *_: object) -> None:
+        set_buffers(self.after)
+        for m, (momentum, count) in zip(self.norms, self.saved, strict=True):
+            m.momentum, m.num_batches_tracked = momentum, count
 
 
 @contextmanager

@@ -36,15 +36,19 @@ _KEEPS_WIDTH = (
 )
 """Modules whose layers keep the width, unless they have one of their own."""
 
+_WRAPPERS = ("timm.utils.model_ema", "lightning.fabric.wrappers", "lightning_fabric.wrappers")
+"""Modules of classes that hold a model as `module`."""
+
 _State = tuple[int | None, int | None]
 """Width and number of positions of the maps at one point of a model; None if unknown."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Model inside a compiled, DataParallel or DistributedDataParallel module, or torch's moving average of weights."""
+    """Model inside a compiled or data-parallel module, Fabric's, or a moving average of weights by torch or timm."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        known = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel))
+        if known or any(is_from(model, name) for name in _WRAPPERS):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model
@@ -185,7 +189,7 @@ def _timm_classifier(model: Any) -> list[nn.Module]:
         return []
     heads = found if isinstance(found, (tuple, list)) else [found]  # two of distilled models
     modules = [module for head in heads if isinstance(head, nn.Module) for module in head.modules()]
-    return [module for module in modules if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return [module for module in modules if isinstance(module, nn.Conv2d) or _is_linear(module)]
 
 
 def _strip_timm(model: Any) -> None:
@@ -198,13 +202,19 @@ def _strip_timm(model: Any) -> None:
         module.training = model.training
 
 
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether a layer is linear, or stands for one: quantized, compiled, or with an adapter (LoRA)."""
+    widths = (getattr(layer, name, None) for name in ("in_features", "out_features"))
+    return isinstance(layer, nn.Linear) or all(_is_int(width) for width in widths)
+
+
 def _find_classifier(model: nn.Module) -> tuple[nn.Module, list[str]] | None:
     """Parent and names of the last layer and the activation after it; an Identity is a classifier removed before."""
     name = next((name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)), None)
     head = model if name is None else getattr(model, name)
     if is_chain(head):
         return _find_last_layer(head)
-    return (model, [name]) if name is not None and isinstance(head, (nn.Linear, nn.Identity)) else None
+    return (model, [name]) if name is not None and (isinstance(head, nn.Identity) or _is_linear(head)) else None
 
 
 def _find_last_layer(sequence: nn.Sequential) -> tuple[nn.Module, list[str]] | None:
@@ -214,7 +224,7 @@ def _find_last_layer(sequence: nn.Sequential) -> tuple[nn.Module, list[str]] | N
         if is_chain(layer):
             return _find_last_layer(layer)
         pointwise = set(getattr(layer, "kernel_size", (0,))) == {1} if _ends(layer) else False
-        if isinstance(layer, (nn.Linear, nn.Identity)) or pointwise:
+        if isinstance(layer, nn.Identity) or _is_linear(layer) or pointwise:
             return sequence, [name, *names]
         if isinstance(layer, nn.Flatten) or is_pool(layer):
             pooled = pooled or is_pool(layer)

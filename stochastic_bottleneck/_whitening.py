@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -70,6 +72,15 @@ class BatchWhitening(nn.Module):
                 self.running_cov.copy_(torch.where(finite, running_cov, self.running_cov))
                 self.running_map.copy_(self._map(self.running_cov.to(dtype)))
             return whitened.to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> BatchWhitening:
+        """Keep the statistics in float32: rounded to half precision, a covariance is no longer positive definite."""
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self.named_buffers():
+            if buffer.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, exact[name].to(buffer.device, torch.float32))
+        return self
 
     def _statistics(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, covariance and number of the rows of all processes. Shapes: (D,), (D, D), ()."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extras import require
 from stochastic_bottleneck._layers import evaluation_mode
+from stochastic_bottleneck._replay import devices_of, without_autocast
 from stochastic_bottleneck._saved import as_trained
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.codes import unpack_bits
@@ -89,9 +90,9 @@ def export_program(
     _check_images(example_images, "example_images")
     _checks.flag("dynamic_batch", dynamic_batch)
     path = model.feature_extractor(representation)
-    # torch's exporter reports the same mistakes less clearly.
-    _encode(model, example_images, representation, "example_images")
-    with evaluation_mode(model), torch.no_grad():
+    with without_autocast(devices_of(model, [example_images])), evaluation_mode(model), torch.no_grad():
+        # torch's exporter reports the same mistakes less clearly.
+        _encode(model, example_images, representation, "example_images")
         path.eval()
         if not dynamic_batch:
             return torch.export.export(path, (example_images,))
@@ -142,15 +143,16 @@ def export_onnx(
             f"model has {size:,} bytes of weights, and one ONNX file takes {MAX_BYTES:,}; use export_program, "
             "or a half-precision model"
         )
-    exported: Any = torch.onnx.export(
-        program,
-        input_names=["images"],
-        output_names=[representation],
-        opset_version=opset_version,
-        dynamic_shapes={"images": {0: "batch"}} if dynamic_batch else None,  # the size's name in the file
-        dynamo=True,
-        verbose=False,
-    )
+    with without_autocast(devices_of(model, [example_images])):
+        exported: Any = torch.onnx.export(
+            program,
+            input_names=["images"],
+            output_names=[representation],
+            opset_version=opset_version,
+            dynamic_shapes={"images": {0: "batch"}} if dynamic_batch else None,  # the size's name in the file
+            dynamo=True,
+            verbose=False,
+        )
     # Where torch cannot convert its own version, 18, to the one asked for, it only logs that.
     written = exported.model.opset_imports[""]
     if opset_version not in (None, written):
@@ -238,7 +240,8 @@ def verify_onnx(
             "export the model again"
         )
     (output,) = session.run(None, {"images": images.detach().cpu().numpy()})
-    comparison = _compare(torch.from_numpy(output), model, images, representation)
+    with without_autocast(devices_of(model, [images])):
+        comparison = _compare(torch.from_numpy(output), model, images, representation)
     if not comparison.largest <= tolerance:  # a difference that is not a number lies beyond it too
         what = "the largest logit among them" if representation == "bits" else "the largest difference"
         raise ValueError(

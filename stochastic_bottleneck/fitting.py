@@ -77,7 +77,8 @@ def fit_bottleneck(
             as a duplicate or a caption.
         samples: latents drawn for each view; 0 trains without noise, as in `StochConWrapper`.
         precision: "bf16-mixed" trains under autocast to bfloat16; None does so where the hardware is faster with it.
-        seed: of weights, order, views and noise. The same seed gives the same bottleneck on the same machine.
+        seed: of weights, order, views and noise. The same seed gives the same bottleneck on the same machine
+            if no other thread draws from torch's global generators meanwhile.
         device: to train on; None for a GPU if there is one, else the CPU. The bottleneck is returned on the device
             of the views.
         progress: show a progress bar over the epochs (needs rich).
@@ -145,10 +146,11 @@ def fit_bottleneck(
             )
         mean, std = _statistics(sample)
         seed_again(seed)
-        bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), projector=projector, **latent)
+        with torch.device("cpu"):  # whose generator is seeded, whatever the default device
+            bottleneck = StochasticBottleneck(kind, dim, in_features=len(mean), projector=projector, **latent)
+            model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)})
         if isinstance(bottleneck.location_norm, BatchWhitening):
             bottleneck.location_norm.synchronized = False  # other processes need not take part
-        model = nn.ModuleDict({"bottleneck": bottleneck, "head": mlp(len(mean), hidden_dim, 128)})
         model.to(target, torch.float32)
         fused = target.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=fused)

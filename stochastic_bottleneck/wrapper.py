@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from stochastic_bottleneck import _checks
 from stochastic_bottleneck._extractor import Encoding, FeatureExtractor, Representation
-from stochastic_bottleneck._layers import FixedStatistics, evaluation_mode, is_sharded, mlp
+from stochastic_bottleneck._layers import evaluation_mode, is_sharded, mlp
+from stochastic_bottleneck._replay import RecomputedState
 from stochastic_bottleneck._timm import TimmMethods
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
 from stochastic_bottleneck.encoders import as_encoder, simclr_parts
@@ -305,16 +306,13 @@ class StochConWrapper(TimmMethods):
     def _features(self, x: Tensor) -> Tensor:
         if self.checkpoint_encoder and not self.encoder.frozen and self.training and torch.is_grad_enabled():
             # Compiled code updates each statistic once by itself, and supports no context_fn.
-            contexts: dict[str, Any] = (
-                {} if torch.compiler.is_compiling() else {"context_fn": self._checkpoint_contexts}
-            )
+            contexts: dict[str, Any] = {}
+            if not torch.compiler.is_compiling():
+                contexts["context_fn"] = lambda: (nullcontext(), RecomputedState(self.encoder))
             features: Tensor = checkpoint(self.encoder, x, use_reentrant=False, **contexts)
         else:
             features = self.encoder(x)
         return features
-
-    def _checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), FixedStatistics(self.encoder)
 
     def _stochastic_branch(
         self, own: Tensor, opposing: Tensor, sample: bool | None, generator: torch.Generator | None

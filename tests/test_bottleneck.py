@@ -170,6 +170,14 @@ def test_whitening_in_evaluation_is_one_affine_map_of_running_statistics():
     assert_close(middle[2], middle[:2].mean(0), factor=10)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_whitening_in_half_precision_keeps_its_statistics_in_float32(dtype):
+    module = StochasticBottleneck("gauss", 64, in_features=F, normalization="whiten", shrinkage=0.01).to(dtype)
+    for seed in range(60):
+        module(features(512, seed=seed).to(dtype))
+    assert module.eval()(features(2000, seed=99).to(dtype)).z.float().std(0).max() < 2.2  # location_std is 2
+
+
 @pytest.mark.parametrize("rows", [2, 3, 16, 64])
 def test_whitening_of_a_batch_smaller_than_the_dimension_is_bounded(rows):
     module = StochasticBottleneck("gauss", 64, in_features=F, normalization="whiten")

@@ -4,6 +4,8 @@ import re
 
 import pytest
 import torch
+from lightning import Fabric
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -330,7 +332,9 @@ def process_group(tmp_path):
 def test_wrapping_modules_are_taken_off(how):
     model, simclr = Classifier("fc", nn.Linear(16, 10)), Parts(backbone=conv(), projector=mlp())
     assert as_encoder(WRAPPERS[how](model), strip=True).backbone is model
-    assert type(as_encoder(AveragedModel(model), strip=True).backbone) is Classifier  # a copy
+    for average in (AveragedModel, ModelEmaV3):
+        assert type(as_encoder(average(model), strip=True).backbone) is Classifier  # a copy
+    assert as_encoder(Fabric(accelerator="cpu").setup(model), strip=True).backbone is model
     encoder, head = simclr_parts(WRAPPERS[how](simclr))
     assert (encoder.backbone, head) == (simclr.backbone, simclr.projector)
 

@@ -50,6 +50,9 @@ def test_arrays_tensors_memory_maps_and_pairs_of_arrays_give_the_same(tmp_path):
     big_endian, backwards = views.numpy().astype(">f4"), views.numpy()[:, ::-1].copy()[:, ::-1]
     for same in (read_only, views.half(), views.double(), tuple(views), [*views.numpy()], big_endian, backwards):
         assert equal(fit_bottleneck(same, **SMALL), expected)
+    rounded = views[0].bfloat16()
+    expected = fit_bottleneck((rounded.float(), views[1]), **SMALL)
+    assert equal(fit_bottleneck((rounded, views[1].numpy()), **SMALL), expected)
 
 
 class Loader:
@@ -161,9 +164,9 @@ def test_the_callers_modes_change_nothing(precision):
     options, views, scale = SMALL | {"precision": precision}, features(), torch.ones(F, requires_grad=True)
     assert equal(fit_bottleneck(views * scale, **options), expected := fit_bottleneck(views, **options))
     assert scale.grad is None
-    for mode in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+    for mode in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta")):
         with mode:
-            assert equal(fit_bottleneck(views.clone(), **options), expected)
+            assert equal(fit_bottleneck(views.clone(), **options, device="cpu"), expected)
     torch.set_default_dtype(torch.float64)
     try:
         assert fit_bottleneck(views, **options)(views[0]).features.dtype == torch.float32

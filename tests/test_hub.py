@@ -71,6 +71,23 @@ def test_a_loaded_model_is_saved_again_the_same(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_buffers_that_are_not_saved_follow_the_weights(dtype, tmp_path):
+    options = {"img_size": 56, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 2), "num_classes": 0}
+    saved = HubModel("timm:swin_tiny_patch4_window7_224", encoder_options=options, dim=DIM).to(dtype).eval()
+    saved.save_pretrained(tmp_path)
+    x = torch.randn(2, 3, 56, 56, generator=generator()).to(dtype)
+    assert torch.equal(HubModel.from_pretrained(tmp_path).encode(x, "bits"), saved.encode(x, "bits"))
+
+
+def test_a_compiled_backbone_is_saved_as_it_was(tmp_path):
+    saved = HubModel("timm:resnet10t", encoder_options=SMALL, dim=DIM).eval()
+    saved.encoder.backbone = torch.compile(saved.encoder.backbone, backend="eager")
+    saved.save_pretrained(tmp_path)
+    x = torch.randn(2, 3, 32, 32, generator=generator())
+    assert torch.equal(HubModel.from_pretrained(tmp_path).encode(x), saved.encode(x))
+
+
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
 def test_an_encoder_with_a_name_is_built_again(name, tmp_path):
     options = (

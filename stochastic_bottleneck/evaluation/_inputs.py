@@ -49,7 +49,7 @@ def as_arrays(
                 f"{name}_features must be features or bits, got uint8 of up to {x.max()}, which may be packed codes; "
                 'unpack them with codes.unpack_bits, or pass x.astype("f4") if these are numbers'
             )
-        with np.errstate(over="ignore"):  # infinities are reported below
+        with np.errstate(over="ignore", under="ignore"):  # infinities are reported below
             x = x.astype(np.float32)
         if x.ndim != 2 or 0 in x.shape:
             raise ValueError(f"{name}_features must have shape (N, F) with N and F at least 1, got {x.shape}")

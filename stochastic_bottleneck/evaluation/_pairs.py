@@ -127,5 +127,5 @@ def _floats(x: Any, device: torch.device | None = None) -> Tensor:
     """A block of rows in float32."""
     if isinstance(x, Tensor):
         return x.to(device, torch.float32)
-    with np.errstate(over="ignore"):  # infinities are reported
+    with np.errstate(over="ignore", under="ignore"):  # infinities are reported
         return torch.from_numpy(np.array(x, np.float32)).to(device)

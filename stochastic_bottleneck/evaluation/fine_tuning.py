@@ -138,7 +138,8 @@ def fine_tune(
     passes: Iterable[int] = range(epochs)
     if progress:
         passes = require("rich.progress", "fine_tune(progress=True)", "evaluation").track(passes, "fine-tuning")
-    with without_autocast([target]), seeded(seed, target):
+    # The caller may be in Lightning's validation or test, where gradients are off.
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast([target]), seeded(seed, target):
         encoder: Any = copy.deepcopy(source).to(target)
         for module in encoder.modules():
             if isinstance(module, Encoder):
@@ -238,7 +239,7 @@ def _labelled(batches: Iterable[Any], name: str, classes: int) -> Iterator[tuple
                 f"{name} must give labels from 0 to {classes - 1} for classes={classes}, "
                 f"got values from {y.min()} to {y.max()}; number the classes from 0"
             )
-        yield x, torch.from_numpy(y)
+        yield x.clone() if x.is_inference() else x, torch.from_numpy(y)
     if empty:
         raise ValueError(f"{name} is empty; give at least one labelled image")
 

@@ -165,7 +165,8 @@ class BottleneckTransformer(_Transformer):
     """Features of a frozen encoder to codes: `fit_bottleneck` as a scikit-learn estimator, for a `Pipeline`.
 
     `fit` takes features of several views of each item and no labels; `transform` takes features of one view, or
-    several, of which it takes the first. `bottleneck_` is the fitted bottleneck.
+    several, of which it takes the first. `bottleneck_` is the fitted bottleneck. Cross-validation splits the first
+    axis, which is that of the views: fit on all items, outside of it.
 
     Args:
         kind: "bern" for bits, "gauss" for Gaussians.
@@ -259,7 +260,8 @@ class BottleneckTransformer(_Transformer):
         found, finite, device = [], [], self.bottleneck_.temperature.device
         with torch.inference_mode(), without_autocast([device]):
             for first in range(0, len(x), 4096):
-                rows = torch.from_numpy(np.array(x[first : first + 4096], np.float32))
+                with np.errstate(over="ignore", under="ignore"):  # infinities are reported below
+                    rows = torch.from_numpy(np.array(x[first : first + 4096], np.float32))
                 finite.append(rows.isfinite().all(1).numpy())
                 posterior = self.bottleneck_.posterior(rows.to(device))
                 z = posterior[0] if self.output == "floats" else posterior.mode().to(torch.uint8)

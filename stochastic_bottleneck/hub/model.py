@@ -19,7 +19,7 @@ from stochastic_bottleneck import _checks
 from stochastic_bottleneck._unwrap import as_wrapper
 from stochastic_bottleneck._version import __version__
 from stochastic_bottleneck.bottleneck import StochasticBottleneck
-from stochastic_bottleneck.encoders import Encoder, as_encoder
+from stochastic_bottleneck.encoders import Encoder, as_encoder, unwrap
 from stochastic_bottleneck.hub import _card, _encoders, _files, _parts
 from stochastic_bottleneck.hub._preprocessing import check_pretrained_cfg
 from stochastic_bottleneck.wrapper import StochConWrapper
@@ -273,6 +273,11 @@ class HubModel(
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in state and not is_lazy(tensor):  # keep half or double precision
                 tensor.data = tensor.data.to(state[name].dtype)
+        for name in parts:  # buffers that are not saved, such as position tables, follow the weights
+            dtypes = {t.dtype for key, t in state.items() if key.startswith(f"{name}.") and t.is_floating_point()}
+            for key, buffer in getattr(model, name).named_buffers():
+                if len(dtypes) == 1 and f"{name}.{key}" not in state and buffer.is_floating_point():
+                    buffer.data = buffer.data.to(*dtypes)
         model.load_state_dict(state)
         return model.to(map_location).eval()
 
@@ -281,7 +286,7 @@ class HubModel(
         if bottleneck.in_features is None or any(isinstance(m, LazyModuleMixin) for m in self.modules()):
             raise ValueError("model has layers of unknown width; run one batch, or build it with feature_dim")
         self._check_name()
-        parts = {"encoder": self.encoder.backbone, "bottleneck": bottleneck, "head": head}
+        parts = {"encoder": unwrap(self.encoder.backbone), "bottleneck": bottleneck, "head": head}
         return {
             "model_type": _files.MODEL_TYPE,
             "format_version": _files.FORMAT_VERSION,
@@ -305,7 +310,7 @@ class HubModel(
             return
         named = (self.encoder_name, self.encoder_options, self.small_images, "encoder_name")
         rebuilt = as_encoder(_encoders.shapes(partial(_parts.build_backbone, *named))).backbone
-        own = self.encoder.backbone
+        own = unwrap(self.encoder.backbone)
         differing = _files.differences(rebuilt.state_dict(), own.state_dict())
         if differing or _parts.layers(rebuilt) != _parts.layers(own):
             stem = ", small_images=True" * self.small_images

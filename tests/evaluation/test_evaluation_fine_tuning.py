@@ -87,7 +87,7 @@ def test_top_5_are_the_five_largest_logits():
 
 def test_bfloat16_runs_under_autocast():
     dtypes = []
-    encoder = small_encoder()
+    encoder, copied = small_encoder(), small_encoder()
     encoder.register_forward_hook(lambda module, _, h: dtypes.append((module.training, h.dtype)))
     result = fine_tune(encoder, BATCHES, BATCHES, CLASSES, epochs=3, precision="bf16-mixed")
     assert (True, torch.bfloat16) in dtypes
@@ -96,10 +96,12 @@ def test_bfloat16_runs_under_autocast():
     full = fine_tune(small_encoder(), BATCHES, BATCHES, CLASSES, epochs=3)
     assert result.losses == pytest.approx(full.losses, rel=0.05)
     assert result.losses != full.losses
-    with torch.autocast("cpu", torch.bfloat16):  # the caller's
-        for expected, precision in ((result, "bf16-mixed"), (full, "32-true")):
-            again = fine_tune(small_encoder(), BATCHES, BATCHES, CLASSES, epochs=3, precision=precision)
-            assert again.losses == expected.losses
+    for mode in (torch.autocast("cpu", torch.bfloat16), torch.inference_mode()):  # the caller's
+        with mode:
+            batches = [(images.clone(), labels) for images, labels in BATCHES]
+            for expected, precision in ((result, "bf16-mixed"), (full, "32-true")):
+                again = fine_tune(copied, batches, batches, CLASSES, epochs=3, precision=precision)
+                assert again.losses == expected.losses
 
 
 def test_all_weights_of_a_copy_are_trained_and_the_model_is_not_changed():

@@ -64,8 +64,9 @@ class FeaturePairs:
             raise ValueError(
                 f"batch_size must be at most the number of items, {len(self.arrays[0])}, got {batch_size}; lower it"
             )
-        dtypes = [_as_tensor(x[[0]], "views").dtype for x in self.arrays]
-        self.dtype = functools.reduce(torch.promote_types, dtypes) if dtypes else None  # rounds no view
+        rows = [_as_tensor(x[[0]], "views") for x in self.arrays]  # copies, without negative strides
+        if rows:  # a dtype that rounds no view
+            self.row = rows[0].to(functools.reduce(torch.promote_types, (row.dtype for row in rows)))
         self.description = [list(x.shape) for x in self.arrays]
 
     def epoch_seed(self, epoch: int) -> int:
@@ -112,8 +113,7 @@ class FeaturePairs:
 
     def gather(self, view: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor:
         """Row `rows[i]` of view `view[i]`, for each i. Shape: (len(rows), F)."""
-        like = _as_tensor(self.arrays[0][[0]], "views")  # a copy, without negative strides
-        batch = like.new_empty(len(rows), like.shape[1], dtype=self.dtype)
+        batch = self.row.new_empty(len(rows), self.row.shape[1])
         for i, features in enumerate(self.arrays):
             where = np.flatnonzero(view == i)
             batch[where] = _as_tensor(features[rows[where]], "views").to(batch)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 class Buffer(NamedTuple):
@@ -103,8 +104,10 @@ class RecomputedState(AbstractContextManager[None]):
     def __init__(self, module: nn.Module) -> None:
         norm = nn.modules.batchnorm._NormBase
         self.norms = [m for m in module.modules() if isinstance(m, norm)]
-        others = (b for b in buffers(module) if not isinstance(b.module, norm) and not b.tensor.is_inference())
-        self.before = [(b, b.tensor._version) for b in others]
+        others = (m for m in module.modules() if not isinstance(m, norm))
+        found = ((m, name, x) for m in others for name, x in m.named_buffers(recurse=False))
+        kept = ((m, name, x) for m, name, x in found if not (is_lazy(x) or x.is_inference()))
+        self.before = [(Buffer(m, name, x, x.clone()), x._version) for m, name, x in kept]
 
     def __enter__(self) -> None:
         self.saved = [(m.momentum, m.num_batches_tracked) for m in self.norms]
@@ -127,6 +130,6 @@ def without_autocast(devices: Sequence[torch.device]) -> Iterator[None]:
     """Turn autocast off on the CPU and on devices."""
     with ExitStack() as stack:
         for kind in {"cpu", *(device.type for device in devices)}:
-            if torch.is_autocast_enabled(kind):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield

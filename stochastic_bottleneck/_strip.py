@@ -48,7 +48,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         inner = getattr(model, "_orig_mod", None)
         known = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel))
-        if known or any(is_from(model, name) for name in _WRAPPERS):
+        if known or is_from(model, *_WRAPPERS):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model
@@ -80,9 +80,9 @@ def is_channels_last(model: nn.Module) -> bool:
     return getattr(model, "output_fmt", None) == "NHWC"
 
 
-def is_from(model: nn.Module, package: str) -> bool:
-    """Whether a model's class, or one that it inherits from, is defined in a package or module."""
-    return any(base.__module__.startswith(package) for base in type(model).__mro__)
+def is_from(model: nn.Module, *packages: str) -> bool:
+    """Whether a model's class, or one that it inherits from, is defined in one of several packages or modules."""
+    return any(base.__module__.startswith(packages) for base in type(model).__mro__)
 
 
 def is_classifier(model: nn.Module) -> bool:
@@ -122,7 +122,7 @@ def strip_classifier(model: nn.Module, *, insist: bool) -> int | None:
     for name in names:
         setattr(parent, name, nn.Identity().train(last.training))
     ends = _ends(last)
-    return ends[0] if ends else None
+    return ends[0] if ends else _int(last, "in_features")
 
 
 def input_width(head: nn.Module) -> int | None:
@@ -262,7 +262,8 @@ def _step(module: nn.Module, width: int | None, cells: int | None) -> _State:
         return _walk(module, width, cells)
     if is_classifier(module):
         return feature_width(module), None
-    if width and hasattr(module, "normalized_shape"):  # whose last entry may be a height or a width of the maps
+    shape = getattr(module, "normalized_shape", ())
+    if shape and (width or len(shape) > 1):  # whose last entry may be a height or a width of the maps
         return width, cells
     ends = _ends(module)
     if ends is not None:

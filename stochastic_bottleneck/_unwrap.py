@@ -9,7 +9,7 @@ from stochastic_bottleneck.wrapper import StochConWrapper
 
 
 def as_wrapper(model: nn.Module) -> StochConWrapper:
-    """The `StochConWrapper` inside a compiled, DataParallel or DistributedDataParallel module, or `model` itself.
+    """The `StochConWrapper` inside any module that `unwrap` takes off, or `model` itself.
 
     Args:
         model: a wrapper, or a module around one.

@@ -65,7 +65,7 @@ class StochasticBottleneck(nn.Module):
         learnable_scale: learn that standard deviation, one for all dimensions, for a loss with a weight on the KL;
             InfoNCE alone makes it grow.
         normalization: "batch" (BatchNorm without affine parameters), "whiten" to take out correlations too, over all
-            processes (a dimension that others predict ends below `location_std`), or None, with `location_std=None`.
+            processes (one that others predict has a standard deviation below `location_std`), or None: no scale either.
         shrinkage: of "whiten": weight of the identity in the correlation matrix, 0 to 1. 0 needs batches larger than D.
 
     Raises:

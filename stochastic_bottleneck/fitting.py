@@ -135,7 +135,7 @@ def fit_bottleneck(
     latent: dict[str, Any] = {"location_std": location_std, "normalization": normalization, "shrinkage": shrinkage}
     StochasticBottleneck(kind, dim, projector="identity", **latent)  # checks them before features are read
     dim, latent["shrinkage"] = int(dim), float(shrinkage)  # numpy's could not be read from a checkpoint
-    alone = without_autocast([target])  # the caller's would keep its copies of weights between steps
+    alone = without_autocast([target])  # results must not depend on the caller's
     with torch.inference_mode(False), torch.enable_grad(), alone, seeded(seed, target) as seed_again:
         pairs = FeaturePairs(views, batch_size, seed, epochs)
         sample = pairs.sample()
@@ -179,7 +179,7 @@ def fit_bottleneck(
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                torch.clear_autocast_cache()  # which leaving an autocast inside the caller's does not
+                torch.clear_autocast_cache()  # torch does so on leaving the outermost autocast only
                 total += value.detach()
             if not math.isfinite(float(total)):  # one host sync an epoch
                 raise ValueError(

@@ -104,13 +104,13 @@ def cached_backward(
     chunks = list(zip(*(x.tensor_split(count) for x in inputs), strict=True))
     devices = _replay.devices_of(model, inputs)
     run = Tensor.backward if backward is None else backward
+    torch.clear_autocast_cache()  # of an earlier step inside the same autocast
     if count == 1:
         value = _checked_loss(loss(model(*inputs)))
         with _replay.without_autocast(devices):
             run(value)
         return value.detach()
 
-    torch.clear_autocast_cache()  # of an earlier step inside the same autocast
     before, states, outputs = _replay.buffers(model), [], []
     with torch.no_grad():
         for chunk in chunks:

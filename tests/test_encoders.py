@@ -182,6 +182,7 @@ POOL = nn.AdaptiveAvgPool2d(1)
         (nn.Sequential(conv(), Parallel(16), nn.Conv2d(13, 5, 1)), 5, 5),
         # What the structure cannot tell for certain stays open.
         (nn.Sequential(conv(), nn.Flatten()), None, 576),
+        (nn.Sequential(Backwards(nn.Conv2d(16, 5, 1), conv()), nn.LayerNorm([5, 6, 6])), None, 5),
         (nn.Sequential(conv(), Parallel(16)), None, 13),
         (nn.Sequential(conv(), Parallel(16), Residual(13, 13)), None, 13),
         (nn.Sequential(conv(), nn.PixelShuffle(2)), None, 4),

@@ -264,12 +264,8 @@ def test_autocast_applies_to_the_forward_passes_only():
     expected.backward()
     wanted = gradients(model)
     model.zero_grad()
+    torch.manual_seed(3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        kept = copy.deepcopy(model.state_dict())
-        nn.init.ones_(model.head[2].weight)
-        model(x, x_prime)  # an earlier step, whose weights autocast keeps
-        model.load_state_dict(kept)
-        torch.manual_seed(3)
         value = cached_backward(model, objective, x, x_prime, chunk_size=4)
         assert torch.is_autocast_enabled("cpu")
         assert model.head(torch.randn(2, WIDTH)).dtype == torch.bfloat16
@@ -278,6 +274,16 @@ def test_autocast_applies_to_the_forward_passes_only():
     for name, p in model.named_parameters():
         # cached_backward rounds each chunk's sum to bfloat16, a single pass their total.
         torch.testing.assert_close(p.grad, wanted[name], rtol=0.02, atol=0.02 * wanted[name].abs().max().item())
+
+
+@pytest.mark.parametrize("chunk_size", [4, 8])
+def test_several_steps_inside_one_autocast_use_their_own_weights(chunk_size):
+    model, values = nn.Linear(3, 1, bias=False), []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for weight in (1.0, 2.0):
+            nn.init.constant_(model.weight, weight)
+            values.append(cached_backward(model, lambda y: y.square().mean(), torch.ones(8, 3), chunk_size=chunk_size))
+    assert values == [9, 36]
 
 
 def test_values_that_are_not_finite_raise_no_error():

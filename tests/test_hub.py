@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import socket
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,12 +81,15 @@ def test_buffers_that_are_not_saved_follow_the_weights(dtype, tmp_path):
     assert torch.equal(HubModel.from_pretrained(tmp_path).encode(x, "bits"), saved.encode(x, "bits"))
 
 
-def test_a_compiled_backbone_is_saved_as_it_was(tmp_path):
-    saved = HubModel("timm:resnet10t", encoder_options=SMALL, dim=DIM).eval()
-    saved.encoder.backbone = torch.compile(saved.encoder.backbone, backend="eager")
+@pytest.mark.parametrize("around", [partial(torch.compile, backend="eager"), nn.DataParallel])
+def test_an_encoder_that_was_wrapped_is_saved_as_it_was(around, tmp_path):
+    head = around(nn.Linear(256, 4))
+    saved = HubModel("timm:resnet10t", encoder_options=SMALL, dim=DIM, head=head).eval()
+    saved.encoder.backbone = wrapped = around(saved.encoder.backbone)
     saved.save_pretrained(tmp_path)
-    x = torch.randn(2, 3, 32, 32, generator=generator())
-    assert torch.equal(HubModel.from_pretrained(tmp_path).encode(x), saved.encode(x))
+    assert saved.encoder.backbone is wrapped
+    loaded, x = HubModel.from_pretrained(tmp_path, head=head), torch.randn(2, 3, 32, 32, generator=generator())
+    assert torch.equal(loaded.encode(x), saved.encode(x))
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])

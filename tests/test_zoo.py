@@ -183,11 +183,20 @@ def test_dropout_before_the_classifier_acts_in_training(name):
     assert (encoder(x) != encoder(x)).any()
 
 
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_a_classifier_with_an_adapter_is_stripped_too(library):
-    model = zoo.resnet18() if library == "torchvision" else timm.create_model("resnet18")
-    model.fc = type("LoRA", (nn.Sequential,), {"in_features": 512, "out_features": 1000})(model.fc)
-    assert as_encoder(model).eval()(torch.rand(2, 3, 32, 32)).shape == (2, 512)
+class LoRA(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.in_features, self.out_features = base, base.in_features, base.out_features
+
+    def forward(self, x):
+        return self.base(x)
+
+
+def test_a_classifier_with_an_adapter_is_stripped_too():
+    model = zoo.resnet18()
+    model.fc = LoRA(model.fc)
+    encoder = as_encoder(model).eval()
+    assert encoder.feature_dim == encoder(torch.rand(2, 3, 32, 32)).shape[1] == 512
 
 
 # ---- timm's optimizers and scripts ---------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def encode(
         (13, 48)
     """
     several = not isinstance(representation, str) and isinstance(representation, Sequence)
-    names: Any = tuple(dict.fromkeys(representation)) if several else (representation,)
+    names: Any = tuple(representation) if several else (representation,)
     batch_size = integer("batch_size", batch_size)
     flag("progress", progress)
     batches: Any = images
@@ -113,6 +113,7 @@ def _encode_batches(
 ) -> Encoded:
     """Encode batches; errors call them `name`."""
     model = _checked(model, representations)
+    representations = tuple(dict.fromkeys(representations))
     target = device_of(device, home_of(model))
     columns: dict[str, list[NDArray[Any]]] = {which: [] for which in representations}
     entropies: list[NDArray[Any]] = []

@@ -176,7 +176,7 @@ def fine_tune(
                 chosen.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 chosen.step()
-                torch.clear_autocast_cache()  # which leaving an autocast inside the caller's does not
+                torch.clear_autocast_cache()  # torch does so on leaving the outermost autocast only
                 for _ in range(count):
                     schedule.step()
                 total, batches = total + loss.detach(), batches + 1

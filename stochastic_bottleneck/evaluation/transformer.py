@@ -233,7 +233,7 @@ class BottleneckTransformer(_Transformer):
         try:
             self.bottleneck_ = fit_bottleneck(X, **options)
         except (TypeError, ValueError) as error:  # scikit-learn's name of the views
-            raise type(error)(re.sub(r"^views\b", "X", str(error))) from error
+            raise type(error)(re.sub(r"^views\b|\bviews(?=\.astype)", "X", str(error))) from error
         self.n_features_in_ = self.bottleneck_.in_features
         return self
 

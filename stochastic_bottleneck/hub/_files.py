@@ -184,8 +184,7 @@ def read_weights(folder: Path, expected_sha256: object) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); save the model again") from error
     # A tensor with several names is stored once; the metadata maps its other names to that one.
-    state |= {name: state[stored] for name, stored in shared.items() if stored in state}
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}  # of compiled parts
+    return state | {name: state[stored] for name, stored in shared.items() if stored in state}
 
 
 def differences(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:

@@ -123,7 +123,7 @@ class HubModel(
 
         Args:
             model: the model, or a compiled or data-parallel module around it. A `HubModel` keeps its name, options and
-                preprocessing where no others are given.
+                preprocessing where no others are given; set its `encoder_name` to None if its encoder has changed.
             encoder_name: as for the class.
             encoder_options: as for the class.
             small_images: as for the class.
@@ -179,7 +179,12 @@ class HubModel(
         return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        super()._save_pretrained(save_directory)
+        backbone = self.encoder.backbone
+        self.encoder.backbone = unwrap(backbone)  # compiled since the encoder was built
+        try:
+            super()._save_pretrained(save_directory)
+        finally:
+            self.encoder.backbone = backbone
         config: Any = self._hub_mixin_config  # written to the folder after this
         config["weights_sha256"] = _files.sha256(save_directory / SAFETENSORS_SINGLE_FILE)
 
@@ -316,8 +321,8 @@ class HubModel(
             stem = ", small_images=True" * self.small_images
             raise ValueError(
                 f"encoder_name={self.encoder_name!r} with encoder_options={self.encoder_options}{stem} does not build "
-                f"this encoder: {differing or 'layers without weights differ'}; set encoder_name to None, and pass "
-                "encoder= to from_pretrained"
+                f"this encoder: {differing or 'layers without weights differ'}; set the model's encoder_name to None, "
+                "and pass encoder= to from_pretrained"
             )
 
 

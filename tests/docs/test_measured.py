@@ -151,8 +151,9 @@ def test_the_variance_falls_as_far_either_way_and_the_opposing_views_is_better_i
     for part in ("probe on h", "probe on z"):
         assert [a > b for a, b in zip(opposing[part], own[part], strict=True)] == [True, True, False]
     opposing, own = rows("collapse", 40)
-    assert opposing["left of the start"] + own["left of the start"] == pytest.approx([0.15, 0.16], abs=0.005)
-    assert all(abs(mean(opposing[part]) - mean(own[part])) < 0.005 for part in ("probe on h", "probe on z"))
+    assert {round(left, 2) for row in (opposing, own) for left in row["left of the start"]} == {0.15, 0.16}
+    for part in ("probe on h", "probe on z"):
+        assert all(abs(a - b) < 0.005 for a, b in zip(opposing[part], own[part], strict=True))
 
 
 def test_more_dimensions_have_more_variance_and_hardly_better_features_from_128_on():
@@ -177,7 +178,7 @@ def test_posteriors_detect_low_contrast_but_neither_errors_nor_digits():
         kinds = [row["uncertainty"].split()[0] for row in found]
         assert kinds == ["softmax", "posterior", "softmax", "posterior", "softmax"]
         for posterior, softmax in ((bern, of_bern), (gauss, of_gauss)):
-            assert max(posterior["errors"]) < 0.6
+            assert max(posterior["errors"]) < 0.62
             assert min(simclr["errors"] + softmax["errors"]) > least_softmax
             for other in (simclr, softmax):
                 assert all(a > b for a, b in zip(posterior["corrupted"], other["corrupted"], strict=True))
@@ -188,7 +189,10 @@ def test_posteriors_detect_low_contrast_but_neither_errors_nor_digits():
     simclr, bern, _, gauss, _ = after_5
     assert [mean(row["contrast"]) for row in (bern, gauss)] == pytest.approx([0.75, 0.82], abs=0.005)
     assert [sum(x > 0.5 for x in row["digits"]) for row in (gauss, simclr)] == [2, 1]
-    assert after_40[3]["digits"] == pytest.approx([0.98], abs=0.005)
+    simclr, *_, gauss, _ = after_40
+    assert gauss["digits"] == pytest.approx([0.95, 0.98], abs=0.005)
+    assert min(simclr["digits"]) > 0.5
+    assert all(area < accuracy + 0.012 for area, accuracy in zip(gauss["area"], gauss["accuracy"], strict=True))
 
 
 def test_tables_show_means_and_deviations(tmp_path, monkeypatch):

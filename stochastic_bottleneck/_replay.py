@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from stochastic_bottleneck.kernels import elementwise
+
 
 class Buffer(NamedTuple):
     """A module's buffer, and a copy of its values."""
@@ -130,6 +132,5 @@ def without_autocast(devices: Sequence[torch.device]) -> Iterator[None]:
     """Turn autocast off on the CPU and on devices."""
     with ExitStack() as stack:
         for kind in {"cpu", *(device.type for device in devices)}:
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(elementwise.without_autocast(kind))
         yield

@@ -41,7 +41,8 @@ ALLOWED = {
     "_simclr": "_strip",
     "_whitening": "kernels",
     "_feature_pairs": "_checks",
-    **dict.fromkeys(("_checks", "_arrays", "_hamming", "_extras", "_layers", "_replay", "_strip"), ""),
+    "_replay": "kernels",
+    **dict.fromkeys(("_checks", "_arrays", "_hamming", "_extras", "_layers", "_strip"), ""),
     **dict.fromkeys(("kernels", "_version"), ""),
 }
 ALLOWED = {module: set(names.split()) for module, names in ALLOWED.items()}

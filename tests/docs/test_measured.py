@@ -173,12 +173,13 @@ def test_more_dimensions_have_more_variance_and_hardly_better_features_from_128_
 
 def test_posteriors_detect_low_contrast_but_neither_errors_nor_digits():
     after_5, after_40 = rows("uncertainty"), rows("uncertainty", 40)
-    for found, most_on_digits, least_softmax in ((after_5, 0.2, 0.7), (after_40, 0.1, 0.79)):
+    bounds = ((after_5, 0.6, 0.2, 0.7), (after_40, 0.62, 0.1, 0.79))
+    for found, most_on_errors, most_on_digits, least_softmax in bounds:
         simclr, bern, of_bern, gauss, of_gauss = found
         kinds = [row["uncertainty"].split()[0] for row in found]
         assert kinds == ["softmax", "posterior", "softmax", "posterior", "softmax"]
         for posterior, softmax in ((bern, of_bern), (gauss, of_gauss)):
-            assert max(posterior["errors"]) < 0.62
+            assert max(posterior["errors"]) < most_on_errors
             assert min(simclr["errors"] + softmax["errors"]) > least_softmax
             for other in (simclr, softmax):
                 assert all(a > b for a, b in zip(posterior["corrupted"], other["corrupted"], strict=True))
